@@ -1,0 +1,30 @@
+"""Scaling of pixels to what a backbone's weights were trained with."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+
+class Normalization(nn.Module):
+    """(pixel - mean) / std by channel, from pixels in 0 … 255. Mean and std are saved with the weights.
+
+    Args:
+        mean, std: by channel, red first, in units of 0 … 255.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
+            raise ValueError(f"expected three means and three stds above 0, got mean={mean}, std={std}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+
+    def forward(
+        self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        return (images.to(self.mean.dtype) - self.mean) / self.std

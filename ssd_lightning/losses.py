@@ -1,0 +1,237 @@
+"""The objective: section 2.2 of the SSD paper, and the variants that are compared with it.
+
+A loss takes what the network predicted and what the matcher asked for, and returns scalars. Everything is computed in
+float32 whatever the autocast, over the whole batch at once, without waiting for the device.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+
+from ssd_lightning.boxes import decode, encode
+from ssd_lightning.structures import Losses, Matches, Predictions
+
+IGNORED = -1
+"""Label of default boxes that are neither positive nor negative."""
+
+
+class MultiBoxLoss(nn.Module):
+    """(L_classification + α · L_localization) / N, where N is the number of positive default boxes.
+
+    N counts the whole batch over all ranks. Without any positive, N is taken as 1: the loss is finite, and the
+    background still gives a gradient.
+
+    Args:
+        classification: :class:`MinedCrossEntropy` (the paper, and the default) or :class:`FocalLoss`.
+        localization: :class:`SmoothL1` (the paper, and the default), :class:`L1` or :class:`BoxIoULoss`.
+        alpha: weight of the localization.
+    """
+
+    def __init__(
+        self, classification: nn.Module | None = None, localization: nn.Module | None = None, alpha: float = 1.0
+    ) -> None:
+        super().__init__()
+        if not alpha >= 0:
+            raise ValueError(f"alpha: expected a number of at least 0, got {alpha}")
+        self.classification = classification or MinedCrossEntropy()
+        self.localization = localization or SmoothL1()
+        self.alpha = alpha
+
+    def forward(self, predictions: Predictions, matches: Matches, default_boxes: Float[Tensor, "boxes 4"]) -> Losses:
+        positive = matches.labels > 0
+        with torch.autocast(predictions.logits.device.type, enabled=False):
+            normalizer = _share_of_positives(positive)
+            classification = self.classification(predictions.logits.float(), matches.labels) / normalizer
+            offsets = predictions.offsets.float()
+            if can_read(positive):
+                image, box = positive.nonzero(as_tuple=True)
+                boxwise = self.localization(offsets[image, box], matches.boxes[image, box], default_boxes[box])
+            else:
+                # where, not a product: a box that is not positive may have an infinite loss, and 0 · inf is NaN.
+                boxwise = torch.where(positive, self.localization(offsets, matches.boxes, default_boxes), 0)
+            localization = boxwise.sum() / normalizer
+        return Losses(classification + self.alpha * localization, classification, localization)
+
+
+def can_read(tensor: Tensor) -> bool:
+    """Whether counting or reading its values costs nothing: an accelerator would wait, a compiled graph would break.
+
+    Few of the thousands of default boxes count in a loss. Where they can be counted the others are left out, which
+    saves most of the work; elsewhere they are computed and masked. Both give the same numbers.
+    """
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class MinedCrossEntropy(nn.Module):
+    """Cross-entropy over the positives and, in each image, the negatives that look least like background.
+
+    Args:
+        negative_ratio: negatives for each positive of the image.
+        min_negatives: negatives in an image without positives, so that it teaches too.
+    """
+
+    def __init__(self, negative_ratio: float = 3.0, min_negatives: int = 3) -> None:
+        super().__init__()
+        if not negative_ratio >= 0:
+            raise ValueError(f"negative_ratio: expected a number of at least 0, got {negative_ratio}")
+        if not min_negatives >= 0:
+            raise ValueError(f"min_negatives: expected a number of at least 0, got {min_negatives}")
+        self.negative_ratio = negative_ratio
+        self.min_negatives = min_negatives
+
+    def forward(
+        self, logits: Float[Tensor, "batch boxes classes"], labels: Int[Tensor, "batch boxes"]
+    ) -> Float[Tensor, ""]:
+        """Summed over the batch."""
+        counts = (labels > 0) | self.mine(logits.detach(), labels)
+        if can_read(counts):
+            image, box = counts.nonzero(as_tuple=True)
+            return F.cross_entropy(logits[image, box], labels[image, box], reduction="sum")
+        return torch.where(counts, cross_entropy(logits, labels), 0).sum()
+
+    def mine(
+        self, logits: Float[Tensor, "batch boxes classes"], labels: Int[Tensor, "batch boxes"]
+    ) -> Bool[Tensor, "batch boxes"]:
+        """The negatives that count: those with the highest loss as background."""
+        positives = (labels > 0).sum(dim=1, keepdim=True)
+        wanted = torch.where(positives > 0, positives * self.negative_ratio, self.min_negatives)
+        loss = -logits.log_softmax(dim=-1)[..., 0]
+        most = labels.shape[1] if not can_read(wanted) else min(labels.shape[1], math.ceil(wanted.max()))
+        hardest = torch.where(labels == 0, loss, -1.0).topk(most, dim=1).indices
+        rank = torch.arange(most, device=labels.device).expand_as(hardest)
+        return torch.zeros_like(labels, dtype=torch.bool).scatter(1, hardest, rank < wanted) & (labels == 0)
+
+
+class FocalLoss(nn.Module):
+    """-α (1 - p)^γ log p of the true class over all default boxes: arXiv 1708.02002, with softmax and no mining.
+
+    Args:
+        alpha: weight of the positives; background has 1 - ``alpha``.
+        gamma: 0 is cross-entropy; more makes easy boxes count less.
+    """
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}")
+        if not gamma >= 0:
+            raise ValueError(f"gamma: expected a number of at least 0, got {gamma}")
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(
+        self, logits: Float[Tensor, "batch boxes classes"], labels: Int[Tensor, "batch boxes"]
+    ) -> Float[Tensor, ""]:
+        boxwise = cross_entropy(logits, labels)
+        # 1 - p without cancellation; the clamp keeps the slope of the power finite at p = 1.
+        miss = -torch.expm1(-boxwise.clamp(min=torch.finfo(boxwise.dtype).eps))
+        weight = torch.where(labels > 0, self.alpha, torch.where(labels == 0, 1 - self.alpha, 0.0))
+        return (weight * miss**self.gamma * boxwise).sum()
+
+
+class SmoothL1(nn.Module):
+    """Of the offsets, summed over the four: (σx)²/2 where |x| < 1/σ², |x| - ½/σ² elsewhere (arXiv 1504.08083)."""
+
+    def __init__(self, sigma: float = 1.0) -> None:
+        super().__init__()
+        if not sigma > 0:
+            raise ValueError(f"sigma: expected a number above 0, got {sigma}")
+        self.sigma = sigma
+
+    def forward(
+        self,
+        offsets: Float[Tensor, "*batch boxes 4"],
+        boxes: Float[Tensor, "*batch boxes 4"],
+        default_boxes: Float[Tensor, "boxes 4"],
+    ) -> Float[Tensor, "*batch boxes"]:
+        return F.smooth_l1_loss(offsets, encode(boxes, default_boxes), reduction="none", beta=self.sigma**-2).sum(
+            dim=-1
+        )
+
+
+class L1(nn.Module):
+    """Of the offsets, summed over the four."""
+
+    def forward(
+        self,
+        offsets: Float[Tensor, "*batch boxes 4"],
+        boxes: Float[Tensor, "*batch boxes 4"],
+        default_boxes: Float[Tensor, "boxes 4"],
+    ) -> Float[Tensor, "*batch boxes"]:
+        return (offsets - encode(boxes, default_boxes)).abs().sum(dim=-1)
+
+
+class BoxIoULoss(nn.Module):
+    """1 - GIoU, DIoU or CIoU of the decoded boxes: arXiv 1902.09630 and 1911.08287."""
+
+    def __init__(self, kind: Literal["giou", "diou", "ciou"] = "giou") -> None:
+        super().__init__()
+        kinds = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+        if kind not in kinds:
+            raise ValueError(f"kind: expected one of {', '.join(kinds)}, got {kind!r}")
+        self.boxwise = kinds[kind]
+
+    def forward(
+        self,
+        offsets: Float[Tensor, "*batch boxes 4"],
+        boxes: Float[Tensor, "*batch boxes 4"],
+        default_boxes: Float[Tensor, "boxes 4"],
+    ) -> Float[Tensor, "*batch boxes"]:
+        return self.boxwise(decode(offsets, default_boxes), boxes, reduction="none")
+
+
+class MeanOverBoxesLoss(nn.Module):
+    """The plain objective of d2l.ai, section 14.7: nothing is mined and N does not matter.
+
+    Cross-entropy averaged over all default boxes, plus the L1 of the offsets averaged over all four offsets of all
+    default boxes, those that are not positive counting as 0.
+    """
+
+    def forward(self, predictions: Predictions, matches: Matches, default_boxes: Float[Tensor, "boxes 4"]) -> Losses:
+        with torch.autocast(predictions.logits.device.type, enabled=False):
+            classification = cross_entropy(predictions.logits.float(), matches.labels).mean()
+            distance = L1()(predictions.offsets.float(), matches.boxes, default_boxes)
+            localization = torch.where(matches.labels > 0, distance, 0).mean() / 4
+        return Losses(classification + localization, classification, localization)
+
+
+class PlainErrors(NamedTuple):
+    """What d2l.ai prints beside its training curve."""
+
+    class_error: Float[Tensor, ""]
+    """Share of default boxes whose likeliest class is not the matched one."""
+    box_mae: Float[Tensor, ""]
+    """Mean absolute error of the offsets, over all default boxes, where those that are not positive count as 0."""
+
+
+def plain_errors(predictions: Predictions, matches: Matches, default_boxes: Float[Tensor, "boxes 4"]) -> PlainErrors:
+    """d2l.ai's class error and box error. They say little: a network that finds nothing has a class error near 0."""
+    wrong = predictions.logits.argmax(dim=-1) != matches.labels
+    distance = L1()(predictions.offsets.float(), matches.boxes, default_boxes)
+    return PlainErrors(wrong.float().mean(), torch.where(matches.labels > 0, distance, 0).mean() / 4)
+
+
+def cross_entropy(
+    logits: Float[Tensor, "batch boxes classes"], labels: Int[Tensor, "batch boxes"]
+) -> Float[Tensor, "batch boxes"]:
+    """Of each default box; 0 where it is ignored."""
+    boxwise = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+    return boxwise.view_as(labels)
+
+
+def _share_of_positives(positive: Bool[Tensor, "batch boxes"]) -> Float[Tensor, ""]:
+    """The positives of all ranks, at least 1, over the number of ranks.
+
+    DDP averages the gradients of the ranks, so that dividing by this divides their sum by the whole count.
+    """
+    count = positive.sum().float()
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count.clamp(min=1)
+    torch.distributed.all_reduce(count)
+    return count.clamp(min=1) / torch.distributed.get_world_size()

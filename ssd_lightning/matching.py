@@ -1,0 +1,90 @@
+"""Which default box answers for which object: section 2.2 of the paper, "Matching strategy"."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ssd_lightning.boxes import cxcywh_to_xyxy, pairwise_iou
+from ssd_lightning.structures import Matches, Objects
+
+
+class BoxMatcher:
+    """Gives each default box an object, background, or neither.
+
+    First every object claims its best free default box, the pair with the highest IoU first, so that each object has a
+    default box of its own even where two share the best one. Then every default box that is still free joins the object
+    it overlaps most, if their IoU reaches ``iou_threshold``. What then is free is background.
+
+    Args:
+        iou_threshold: in (0, 1].
+        background_threshold: default boxes whose best IoU is in [``background_threshold``, ``iou_threshold``) are
+            ignored by the loss. ``None``: none is.
+    """
+
+    def __init__(self, iou_threshold: float = 0.5, background_threshold: float | None = None) -> None:
+        if not 0 < iou_threshold <= 1:
+            raise ValueError(f"iou_threshold: expected a number in (0, 1], got {iou_threshold}")
+        if background_threshold is not None and not 0 < background_threshold <= iou_threshold:
+            raise ValueError(
+                f"background_threshold: expected a number in (0, {iou_threshold}], where iou_threshold ends it, "
+                f"got {background_threshold}"
+            )
+        self.iou_threshold = iou_threshold
+        self.background_threshold = background_threshold
+
+    def __call__(self, objects: Objects, default_boxes: Float[Tensor, "boxes 4"]) -> Matches:
+        """Match a batch to ``default_boxes`` (cxcywh). Images without objects are ordinary, batches of them too."""
+        if objects.boxes.shape[1] == 0:
+            shape = (objects.boxes.shape[0], default_boxes.shape[0])
+            return Matches(objects.labels.new_zeros(shape), objects.boxes.new_zeros((*shape, 4)))
+        # Padding becomes an empty box in the corner, whose IoU with everything is 0.
+        boxes = objects.boxes * objects.valid.unsqueeze(-1)
+        iou = pairwise_iou(boxes, cxcywh_to_xyxy(default_boxes).unsqueeze(0))
+        best_iou, best_object = iou.max(dim=1)
+        positive = best_iou >= self.iou_threshold
+
+        claims = claim_default_boxes(iou)
+        # What is not claimed writes into one column more than there are default boxes, which is then cut off.
+        target = torch.where(claims.made, claims.default_box, default_boxes.shape[0])
+        claimant = torch.arange(iou.shape[1], device=iou.device).expand_as(target)
+        best_object = torch.nn.functional.pad(best_object, (0, 1)).scatter(1, target, claimant)[:, :-1]
+        positive = torch.nn.functional.pad(positive, (0, 1)).scatter(1, target, True)[:, :-1]
+
+        labels = torch.where(positive, objects.labels.gather(1, best_object), 0)
+        if self.background_threshold is not None:
+            labels = torch.where(~positive & (best_iou >= self.background_threshold), -1, labels)
+        return Matches(labels, objects.boxes.gather(1, best_object.unsqueeze(-1).expand(-1, -1, 4)))
+
+
+class Claims(NamedTuple):
+    default_box: Int[Tensor, "batch objects"]
+    made: Bool[Tensor, "batch objects"]
+    """False for padding, for objects that touch no default box, and where no default box is left."""
+
+
+def claim_default_boxes(iou: Float[Tensor, "batch objects boxes"]) -> Claims:
+    """One default box for each object: the best pair of the image first, then the best of what is free, and so on.
+
+    Among M objects at most M - 1 default boxes can be taken before it is an object's turn, so that its M best default
+    boxes are all that it can come to; the rounds run over those alone.
+    """
+    batch, objects, boxes = iou.shape
+    candidate_iou, candidate = iou.topk(min(objects, boxes), dim=2)
+    candidate_iou = candidate_iou.flatten(1)
+    candidate = candidate.flatten(1)
+    candidates_each = candidate.shape[1] // objects
+    owner = torch.arange(objects, device=iou.device).repeat_interleave(candidates_each)
+
+    default_box = candidate.new_zeros((batch, objects))
+    made = torch.zeros((batch, objects), dtype=torch.bool, device=iou.device)
+    for _ in range(objects):
+        best_iou, best = candidate_iou.max(dim=1, keepdim=True)
+        claimed_box, claimant = candidate.gather(1, best), owner[best]
+        is_made = best_iou > 0
+        default_box = torch.where(is_made, default_box.scatter(1, claimant, claimed_box), default_box)
+        made = torch.where(is_made, made.scatter(1, claimant, True), made)
+        taken = (owner == claimant) | (candidate == claimed_box)
+        candidate_iou = candidate_iou.masked_fill(taken & is_made, 0)
+    return Claims(default_box, made)
