@@ -1,4 +1,4 @@
-"""The network: a backbone, and on each of its feature maps two small convolutions that predict for every default box."""
+"""The network: a backbone, and on each of its feature maps two convolutions that predict for every default box."""
 
 import copy
 

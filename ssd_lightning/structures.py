@@ -14,6 +14,16 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 
+class Sample(NamedTuple):
+    """One picture of a data set and its objects. NumPy, because that is what decoding and augmenting work on."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    boxes: Float[np.ndarray, "objects 4"]
+    labels: Int[np.ndarray, " objects"]
+    """1 … C."""
+    difficult: Bool[np.ndarray, " objects"]
+
+
 class Objects(NamedTuple):
     """Ground truth of a batch, padded to the image with the most objects; what is not ``valid`` is padding."""
 

@@ -1,6 +1,7 @@
 """The TinySSD of Dive into Deep Learning, https://d2l.ai, section 14.7."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from ssd_lightning.backbones.normalization import Normalization
 class Tiny(nn.Module):
     """Five feature maps; at 256×256 their grids are 32, 16, 8, 4 and 1.
 
-    A down-sampling block is twice 3×3 convolution, batch norm and ReLU, then a 2×2 max-pool. The base is a block for each
-    of ``base_channels``, the next three levels are a block each, and the last level is the maximum over the whole map.
+    A down-sampling block is twice 3×3 convolution, batch norm and ReLU, then a 2×2 max-pool. The base is a block for
+    each of ``base_channels``, the next three levels are a block each, and the last is the maximum over the whole map.
     """
 
     def __init__(self, base_channels: Sequence[int] = (16, 32, 64), channels: int = 128) -> None:
@@ -20,7 +21,7 @@ class Tiny(nn.Module):
         # The book feeds raw pixels to the first batch norm; centred ones let the first steps be larger.
         self.normalize = Normalization(mean=(127.5, 127.5, 127.5), std=(63.75, 63.75, 63.75))
         widths = [3, *base_channels]
-        base = nn.Sequential(*(_down_sample(before, after) for before, after in zip(widths, widths[1:], strict=False)))
+        base = nn.Sequential(*(_down_sample(before, after) for before, after in pairwise(widths)))
         last = base_channels[-1]
         self.levels = nn.ModuleList(
             [

@@ -1,0 +1,128 @@
+"""What happens beside training: stopping well."""
+
+import math
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from ssd_lightning.structures import Batch
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class StopOnNonFiniteLoss(lightning.Callback):
+    """Stops the run at the step whose loss is NaN or infinite, before it can spoil the weights or a checkpoint.
+
+    The error names the step, the learning rate and the pictures of the batch, which is saved for replay as
+    ``non_finite_batch.pt``. On an accelerator the loss of a step is looked at when the next step has been launched, so
+    that nothing waits; it stops one step later then.
+
+    Args:
+        folder: where the batch is saved.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._batch: Batch | None = None
+        self._pending: _Launched | None = None
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        self._batch = batch
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        assert self._batch is not None
+        launched = _Launched(loss, self._batch, trainer.global_step)
+        if loss.is_cuda:
+            launched, self._pending = self._pending, launched
+        if launched is not None:
+            self._check(launched, trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._pending is not None:
+            self._check(self._pending, trainer)
+
+    def _check(self, launched: "_Launched", trainer: Any) -> None:
+        value = launched.value()
+        if math.isfinite(value):
+            return
+        path = self.folder / "non_finite_batch.pt"
+        torch.save(launched.batch._replace(objects=dict(launched.batch.objects._asdict()))._asdict(), path)
+        paths = trainer.datamodule.train_pictures.paths if trainer.datamodule else None
+        ids = launched.batch.image_ids.tolist()
+        names = ", ".join(str(paths[index]) if paths else str(index) for index in ids)
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        raise NonFiniteLossError(
+            f"the loss became {value} at step {launched.step} with learning rate {rate:g}; "
+            f"try a smaller one, or a longer warm-up. The batch is saved in {path}; its pictures: {names}"
+        )
+
+
+class _Launched:
+    """A loss on its way to the host, without waiting for it."""
+
+    def __init__(self, loss: Tensor, batch: Batch, step: int) -> None:
+        self.batch = batch
+        self.step = step
+        self._event = None
+        self._loss = loss.detach()
+        if loss.is_cuda:
+            self._loss = torch.empty((), pin_memory=True).copy_(self._loss, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def value(self) -> float:
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._loss)
+
+
+class StoppedBySignal(Exception):
+    """A run was asked to stop, and its last step is saved."""
+
+
+class StopOnSignal(lightning.Callback):
+    """Ctrl-C and SIGTERM end a run between two steps, after a checkpoint. A second Ctrl-C ends it at once.
+
+    Args:
+        checkpoint: file to write; resuming from it gives the run that was not interrupted.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpoint: Path | str) -> None:
+        self.checkpoint = Path(checkpoint)
+        self._received: signal.Signals | None = None
+        self._former: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._former = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            raise KeyboardInterrupt
+        self._received = signal.Signals(number)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+        # Validation follows the last batch of an epoch, and belongs to it: then the end of the epoch is the moment.
+        if self._received is not None and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._received is not None:
+            raise StoppedBySignal(f"stopped by {self._received.name}; saved in {self.checkpoint}")
+
+    def _stop(self, trainer: Any) -> None:
+        trainer.save_checkpoint(self.checkpoint)
+        raise StoppedBySignal(f"stopped by {self._received.name}; saved in {self.checkpoint}")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}

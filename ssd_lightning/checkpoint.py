@@ -1,0 +1,122 @@
+"""Writing checkpoints so that a good one is never lost, and reading a detector back from one."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from ssd_lightning.model import SSD
+from ssd_lightning.postprocess import PostProcess
+
+CONFIG_KEY = "ssd_lightning"
+"""Where a checkpoint holds what :func:`load_detector` needs: ``model``, ``postprocess``, ``classes``; plain data."""
+
+MODEL_PREFIX = "model."
+
+
+class Detector(NamedTuple):
+    """A trained network and what belongs to it."""
+
+    model: SSD
+    """In evaluation mode, on the CPU."""
+    postprocess: PostProcess
+    classes: tuple[str, ...]
+    """The class of label n is at n - 1."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the final name and renames: a full disk or a killed process leaves the former file as it was.
+
+    (Lightning's own goes through the system's temporary folder, and across disks a move is a copy.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. Only plain data and tensors are read: a file cannot run code.
+
+    Raises:
+        ValueError: naming the file, if it is missing or no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"checkpoint: no file {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"checkpoint: {path} cannot be read as a checkpoint ({reason})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"checkpoint: {path} holds a {type(content).__name__}, not a checkpoint")
+    return content
+
+
+def load_detector(path: Path | str, postprocess: dict[str, Any] | None = None) -> Detector:
+    """The network of a checkpoint written by ``ssd-train``, ready to use. Config files are not needed.
+
+    Args:
+        path: of the checkpoint.
+        postprocess: settings of :class:`~ssd_lightning.postprocess.PostProcess` that replace the checkpoint's.
+
+    Raises:
+        ValueError: naming the file, if it is missing, no checkpoint, not from this project, or its weights and its
+            config do not fit.
+    """
+    content = read_checkpoint(path)
+    config = content.get(CONFIG_KEY)
+    if not isinstance(config, dict) or not {"model", "postprocess", "classes"} <= set(config):
+        raise ValueError(
+            f"checkpoint: {path} was not written by ssd-train: it lacks {CONFIG_KEY!r}, the description of the model"
+        )
+    model = rebuild(config["model"], path)
+    make_detections = rebuild({**config["postprocess"], **(postprocess or {})}, path)
+    weights = {
+        name.removeprefix(MODEL_PREFIX): value
+        for name, value in content["state_dict"].items()
+        if name.startswith(MODEL_PREFIX)
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint: the weights in {path} are of another model than its config: {error}") from error
+    return Detector(model.eval(), make_detections, tuple(config["classes"]))
+
+
+def rebuild(config: dict[str, Any], path: Path | str) -> Any:
+    """Build an object of this project from the plain config in a checkpoint.
+
+    A config names the classes to build, and a file from a stranger could name anything: only classes of this project
+    are built.
+    """
+    # The only use of Hydra outside the commands.
+    from hydra.utils import get_object, instantiate
+
+    for target in _targets(config):
+        found = get_object(target) if target.startswith("ssd_lightning.") else None
+        if not (isinstance(found, type) and found.__module__.startswith("ssd_lightning.")):
+            raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of ssd_lightning; refused")
+    return instantiate(config, _convert_="all")
+
+
+def _targets(config: Any) -> list[str]:
+    if isinstance(config, dict):
+        own = [config["_target_"]] if "_target_" in config else []
+        return own + [target for value in config.values() for target in _targets(value)]
+    if isinstance(config, list):
+        return [target for value in config for target in _targets(value)]
+    return []

@@ -1,0 +1,150 @@
+"""What all commands share: where the configs are, help that answers at once, errors in one line, folders kept safe.
+
+Nothing heavy is imported here: torch and lightning come with the task, after the arguments have been understood.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+import yaml
+from hydra.errors import HydraException, InstantiationException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+PACKAGE = Path(__file__).parents[1]
+CONFIG_FOLDER = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""Inside the wheel; beside the package in a checkout."""
+
+GROUPS = {
+    "experiment": "a whole recipe: it chooses from the groups below",
+    "model": "how the network is put together",
+    "backbone": "the network that makes the feature maps",
+    "box_scales": "sizes of the default boxes on each level",
+    "aspect_ratios": "shapes of the default boxes on each level",
+    "matcher": "which default box answers for which object",
+    "loss": "what is minimised",
+    "postprocess": "from predictions to detections",
+    "data": "where pictures and boxes come from",
+    "augmentation": "how training pictures are varied",
+    "optimizer": "how weights are changed",
+    "lr_scheduler": "how the learning rate goes over the steps",
+    "trainer": "devices, precision, length",
+    "logger": "where numbers are written while training",
+    "callbacks": "checkpoints, progress, stopping",
+}
+"""Every config group, with what it decides."""
+
+
+def run(name: str, config_name: str, about: str, examples: list[str], task: Callable[[DictConfig], Any]) -> None:
+    """Run a command: ``task`` with the config composed from ``conf/<config_name>.yaml`` and the command line.
+
+    A user's mistake is told in one line and ends with exit code 1; HYDRA_FULL_ERROR=1 shows the traceback.
+    """
+    arguments = sys.argv[1:]
+    if any(argument in ("--help", "-h") for argument in arguments):
+        print(help_text(name, config_name, about, examples))
+        return
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Hydra would print part of a traceback and hide the rest; here it hands the error over.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        sys.argv[1:] = _continue_in_run_folder(arguments)
+        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(task)()
+    except KeyboardInterrupt:
+        _fail(name, "interrupted", exit_code=130)
+    except Exception as error:
+        explanation = explain(error)
+        if wants_traceback or explanation is None:
+            raise
+        _fail(name, explanation)
+
+
+def explain(error: BaseException) -> str | None:
+    """A user's mistake in one line; None if it looks like ours."""
+    if isinstance(error, InstantiationException):
+        where = re.search(r"full_key: (\S+)", str(error))
+        cause = error.__cause__
+        text = (explain(cause) if cause is not None else None) or str(cause or error)
+        return f"{where.group(1)}: {_one_line(text)}" if where else _one_line(text)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        # What follows is Hydra's search path, which says nothing to most.
+        return _one_line(str(error).split("Config search path:")[0])
+    if type(error).__name__ in ("MisconfigurationException", "NonFiniteLossError", "StoppedBySignal"):
+        return _one_line(str(error))
+    if isinstance(error, (ValueError, OSError)):
+        # A loader's worker hands over its whole traceback as the message; its last line is what happened.
+        text = str(error)
+        return text.strip().splitlines()[-1].split("Error: ", 1)[-1] if "Original Traceback" in text else text
+    return None
+
+
+def help_text(name: str, config_name: str, about: str, examples: list[str]) -> str:
+    config = yaml.safe_load((CONFIG_FOLDER / f"{config_name}.yaml").read_text())
+    defaults = [entry for entry in config.pop("defaults", []) if isinstance(entry, dict)]
+    chosen = {group.removeprefix("optional "): option for entry in defaults for group, option in entry.items()}
+    lines = [f"{name} - {about}", "", "Usage:", f"  {name} [key=value ...]", "", "Examples:"]
+    lines += [f"  {example}" for example in examples]
+    if chosen:
+        lines += ["", "Groups (group=option; * is the default):"]
+        for group in GROUPS:
+            if group in chosen:
+                options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
+                marked = ", ".join(f"{option}*" if option == chosen[group] else option for option in options)
+                lines += [f"  {group:<14} {GROUPS[group]}", f"  {'':<14}   {marked}"]
+    lines += ["", "Keys:"]
+    lines += [
+        f"  {key}={'(required)' if value == '???' else 'null' if value is None else value}"
+        for key, value in config.items()
+        if key != "hydra"
+    ]
+    lines += [
+        "",
+        f"  {name} --cfg job          show the whole config without running",
+        f"  {name} -m key=a,b,c       run for each of the values",
+        f"  {name} --hydra-help       all of Hydra's own options",
+    ]
+    return "\n".join(lines)
+
+
+class RunFolderGuard(Callback):
+    """Refuses to start a run in a folder that holds one."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.run.dir)
+        if config.get("resume") is None and (folder / ".hydra").exists():
+            # Hydra turns exceptions of callbacks into warnings.
+            _fail(
+                str(config.hydra.job.name),
+                f"hydra.run.dir: {folder} holds a run already; continue it with resume={folder}, "
+                "or choose another folder",
+            )
+
+
+def _continue_in_run_folder(arguments: list[str]) -> list[str]:
+    """For ``resume=<run folder>``, run the config that was saved there, in that folder; other keys still override."""
+    resumed = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if not resumed or resumed[-1] in ("", "null"):
+        return arguments
+    folder = Path(resumed[-1]).resolve()
+    for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
+        if not (folder / needed).is_file():
+            raise ValueError(f"resume: {folder} is no run folder that can be continued, it has no {needed}")
+    others = [argument for argument in arguments if not argument.startswith("resume=")]
+    saved = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
+    quoted = "'" + str(folder).replace("'", "\\'") + "'"
+    return [*saved, f"hydra.run.dir={quoted}", "hydra.output_subdir=null", f"resume={quoted}", *others]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _fail(name: str, message: str, exit_code: int = 1) -> NoReturn:
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(exit_code)

@@ -1,0 +1,203 @@
+"""What ``ssd-predict`` does once its config is composed."""
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from jaxtyping import UInt8
+from omegaconf import DictConfig
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from ssd_lightning.allocator import keep_freed_memory
+from ssd_lightning.checkpoint import Detector, load_detector
+from ssd_lightning.data.datamodule import free_cores
+from ssd_lightning.data.pictures import PICTURE_SUFFIXES, PictureError, read_picture
+from ssd_lightning.data.transforms import WHOLE, resample
+from ssd_lightning.visualize import draw_boxes
+
+LARGEST_DRAWING = 1600
+"""Longest side of a drawing in pixels; larger pictures are drawn smaller."""
+
+
+class Loaded(NamedTuple):
+    """A picture on its way to the network, or why there is none."""
+
+    path: Path
+    error: str = ""
+    image: UInt8[np.ndarray, "height width 3"] | None = None
+    """Of the network's input size."""
+    canvas: UInt8[np.ndarray, "height width 3"] | None = None
+    """To draw on."""
+    size: tuple[int, int] = (0, 0)
+    """(height, width) of the picture, upright."""
+
+
+def predict(config: DictConfig) -> None:
+    """Write ``predictions.json`` and drawings; exit with 1 if some picture could not be read."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    paths = find_pictures([config.source] if isinstance(config.source, str) else list(config.source))
+    if not 0 <= config.draw_threshold <= 1:
+        raise ValueError(f"draw_threshold: expected a score in [0, 1], got {config.draw_threshold}")
+    if not config.batch_size >= 1:
+        raise ValueError(f"batch_size: expected at least 1, got {config.batch_size}")
+    detector = load_detector(config.checkpoint, dict(config.postprocess))
+    device = choose_device(config.device)
+    keep_freed_memory()
+    loader = DataLoader(
+        PicturesToPredict(paths, detector.model.image_size, with_canvas=config.draw),
+        batch_size=config.batch_size,
+        num_workers=free_cores() if config.num_workers is None else config.num_workers,
+        collate_fn=list,
+    )
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    unreadable: list[Loaded] = []
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    console = Console()
+    for batch in track(loader, description="Detecting", console=console, transient=True):
+        readable = [loaded for loaded in batch if not loaded.error]
+        unreadable += [loaded for loaded in batch if loaded.error]
+        for loaded, found in zip(readable, detect(detector, readable, device), strict=True):
+            image_id = len(images) + 1
+            height, width = loaded.size
+            images.append({"id": image_id, "file_name": str(loaded.path), "height": height, "width": width})
+            annotations += as_coco(found, image_id, first_id=len(annotations) + 1)
+            if config.draw:
+                _draw(folder / "drawings" / loaded.path.relative_to(root), loaded, found, detector, config)
+    categories = [{"id": label, "name": name} for label, name in enumerate(detector.classes, start=1)]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    (folder / "predictions.json").write_text(json.dumps(content, indent=1) + "\n")
+
+    confident = sum(entry["score"] >= config.draw_threshold for entry in annotations)
+    console.print(
+        f"{len(images)} pictures, {confident} detections with a score from {config.draw_threshold:g}", highlight=False
+    )
+    what = "predictions.json and drawings" if config.draw else "predictions.json"
+    console.print(f"Results: [bold]{folder}[/bold] ({what})", highlight=False)
+    if unreadable:
+        print(f"ssd-predict: {len(unreadable)} of {len(paths)} pictures could not be read:", file=sys.stderr)
+        for loaded in unreadable:
+            print(f"  {loaded.error}", file=sys.stderr)
+        sys.exit(1)
+
+
+class Found(NamedTuple):
+    """Detections of one picture, best first."""
+
+    boxes: np.ndarray
+    """(n, 4) xyxy in pixels of the picture."""
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def detect(detector: Detector, pictures: list[Loaded], device: torch.device) -> Iterator[Found]:
+    """Detections of each picture, computed as one batch."""
+    if not pictures:
+        return
+    model = detector.model.to(device)
+    images = torch.from_numpy(np.stack([loaded.image for loaded in pictures if loaded.image is not None]))
+    with torch.inference_mode():
+        detections = detector.postprocess(model(images.permute(0, 3, 1, 2).to(device)), model.default_boxes)
+    for loaded, boxes, labels, scores, valid in zip(pictures, *(column.cpu() for column in detections), strict=True):
+        height, width = loaded.size
+        pixels = boxes[valid] * torch.tensor([width, height, width, height])
+        yield Found(pixels.numpy(), labels[valid].numpy(), scores[valid].numpy())
+
+
+def as_coco(found: Found, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """Entries as in COCO's result files: ``bbox`` is left, top, width, height in pixels."""
+    return [
+        {
+            "id": first_id + row,
+            "image_id": image_id,
+            "category_id": int(label),
+            "bbox": [round(float(value), 2) for value in (left, top, right - left, bottom - top)],
+            "score": round(float(score), 5),
+        }
+        for row, ((left, top, right, bottom), label, score) in enumerate(zip(*found, strict=True))
+    ]
+
+
+class PicturesToPredict(Dataset):
+    """Picture files, squeezed to the network's input as in training."""
+
+    def __init__(self, paths: list[Path], image_size: tuple[int, int], with_canvas: bool) -> None:
+        self.paths = paths
+        self.image_size = image_size
+        self.with_canvas = with_canvas
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Loaded:
+        path = self.paths[index]
+        try:
+            picture = read_picture(path)
+        except PictureError as error:
+            return Loaded(path, error=str(error))
+        height, width = picture.shape[:2]
+        scale = min(1.0, LARGEST_DRAWING / max(height, width))
+        small = max(1, round(height * scale)), max(1, round(width * scale))
+        canvas = resample(picture, WHOLE, small) if self.with_canvas else None
+        return Loaded(path, image=resample(picture, WHOLE, self.image_size), canvas=canvas, size=(height, width))
+
+
+def find_pictures(sources: list[str]) -> list[Path]:
+    """Files, folders with their subfolders, and patterns, as a list without repetitions.
+
+    Raises:
+        ValueError: naming the source that gives no picture.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_file():
+            new = [path]
+        elif path.is_dir():
+            new = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+        else:
+            new = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not new:
+            what = "no pictures in this folder" if path.is_dir() else "no such file, folder or pattern"
+            raise ValueError(f"source: {what}: {source}")
+        found.update(dict.fromkeys(p.resolve() for p in new))
+    return list(found)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the best that is there.
+
+    Raises:
+        ValueError: for an unknown device or one that is not there.
+    """
+    if name == "auto":
+        return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {name} cannot be used here ({reason})") from error
+    return device
+
+
+def _draw(path: Path, loaded: Loaded, found: Found, detector: Detector, config: DictConfig) -> None:
+    assert loaded.canvas is not None
+    shown = found.scores >= config.draw_threshold
+    scale = loaded.canvas.shape[1] / loaded.size[1]
+    drawn = draw_boxes(
+        loaded.canvas, found.boxes[shown] * scale, found.labels[shown], found.scores[shown], detector.classes
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The whole name stays, so that a.jpg and a.png do not meet.
+    Image.fromarray(drawn).save(path.with_name(f"{path.name}.jpg"), quality=92)

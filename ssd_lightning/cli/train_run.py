@@ -1,0 +1,214 @@
+"""What ``ssd-train`` does once its config is composed; apart from it because torch takes seconds to import."""
+
+import json
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
+from rich.table import Table
+
+from ssd_lightning import review
+from ssd_lightning.allocator import keep_freed_memory
+from ssd_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.module import SSDModule
+from ssd_lightning.visualize import draw_curves, draw_detections, draw_training_pictures, save_figure
+
+PACKAGES = ("ssd-lightning", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
+
+
+def train(config: DictConfig) -> float:
+    """Train, validate the best checkpoint, and fill the run folder. Returns the best AP at IoU 0.5."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    keep_freed_memory()
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    try:
+        datamodule = build_datamodule(config)
+        module = build_module(config, datamodule)
+        timer = Timer()
+        trainer = build_trainer(config, timer)
+    except Exception:
+        _remove_if_empty(folder)
+        raise
+    last = folder / "checkpoints" / "last.ckpt"
+    trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
+    if trainer.global_rank != 0:
+        return 0.0
+    return _finish(config, folder, trainer, module, datamodule, timer)
+
+
+def build_datamodule(config: DictConfig) -> DetectionDataModule:
+    """Loaders; the data is there and has been read when this returns."""
+    datamodule = DetectionDataModule(
+        instantiate(config.data, _convert_="all"),
+        image_size=_plain(config.image_size),
+        batch_size=config.batch_size,
+        augmentation=instantiate(config.augmentation, _convert_="all"),
+        num_workers=config.num_workers,
+        seed=config.seed,
+    )
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule
+
+
+def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModule:
+    """The module, with the number of classes of the data; what is needed to rebuild the model goes along."""
+    with open_dict(config):
+        config.model.num_classes = len(datamodule.classes)
+    plain = _plain(config)
+    return SSDModule(
+        model=instantiate(config.model, _convert_="all"),
+        matcher=instantiate(config.matcher, _convert_="all"),
+        loss=instantiate(config.loss, _convert_="all"),
+        postprocess=instantiate(config.postprocess, _convert_="all"),
+        optimizer=instantiate(config.optimizer, _convert_="all"),
+        lr_scheduler=instantiate(config.lr_scheduler, _convert_="all"),
+        config={
+            "model": plain["model"],
+            "postprocess": plain["postprocess"],
+            "classes": list(datamodule.classes),
+            "config": plain,
+        },
+    )
+
+
+def build_trainer(config: DictConfig, timer: Timer) -> lightning.Trainer:
+    callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values()]
+    logger = instantiate(config.logger, _convert_="all") if config.logger else False
+    return instantiate(
+        config.trainer,
+        callbacks=[timer, *callbacks],
+        logger=logger,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=HydraConfig.get().runtime.output_dir,
+        _convert_="all",
+    )
+
+
+def _finish(
+    config: DictConfig,
+    folder: Path,
+    trainer: lightning.Trainer,
+    module: SSDModule,
+    datamodule: DetectionDataModule,
+    timer: Timer,
+) -> float:
+    """Score the best weights, and write summary, detections and figures."""
+    console = Console()
+    seconds = timer.time_elapsed("train")
+    steps, epochs = trainer.global_step, trainer.current_epoch
+    best = _best_checkpoint(trainer)
+    if best is not None:
+        content = read_checkpoint(best)
+        module.load_state_dict(content["state_dict"])
+        best_epoch, best_step = content["epoch"], content["global_step"]
+    else:
+        best_epoch, best_step = epochs, steps
+    [scores] = trainer.validate(module, datamodule, verbose=False)
+    detections, objects = module.scores.detections(), module.scores.objects()
+    assert datamodule.val_pictures is not None
+    assert datamodule.train_pictures is not None
+    paths = datamodule.val_pictures.paths
+    review.save_detections(folder / "detections.npz", detections, objects, paths, datamodule.classes)
+    summary = {
+        "name": config.name,
+        "scores": scores,
+        "best_epoch": best_epoch,
+        "best_step": best_step,
+        "epochs": epochs,
+        "steps": steps,
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(steps * config.batch_size * trainer.accumulate_grad_batches / max(seconds, 1e-9), 2),
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
+        "default_boxes": len(module.model.default_boxes),
+        "classes": list(datamodule.classes),
+        "train_pictures": len(datamodule.train_pictures),
+        "val_pictures": len(datamodule.val_pictures),
+        "seed": config.seed,
+        "device": _device_name(trainer),
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "git_commit": _git_commit(),
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    figures = folder / "figures"
+    save_figure(draw_curves(folder / "metrics.csv"), figures / "curves.png")
+    save_figure(
+        draw_detections(datamodule.val_pictures, detections, objects, datamodule.classes),
+        figures / "validation_detections.png",
+    )
+    save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
+    console.print(_table(summary))
+    console.print(f"Results: [bold]{folder}[/bold] (look at figures/validation_detections.png)", highlight=False)
+    console.print(
+        f"Next:    ssd-predict checkpoint={folder}/checkpoints/best.ckpt source=<a picture or a folder>",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return float(scores["val/map_50"])
+
+
+def _best_checkpoint(trainer: lightning.Trainer) -> str | None:
+    paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    return next((path for path in paths if path and Path(path).exists()), None)
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    table = Table(title=f"{summary['name']}: best epoch {summary['best_epoch'] + 1} of {summary['epochs']}")
+    for column, meaning in SCORES.items():
+        if f"val/{column}" in summary["scores"]:
+            table.add_column(meaning, justify="right")
+    table.add_column("minutes", justify="right")
+    table.add_column("images/s", justify="right")
+    values = [summary["scores"][f"val/{column}"] for column in SCORES if f"val/{column}" in summary["scores"]]
+    table.add_row(
+        *(f"{value:.3f}" for value in values),
+        f"{summary['train_seconds'] / 60:.1f}",
+        f"{summary['images_per_second']:.1f}",
+    )
+    return table
+
+
+SCORES = {
+    "map_50": "AP50",
+    "map_75": "AP75",
+    "map": "AP (COCO)",
+    "map_voc07": "AP (VOC07)",
+    "map_voc12": "AP (VOC12)",
+}
+"""Scores of the final table, and how people call them."""
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _device_name(trainer: lightning.Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that the package runs from, if it is one."""
+    if shutil.which("git") is None:
+        return None
+    found = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """A run that did not start leaves nothing; what somebody else put there stays."""
+    if {path.name for path in folder.iterdir()} <= {".hydra", "ssd-train.log"}:
+        shutil.rmtree(folder, ignore_errors=True)

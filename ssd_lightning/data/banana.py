@@ -1,0 +1,206 @@
+"""The banana detection data set of Dive into Deep Learning (d2l.ai, section 14.6), and a generated stand-in.
+
+Both have the same layout: ``bananas_{train,val}/images/N.png`` and ``label.csv`` beside ``images`` with the columns
+``img_name, label, xmin, ymin, xmax, ymax`` in pixels, label 0 being the banana. A picture without a row has no objects.
+"""
+
+import csv
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+import numpy as np
+
+from ssd_lightning.data.banana_generator import generate_bananas
+from ssd_lightning.data.download import Archive, download_and_extract
+from ssd_lightning.data.pictures import PICTURE_SUFFIXES, read_picture
+from ssd_lightning.structures import Sample
+
+CLASSES = ("banana",)
+COLUMNS = ("img_name", "label", "xmin", "ymin", "xmax", "ymax")
+
+FOLDER_IN_ARCHIVE = "banana-detection"
+
+ARCHIVE = Archive(
+    name="banana-detection.zip",
+    urls=("http://d2l-data.s3-accelerate.amazonaws.com/banana-detection.zip",),
+    checksum="5de26c8fce5ccdea9f91267273464dc968d20d72",
+    algorithm="sha1",
+)
+
+
+class Bananas:
+    """The real pictures: 1000 for training, 100 for validation.
+
+    Args:
+        root: folder that holds ``bananas_train`` and ``bananas_val``, or to which they are downloaded.
+    """
+
+    classes = CLASSES
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def prepare(self) -> None:
+        """Download if need be. Called by one process of a machine.
+
+        Raises:
+            DownloadError: saying which file to put where.
+        """
+        if not self._split("train").is_dir():
+            hint = "data=banana_generated makes a similar data set without any download."
+            download_and_extract(ARCHIVE, self.root, PurePath(FOLDER_IN_ARCHIVE), hint=hint)
+
+    def train(self) -> "BananaPictures":
+        return BananaPictures(self._split("train"))
+
+    def val(self) -> "BananaPictures":
+        return BananaPictures(self._split("val"))
+
+    def _split(self, name: str) -> Path:
+        at_root = self.root / f"bananas_{name}"
+        return at_root if at_root.is_dir() else self.root / FOLDER_IN_ARCHIVE / f"bananas_{name}"
+
+
+class GeneratedBananas(Bananas):
+    """Drawn bananas, with boxes as in the real data set; made once, in some seconds.
+
+    Args:
+        root: folder to write to.
+        num_train, num_val: pictures of each split.
+        min_bananas, max_bananas: in each picture.
+        seed: of the drawing.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        num_train: int = 1000,
+        num_val: int = 100,
+        min_bananas: int = 1,
+        max_bananas: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(root)
+        self.settings = {
+            "num_train": num_train,
+            "num_val": num_val,
+            "min_bananas": min_bananas,
+            "max_bananas": max_bananas,
+            "seed": seed,
+        }
+
+    def prepare(self) -> None:
+        generate_bananas(self.root, **self.settings)
+
+    def _split(self, name: str) -> Path:
+        return self.root / f"bananas_{name}"
+
+
+class BananaPictures:
+    """One split, as samples by position.
+
+    Everything is read once at the start, so that a bad file stops a run before it begins.
+
+    Args:
+        folder: with ``images`` and ``label.csv``.
+
+    Raises:
+        ValueError: naming the file, the line and what is wrong with it.
+    """
+
+    classes = CLASSES
+
+    def __init__(self, folder: Path | str) -> None:
+        folder = Path(folder)
+        labels, images = folder / "label.csv", folder / "images"
+        for path, what in ((labels, "a label.csv"), (images, "a folder images")):
+            if not path.exists():
+                raise ValueError(f"{path} is missing: a banana data set has {what} in {folder}")
+        self.paths = sorted(
+            (path for path in images.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES),
+            key=lambda path: (len(path.name), path.name),
+        )
+        if not self.paths:
+            raise ValueError(f"{images}: no pictures here")
+        with ThreadPoolExecutor() as pool:
+            sizes = dict(zip((p.name for p in self.paths), pool.map(_size_if_sound, self.paths), strict=True))
+        rows: dict[str, list[_Row]] = {path.name: [] for path in self.paths}
+        for row in _read_rows(labels):
+            if row.name not in rows:
+                raise ValueError(f"{row.place}: picture {images / row.name} is missing")
+            _check_box(row, *sizes[row.name])
+            rows[row.name].append(row)
+        self._boxes = [_as_fractions(rows[path.name], *sizes[path.name]) for path in self.paths]
+        self._labels = [np.array([row.label + 1 for row in rows[path.name]], dtype=np.int64) for path in self.paths]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        labels = self._labels[index]
+        return Sample(
+            read_picture(self.paths[index]), self._boxes[index], labels, difficult=np.zeros(len(labels), dtype=bool)
+        )
+
+
+class _Row(NamedTuple):
+    place: str
+    """File and line, for errors."""
+    name: str
+    label: int
+    box: tuple[float, ...]
+
+
+def _read_rows(path: Path) -> Iterator[_Row]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path}: column {missing[0]} is missing, expected the columns {', '.join(COLUMNS)}")
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            yield _Row(place, row["img_name"], _label(place, row["label"]), tuple(_edges(place, row)))
+
+
+def _label(place: str, text: str) -> int:
+    if text is None or not text.strip().isdigit() or int(text) >= len(CLASSES):
+        raise ValueError(f"{place}: label: expected a whole number below {len(CLASSES)}, got {text!r}")
+    return int(text)
+
+
+def _edges(place: str, row: dict[str, str]) -> Iterator[float]:
+    for column in COLUMNS[2:]:
+        try:
+            value = float(row[column])
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"{place}: {column}: expected a number of pixels, got {row[column]!r}")
+        yield value
+
+
+def _check_box(row: _Row, height: int, width: int) -> None:
+    left, top, right, bottom = row.box
+    if not (left < right and top < bottom):
+        raise ValueError(
+            f"{row.place}: expected xmin < xmax and ymin < ymax, got xmin={left:g} xmax={right:g} "
+            f"ymin={top:g} ymax={bottom:g}"
+        )
+    if min(left, top) < 0 or right > width or bottom > height:
+        raise ValueError(
+            f"{row.place}: expected a box inside {row.name} of {width}×{height} pixels, got xmin={left:g} ymin={top:g} "
+            f"xmax={right:g} ymax={bottom:g}"
+        )
+
+
+def _size_if_sound(path: Path) -> tuple[int, int]:
+    height, width, _ = read_picture(path).shape
+    return height, width
+
+
+def _as_fractions(rows: list[_Row], height: int, width: int) -> np.ndarray:
+    boxes = np.array([row.box for row in rows], dtype=np.float32).reshape(-1, 4)
+    return boxes / np.array([width, height, width, height], dtype=np.float32)

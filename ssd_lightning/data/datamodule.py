@@ -1,0 +1,230 @@
+"""From data sets to batches."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import lightning
+import numpy as np
+import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssd_lightning.data.transforms import Augmentation
+from ssd_lightning.structures import Batch, Objects, Sample
+
+
+class Pictures(Protocol):
+    """A data set: samples by position, and the file each of them is from."""
+
+    paths: list[Path]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+class DetectionData(Protocol):
+    """Where pictures come from: one entry of the config group ``data``."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def prepare(self) -> None: ...
+
+    def train(self) -> Pictures: ...
+
+    def val(self) -> Pictures: ...
+
+
+class DetectionDataModule(lightning.LightningDataModule):
+    """Loaders of batches for training and validation.
+
+    What a training picture looks like depends on the seed, the epoch and its position in the data set, and on nothing
+    else: neither on the number of workers nor on what was drawn before. A run can thus be taken up in mid-epoch.
+
+    Args:
+        data: where pictures come from.
+        image_size: (height, width) of the network's input, or one number for both.
+        batch_size: pictures of a batch, on each device.
+        augmentation: of the training pictures; ``None``: they are only resized.
+        num_workers: processes that decode and augment; ``None``: as many as cores are free, at most 8.
+        seed: of shuffling and augmentation.
+    """
+
+    def __init__(
+        self,
+        data: DetectionData,
+        image_size: int | tuple[int, int] | list[int],
+        batch_size: int,
+        augmentation: Augmentation | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not batch_size >= 1:
+            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if num_workers is not None and not num_workers >= 0:
+            raise ValueError(f"num_workers: expected at least 0, got {num_workers}")
+        self.data = data
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.batch_size = batch_size
+        self.augmentation = augmentation or Augmentation()
+        self.num_workers = free_cores() if num_workers is None else num_workers
+        self.seed = seed
+        self.train_pictures: Pictures | None = None
+        self.val_pictures: Pictures | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the object classes; the class of label n is at n - 1."""
+        return tuple(self.data.classes)
+
+    def prepare_data(self) -> None:
+        self.data.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train_pictures is None and stage in (None, "fit"):
+            self.train_pictures = self.data.train()
+        if self.val_pictures is None:
+            self.val_pictures = self.data.val()
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.train_pictures is not None
+        dataset = SampleDataset(self.train_pictures, self.augmentation, self.image_size, self.seed)
+        # An incomplete last batch would weigh its few pictures more than the others.
+        return ResumableLoader(
+            dataset,
+            sampler=ShuffledKeys(len(dataset), self.seed),
+            drop_last=len(dataset) >= self.batch_size,
+            **self._loader_arguments(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        assert self.val_pictures is not None
+        dataset = SampleDataset(self.val_pictures, Augmentation(), self.image_size, self.seed)
+        return DataLoader(dataset, sampler=[Key(0, index) for index in range(len(dataset))], **self._loader_arguments())
+
+    def _loader_arguments(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "collate_fn": collate,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": self.num_workers > 0,
+            "worker_init_fn": _leave_signals_to_the_main_process,
+        }
+
+
+class Key(NamedTuple):
+    """What a sampler asks a data set for."""
+
+    epoch: int
+    index: int
+
+
+class Item(NamedTuple):
+    """What a data set gives to :func:`collate`."""
+
+    sample: Sample
+    image_id: int
+    image_size: tuple[int, int]
+    """Before resizing, (height, width)."""
+
+
+class SampleDataset(Dataset):
+    """Pictures as the network sees them, each with randomness of its own."""
+
+    def __init__(
+        self, pictures: Pictures, augmentation: Augmentation, image_size: tuple[int, int], seed: int = 0
+    ) -> None:
+        self.pictures = pictures
+        self.augmentation = augmentation
+        self.image_size = image_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: Key) -> Item:
+        sample = self.pictures[key.index]
+        rng = np.random.default_rng([self.seed, key.epoch, key.index])
+        size = (sample.image.shape[0], sample.image.shape[1])
+        return Item(self.augmentation(sample, self.image_size, rng), key.index, size)
+
+
+class ShuffledKeys(Sampler):
+    """All positions in an order that depends on seed and epoch alone; ``start`` leaves out the first ones, once."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Key]:
+        start, self.start = self.start, 0
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return iter([Key(self.epoch, int(index)) for index in order[start:]])
+
+
+class ResumableLoader(DataLoader):
+    """Remembers how many batches of the epoch were taken, so that a run resumes with the next one.
+
+    Lightning saves and restores this state with its own.
+    """
+
+    taken = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.taken = self.sampler.start // self.batch_size
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.start = state["taken"] % len(self) * self.batch_size
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """A terminal's Ctrl-C and a scheduler's SIGTERM go to the workers too, while the main process still needs them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def free_cores(most: int = 8) -> int:
+    """Processes that may load pictures while one computes."""
+    return min(most, suggested_max_num_workers(1))
+
+
+def collate(items: list[Item]) -> Batch:
+    """Stack pictures and pad objects. Pictures come out channels-last in memory, which is how decoders write them."""
+    images = torch.from_numpy(np.stack([item.sample.image for item in items])).permute(0, 3, 1, 2)
+    most = max(len(item.sample.labels) for item in items)
+    boxes = np.zeros((len(items), most, 4), dtype=np.float32)
+    labels = np.zeros((len(items), most), dtype=np.int64)
+    difficult = np.zeros((len(items), most), dtype=bool)
+    valid = np.zeros((len(items), most), dtype=bool)
+    for row, (sample, _, _) in enumerate(items):
+        count = len(sample.labels)
+        boxes[row, :count] = sample.boxes
+        labels[row, :count] = sample.labels
+        difficult[row, :count] = sample.difficult
+        valid[row, :count] = True
+    return Batch(
+        images,
+        Objects(*map(torch.from_numpy, (boxes, labels, difficult, valid))),
+        torch.tensor([item.image_id for item in items]),
+        torch.tensor([item.image_size for item in items]),
+    )

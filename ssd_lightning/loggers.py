@@ -1,0 +1,87 @@
+"""The metrics of a run as one table."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+
+class MetricsFile(Logger):
+    """``metrics.csv``: a row for each logged step, a column for each metric.
+
+    Lightning's CSVLogger writes a row for each call, and deletes what is there when a run resumes. Here a resumed run
+    goes on in the table: rows from the step on at which it starts anew are replaced. The file is rewritten as a whole
+    and renamed, so that a reader never finds half of it.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.csv"
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._changed = False
+        self._resumed = False
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run folder holds the config already."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        step = int(step or 0)
+        if not self._resumed:
+            self._rows = {at: row for at, row in read_metrics(self.path).items() if at < step}
+            self._resumed = True
+        row = self._rows.setdefault(step, {"step": step})
+        row.update({key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()})
+        self._changed = True
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self._changed:
+            return
+        columns = sorted({key for row in self._rows.values() for key in row} - {"step", "epoch"})
+        part = self.path.with_name(f".metrics.csv.{os.getpid()}.part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", "epoch", *columns])
+            writer.writeheader()
+            writer.writerows(row for _, row in sorted(self._rows.items()))
+        part.replace(self.path)
+        self._changed = False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
+    """The rows of a ``metrics.csv`` by step, without empty cells; nothing if the file is missing."""
+    path = Path(path)
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    return {int(row["step"]): row for row in rows}
+
+
+def _number(text: str) -> float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)

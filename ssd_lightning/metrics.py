@@ -1,0 +1,95 @@
+"""Scores of a data set, collected batch by batch."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssd_lightning.average_precision import average_curves, coco_average_precision, voc_average_precision
+from ssd_lightning.structures import Batch, DetectionRecords, Detections, ObjectRecords
+
+
+class DetectionScores:
+    """Detections and ground truth of a data set, and the scores of all of them.
+
+    Everything is kept in pixels of the original pictures and scored at the end, since average precision is no mean over
+    batches. A picture that comes twice, as padding by a distributed sampler, counts once.
+
+    Args:
+        num_classes: without background.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.reset()
+
+    def reset(self) -> None:
+        self._seen: set[int] = set()
+        self._detections: list[DetectionRecords] = []
+        self._objects: list[ObjectRecords] = []
+
+    def update(self, batch: Batch, detections: Detections) -> None:
+        """Take the ground truth and the detections of a batch. Copies to the host, so not for the training step."""
+        ids = batch.image_ids.tolist()
+        fresh = torch.tensor([self._is_fresh(image_id) for image_id in ids], device=batch.image_ids.device)
+        objects = batch.objects
+        self._objects.append(
+            ObjectRecords(
+                *_flatten(
+                    objects.valid & fresh.unsqueeze(1),
+                    batch.image_ids.unsqueeze(1).expand_as(objects.labels),
+                    objects.labels,
+                    _in_pixels(objects.boxes, batch.image_sizes),
+                    objects.difficult,
+                )
+            )
+        )
+        self._detections.append(
+            DetectionRecords(
+                *_flatten(
+                    detections.valid & fresh.unsqueeze(1),
+                    batch.image_ids.unsqueeze(1).expand_as(detections.labels),
+                    detections.labels,
+                    _in_pixels(detections.boxes, batch.image_sizes),
+                    detections.scores,
+                )
+            )
+        )
+
+    def _is_fresh(self, image_id: int) -> bool:
+        if image_id in self._seen:
+            return False
+        self._seen.add(image_id)
+        return True
+
+    def detections(self) -> DetectionRecords:
+        return DetectionRecords(*map(np.concatenate, zip(*self._detections, strict=True)))
+
+    def objects(self) -> ObjectRecords:
+        return ObjectRecords(*map(np.concatenate, zip(*self._objects, strict=True)))
+
+    def compute(self) -> dict[str, float]:
+        """``map_voc07``, ``map_voc12``, ``map_50``, ``map_75``, ``map``; see :func:`score`."""
+        return score(self.detections(), self.objects(), self.num_classes)
+
+
+def score(detections: DetectionRecords, objects: ObjectRecords, num_classes: int) -> dict[str, float]:
+    """All protocols at once, boxes in pixels: VOC's 11 points and area at IoU 0.5, COCO's AP at 0.5, 0.75 and averaged.
+
+    NaN where there is nothing to find.
+    """
+    voc12 = voc_average_precision(detections, objects, num_classes)
+    voc07 = average_curves(voc12.curves, voc12.num_objects, "11-point")
+    coco = coco_average_precision(detections, objects, num_classes)
+    return {
+        "map_voc07": voc07.mean,
+        "map_voc12": voc12.mean,
+        **{key: float(value) for key, value in coco.items() if key in ("map_50", "map_75", "map")},
+    }
+
+
+def _in_pixels(boxes: Tensor, image_sizes: Tensor) -> Tensor:
+    return boxes * image_sizes.flip(1).repeat(1, 2).unsqueeze(1)
+
+
+def _flatten(keep: Tensor, *columns: Tensor) -> list[np.ndarray]:
+    return [column[keep].cpu().numpy() for column in columns]

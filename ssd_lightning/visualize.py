@@ -1,0 +1,177 @@
+"""Pictures with boxes, and the figures of a run.
+
+Figures are made without pyplot, so that nothing pops up and no backend is chosen for a notebook.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from torchvision.utils import draw_bounding_boxes
+
+from ssd_lightning.loggers import read_metrics
+from ssd_lightning.structures import DetectionRecords, ObjectRecords
+
+if TYPE_CHECKING:
+    from ssd_lightning.data.datamodule import DetectionDataModule, Pictures
+
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+"""Okabe and Ito's palette, which the colour-blind can tell apart; class n has colour n - 1, round and round."""
+
+TRUTH = "#FFFFFF"
+
+DRAW_THRESHOLD = 0.5
+"""Detections are drawn from this score on."""
+
+
+def colour(label: int) -> str:
+    return COLOURS[(label - 1) % len(COLOURS)]
+
+
+def draw_boxes(
+    image: UInt8[np.ndarray, "height width 3"],
+    boxes: Float[np.ndarray, "boxes 4"],
+    labels: Int[np.ndarray, " boxes"],
+    scores: Float[np.ndarray, " boxes"],
+    classes: Sequence[str],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A copy of the picture with boxes (pixels, xyxy), class names and scores; lines and text grow with the picture."""
+    if len(boxes) == 0:
+        return image.copy()
+    side = max(image.shape[:2])
+    drawn = draw_bounding_boxes(
+        torch.from_numpy(image.copy()).permute(2, 0, 1),
+        torch.from_numpy(boxes),
+        labels=[f"{classes[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)],
+        colors=[colour(label) for label in labels],
+        width=max(2, side // 250),
+        font=str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"),
+        font_size=max(10, side // 40),
+        fill_labels=True,
+    )
+    return drawn.permute(1, 2, 0).numpy()
+
+
+def draw_detections(
+    pictures: "Pictures",
+    detections: DetectionRecords,
+    objects: ObjectRecords,
+    classes: Sequence[str],
+    count: int = 12,
+    threshold: float = DRAW_THRESHOLD,
+) -> Figure:
+    """Pictures of a data set, evenly chosen, with the truth dashed and the detections solid."""
+    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int))
+    figure, axes = _grid(len(chosen))
+    for ax, index in zip(axes, chosen, strict=True):
+        ax.imshow(pictures[int(index)].image)
+        mine = objects.image_ids == index
+        for box in objects.boxes[mine]:
+            _rectangle(ax, box, TRUTH, "dashed")
+        mine = (detections.image_ids == index) & (detections.scores >= threshold)
+        for box, label, score in zip(
+            detections.boxes[mine], detections.labels[mine], detections.scores[mine], strict=True
+        ):
+            _rectangle(ax, box, colour(label), "solid", f"{classes[label - 1]} {score:.2f}")
+    handles = [
+        Line2D([], [], color="black", linestyle="dashed", label="truth (white, dashed)"),
+        Line2D([], [], color=colour(1), label=f"detection, score from {threshold:g}"),
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def draw_training_pictures(datamodule: "DetectionDataModule", count: int = 12) -> Figure:
+    """The first training pictures of the first epoch as the network sees them, augmented, with their boxes."""
+    dataset = datamodule.train_dataloader().dataset
+    keys = list(datamodule.train_dataloader().sampler)[:count]
+    figure, axes = _grid(len(keys))
+    for ax, key in zip(axes, keys, strict=True):
+        sample = dataset[key].sample
+        ax.imshow(sample.image)
+        height, width = sample.image.shape[:2]
+        for box, label in zip(sample.boxes, sample.labels, strict=True):
+            _rectangle(ax, box * np.array([width, height, width, height]), colour(label), "solid")
+    figure.suptitle("Training pictures, augmented", fontsize=11)
+    return figure
+
+
+def draw_curves(metrics: Path | str) -> Figure:
+    """Losses and scores over the steps, from a run's ``metrics.csv``."""
+    rows = read_metrics(metrics)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    losses = {
+        "train/loss": ("training", "solid", COLOURS[4]),
+        "train/loss_classification": ("… classification", "dashed", COLOURS[1]),
+        "train/loss_localization": ("… localization", "dotted", COLOURS[2]),
+        "val/loss": ("validation", "solid", COLOURS[5]),
+    }
+    for key, (label, style, line_colour) in losses.items():
+        _line(left, rows, key, label, style, line_colour)
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    scores = {
+        "val/map_50": ("AP at IoU 0.5", "solid", COLOURS[4]),
+        "val/map_75": ("AP at IoU 0.75", "dashed", COLOURS[1]),
+        "val/map": ("AP, IoU 0.5 to 0.95", "dotted", COLOURS[2]),
+    }
+    for key, (label, style, line_colour) in scores.items():
+        _line(right, rows, key, label, style, line_colour)
+    right.set(xlabel="step", ylabel="average precision (validation)", ylim=(0, 1.02))
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+        if ax.lines:
+            ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path | str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _line(ax: Axes, rows: dict[int, dict[str, float]], key: str, label: str, style: str, line_colour: str) -> None:
+    points = [(step, row[key]) for step, row in rows.items() if key in row]
+    if points:
+        marker = "o" if len(points) < 30 else None
+        ax.plot(
+            *zip(*points, strict=True), label=label, linestyle=style, color=line_colour, marker=marker, markersize=3
+        )
+
+
+def _grid(count: int, columns: int = 4) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(2.6 * columns, 2.6 * rows + 0.4), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax in axes:
+        ax.set_axis_off()
+    return figure, axes[:count]
+
+
+def _rectangle(ax: Axes, box: np.ndarray, line_colour: str, style: str, text: str = "") -> None:
+    left, top, right, bottom = box
+    ax.add_patch(
+        Rectangle(
+            (left, top), right - left, bottom - top, fill=False, edgecolor=line_colour, linestyle=style, linewidth=1.6
+        )
+    )
+    if text:
+        ax.text(
+            left,
+            max(top - 3, 0),
+            text,
+            fontsize=7,
+            color="black",
+            va="bottom" if top > 12 else "top",
+            bbox={"facecolor": line_colour, "edgecolor": "none", "pad": 0.8},
+        )
