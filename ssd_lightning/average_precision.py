@@ -18,6 +18,7 @@ With every 1-based inclusive box (a, b) stored as the edges (a − 1, b) all wid
 are the devkit's, and so is each IoU. Edges, unlike pixel numbers, can also be scaled to fractions of the image.
 """
 
+import logging
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -247,6 +248,8 @@ def coco_average_precision(
     if len(objects.labels) == 0:  # without any image torchmetrics would warn instead of answering
         return {**scores, "map_per_class": map_per_class}
 
+    # The backend tells of its progress at the level of a program's own messages.
+    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
     # Takes five seconds to import, more than torch itself, and whoever only wants VOC scores needs none of it.
     from torchmetrics.detection import MeanAveragePrecision
 

@@ -1,5 +1,7 @@
 """Box formats, IoU of batches, and the offsets that the network predicts."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -58,8 +60,8 @@ def encode(
     )
 
 
-MAX_LOG_SIZE = 4.135
-"""ln(1000 / 16), as in torchvision and Detectron: an untrained network must not overflow ``exp``."""
+MAX_LOG_SIZE = math.log(1000 / 16)
+"""As in torchvision and Detectron: an untrained network must not overflow ``exp``."""
 
 
 def decode(

@@ -4,7 +4,7 @@ import math
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning
 import torch
@@ -39,12 +39,17 @@ class StopOnNonFiniteLoss(lightning.Callback):
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         assert self._batch is not None
         launched = _Launched(loss, self._batch, trainer.global_step)
-        if loss.is_cuda:
-            launched, self._pending = self._pending, launched
-        if launched is not None:
-            self._check(launched, trainer)
+        due, self._pending = (self._pending, launched) if loss.is_cuda else (launched, None)
+        if due is not None:
+            self._check(due, trainer)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        self._check_pending(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._check_pending(trainer)
+
+    def _check_pending(self, trainer: Any) -> None:
         if self._pending is not None:
             self._check(self._pending, trainer)
 
@@ -52,8 +57,10 @@ class StopOnNonFiniteLoss(lightning.Callback):
         value = launched.value()
         if math.isfinite(value):
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "non_finite_batch.pt"
-        torch.save(launched.batch._replace(objects=dict(launched.batch.objects._asdict()))._asdict(), path)
+        # As plain dictionaries: that is what torch.load reads without trusting the file.
+        torch.save({**launched.batch._asdict(), "objects": launched.batch.objects._asdict()}, path)
         paths = trainer.datamodule.train_pictures.paths if trainer.datamodule else None
         ids = launched.batch.image_ids.tolist()
         names = ", ".join(str(paths[index]) if paths else str(index) for index in ids)
@@ -102,6 +109,7 @@ class StopOnSignal(lightning.Callback):
         self._former: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._received = None
         self._former = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -109,20 +117,43 @@ class StopOnSignal(lightning.Callback):
             raise KeyboardInterrupt
         self._received = signal.Signals(number)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        # Validation follows the last batch of an epoch, and belongs to it: then the end of the epoch is the moment.
-        if self._received is not None and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._stop(trainer)
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self._received is None or _more_belongs_to(batch_idx, trainer):
+            return
+        # Lightning logs the step when this hook has returned, which it does not.
+        trainer._logger_connector.update_train_step_metrics()
+        self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        # Other callbacks have yet to look at the epoch, and may save it as the best: the end of training is the moment.
         if self._received is not None:
-            raise StoppedBySignal(f"stopped by {self._received.name}; saved in {self.checkpoint}")
+            trainer.should_stop = True
 
-    def _stop(self, trainer: Any) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._restore_handlers()
+        if self._received is not None:
+            self._save_and_stop(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _save_and_stop(self, trainer: Any) -> NoReturn:
+        assert self._received is not None
         trainer.save_checkpoint(self.checkpoint)
         raise StoppedBySignal(f"stopped by {self._received.name}; saved in {self.checkpoint}")
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+    def _restore_handlers(self) -> None:
+        # Not in the hook "teardown": by then Lightning has restored those from before its own.
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
+
+
+def _more_belongs_to(batch_idx: int, trainer: Any) -> bool:
+    """Whether validation follows this batch, or gradients of other batches are to be added to its own."""
+    if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        return True
+    # Without an end of epoch to wait for, validation is due after a number of batches of the whole run.
+    counted = batch_idx if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx
+    is_validation_due = trainer.enable_validation and (counted + 1) % trainer.val_check_batch == 0
+    return is_validation_due or (batch_idx + 1) % trainer.accumulate_grad_batches != 0

@@ -1,7 +1,7 @@
 """Writing checkpoints so that a good one is never lost, and reading a detector back from one."""
 
 import os
-import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"checkpoint: no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a broken file fails in as many ways as a pickle has instructions
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"checkpoint: {path} cannot be read as a checkpoint ({reason})") from error
     if not isinstance(content, dict):
@@ -102,21 +102,43 @@ def rebuild(config: dict[str, Any], path: Path | str) -> Any:
 
     A config names the classes to build, and a file from a stranger could name anything: only classes of this project
     are built.
+
+    Raises:
+        ValueError: naming the file, if it asks for anything else.
     """
     # The only use of Hydra outside the commands.
-    from hydra.utils import get_object, instantiate
+    from hydra.utils import instantiate
 
-    for target in _targets(config):
-        found = get_object(target) if target.startswith("ssd_lightning.") else None
-        if not (isinstance(found, type) and found.__module__.startswith("ssd_lightning.")):
+    for target in _targets(config, path):
+        if not _is_class_of_this_project(target):
             raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of ssd_lightning; refused")
     return instantiate(config, _convert_="all")
 
 
-def _targets(config: Any) -> list[str]:
-    if isinstance(config, dict):
-        own = [config["_target_"]] if "_target_" in config else []
-        return own + [target for value in config.values() for target in _targets(value)]
-    if isinstance(config, list):
-        return [target for value in config for target in _targets(value)]
-    return []
+def _targets(node: Any, path: Path | str) -> Iterator[Any]:
+    """All that a config names to be built.
+
+    Hydra finds more in a config than dictionaries and lists: it looks into tuples and other containers, and what
+    ``${…}`` stands for can be a config too. ``ssd-train`` writes neither, so that they are refused.
+    """
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield node["_target_"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _targets(child, path)
+    elif not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
+        raise ValueError(f"checkpoint: {path} holds a config that is not plain: {node!r}; refused")
+
+
+def _is_class_of_this_project(target: Any) -> bool:
+    from hydra.utils import get_object
+
+    if not (isinstance(target, str) and target.startswith("ssd_lightning.")):
+        return False
+    try:
+        found = get_object(target)
+    except (ImportError, ValueError):
+        return False
+    return isinstance(found, type) and found.__module__.startswith("ssd_lightning.")

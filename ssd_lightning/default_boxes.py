@@ -84,7 +84,7 @@ class DefaultBoxes:
         """
         if len(grids) != self.levels:
             raise ValueError(f"the network gives {len(grids)} levels, aspect_ratios and scales are for {self.levels}")
-        steps = self.steps or [None] * self.levels
+        steps: Sequence[float | None] = self.steps or [None] * self.levels
         levels = [
             _lay(shapes, grid, None if step is None else (step / image_size[0], step / image_size[1]))
             for shapes, grid, step in zip(self.shapes(), grids, steps, strict=True)

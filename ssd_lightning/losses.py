@@ -12,9 +12,8 @@ import torch.distributed
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from ssd_lightning.boxes import decode, encode
+from ssd_lightning.boxes import cxcywh_to_xyxy, decode, encode
 from ssd_lightning.structures import Losses, Matches, Predictions
 
 IGNORED = -1
@@ -53,8 +52,10 @@ class MultiBoxLoss(nn.Module):
                 image, box = positive.nonzero(as_tuple=True)
                 boxwise = self.localization(offsets[image, box], matches.boxes[image, box], default_boxes[box])
             else:
-                # where, not a product: a box that is not positive may have an infinite loss, and 0 · inf is NaN.
-                boxwise = torch.where(positive, self.localization(offsets, matches.boxes, default_boxes), 0)
+                # Without an object the target is the default box itself: what is not finite there would be masked in
+                # the loss, but the gradient would still be 0 · inf.
+                boxes = torch.where(positive.unsqueeze(-1), matches.boxes, cxcywh_to_xyxy(default_boxes))
+                boxwise = torch.where(positive, self.localization(offsets, boxes, default_boxes), 0)
             localization = boxwise.sum() / normalizer
         return Losses(classification + self.alpha * localization, classification, localization)
 
@@ -167,15 +168,21 @@ class L1(nn.Module):
         return (offsets - encode(boxes, default_boxes)).abs().sum(dim=-1)
 
 
+SMALLEST_AREA = 1e-12
+"""Least divisor of an IoU, so that empty boxes give 0 and not NaN: a square a millionth of the image wide."""
+
+
 class BoxIoULoss(nn.Module):
-    """1 - GIoU, DIoU or CIoU of the decoded boxes: arXiv 1902.09630 and 1911.08287."""
+    """1 - GIoU, DIoU or CIoU of the decoded boxes: arXiv 1902.09630 and 1911.08287.
+
+    The losses of torchvision.ops pick the boxes that overlap by a mask, for which a GPU has to wait.
+    """
 
     def __init__(self, kind: Literal["giou", "diou", "ciou"] = "giou") -> None:
         super().__init__()
-        kinds = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
-        if kind not in kinds:
-            raise ValueError(f"kind: expected one of {', '.join(kinds)}, got {kind!r}")
-        self.boxwise = kinds[kind]
+        if kind not in ("giou", "diou", "ciou"):
+            raise ValueError(f"kind: expected one of giou, diou, ciou, got {kind!r}")
+        self.kind = kind
 
     def forward(
         self,
@@ -183,7 +190,29 @@ class BoxIoULoss(nn.Module):
         boxes: Float[Tensor, "*batch boxes 4"],
         default_boxes: Float[Tensor, "boxes 4"],
     ) -> Float[Tensor, "*batch boxes"]:
-        return self.boxwise(decode(offsets, default_boxes), boxes, reduction="none")
+        left_top, right_bottom = decode(offsets, default_boxes).split(2, dim=-1)
+        other_left_top, other_right_bottom = boxes.split(2, dim=-1)
+        size, other_size = right_bottom - left_top, other_right_bottom - other_left_top
+        shared = torch.minimum(right_bottom, other_right_bottom) - torch.maximum(left_top, other_left_top)
+        around = torch.maximum(right_bottom, other_right_bottom) - torch.minimum(left_top, other_left_top)
+        intersection = _area(shared.clamp(min=0))
+        union = _area(size) + _area(other_size) - intersection
+        iou = intersection / union.clamp(min=SMALLEST_AREA)
+        if self.kind == "giou":
+            return 1 - iou + (_area(around) - union) / _area(around).clamp(min=SMALLEST_AREA)
+        between_centres = (left_top + right_bottom - other_left_top - other_right_bottom) / 2
+        apart = between_centres.square().sum(dim=-1) / around.square().sum(dim=-1).clamp(min=SMALLEST_AREA)
+        if self.kind == "diou":
+            return 1 - iou + apart
+        angle, other_angle = torch.atan2(*size.unbind(dim=-1)), torch.atan2(*other_size.unbind(dim=-1))
+        unlike = (2 / math.pi * (angle - other_angle)).square()
+        weight = (unlike / (1 - iou + unlike).clamp(min=SMALLEST_AREA)).detach()
+        return 1 - iou + apart + weight * unlike
+
+
+def _area(size: Float[Tensor, "*batch boxes 2"]) -> Float[Tensor, "*batch boxes"]:
+    """Not ``prod``, whose gradient counts the zeros on the host."""
+    return size[..., 0] * size[..., 1]
 
 
 class MeanOverBoxesLoss(nn.Module):

@@ -40,7 +40,7 @@ class BoxMatcher:
             shape = (objects.boxes.shape[0], default_boxes.shape[0])
             return Matches(objects.labels.new_zeros(shape), objects.boxes.new_zeros((*shape, 4)))
         # Padding becomes an empty box in the corner, whose IoU with everything is 0.
-        boxes = objects.boxes * objects.valid.unsqueeze(-1)
+        boxes = torch.where(objects.valid.unsqueeze(-1), objects.boxes, 0)
         iou = pairwise_iou(boxes, cxcywh_to_xyxy(default_boxes).unsqueeze(0))
         best_iou, best_object = iou.max(dim=1)
         positive = best_iou >= self.iou_threshold
@@ -55,7 +55,7 @@ class BoxMatcher:
         labels = torch.where(positive, objects.labels.gather(1, best_object), 0)
         if self.background_threshold is not None:
             labels = torch.where(~positive & (best_iou >= self.background_threshold), -1, labels)
-        return Matches(labels, objects.boxes.gather(1, best_object.unsqueeze(-1).expand(-1, -1, 4)))
+        return Matches(labels, boxes.gather(1, best_object.unsqueeze(-1).expand(-1, -1, 4)))
 
 
 class Claims(NamedTuple):

@@ -30,7 +30,7 @@ class DetectionScores:
     def update(self, batch: Batch, detections: Detections) -> None:
         """Take the ground truth and the detections of a batch. Copies to the host, so not for the training step."""
         ids = batch.image_ids.tolist()
-        fresh = torch.tensor([self._is_fresh(image_id) for image_id in ids], device=batch.image_ids.device)
+        fresh = torch.tensor([self._is_fresh(i) for i in ids], dtype=torch.bool, device=batch.image_ids.device)
         objects = batch.objects
         self._objects.append(
             ObjectRecords(

@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ssd_lightning.default_boxes import DefaultBoxes, Grid
-from ssd_lightning.structures import Predictions
+from ssd_lightning.structures import ImageSize, Predictions, height_and_width
 
 
 class SSD(nn.Module):
@@ -34,12 +34,12 @@ class SSD(nn.Module):
         backbone: nn.Module,
         default_boxes: DefaultBoxes,
         num_classes: int,
-        image_size: int | tuple[int, int] | list[int] = 300,
+        image_size: ImageSize = 300,
     ) -> None:
         super().__init__()
         if not num_classes >= 1:
             raise ValueError(f"num_classes: expected at least 1, background not counted, got {num_classes}")
-        self.image_size = _height_and_width(image_size)
+        self.image_size = height_and_width(image_size)
         self.num_classes = num_classes
         self.backbone = backbone
         channels, self.grids = _channels_and_grids(backbone, self.image_size)
@@ -79,13 +79,6 @@ class Head(nn.Module):
 def _rows(maps: Float[Tensor, "batch _ rows columns"], length: int) -> Float[Tensor, "batch boxes {length}"]:
     """One row per default box, in their order: row, column, shape."""
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, length)
-
-
-def _height_and_width(image_size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(size) != 2 or not min(size) >= 1:
-        raise ValueError(f"image_size: expected one or two numbers (height, width) of at least 1, got {image_size}")
-    return size[0], size[1]
 
 
 def _channels_and_grids(backbone: nn.Module, image_size: tuple[int, int]) -> tuple[list[int], list[Grid]]:

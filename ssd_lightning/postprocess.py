@@ -65,16 +65,16 @@ class PostProcess:
         if self.class_agnostic:
             labels = likeliest.squeeze(-1).gather(1, box) + 1
         return Detections(
-            boxes.gather(1, kept.index.unsqueeze(-1).expand(-1, -1, 4)) * kept.valid.unsqueeze(-1),
-            labels.gather(1, kept.index) * kept.valid,
-            scores.gather(1, kept.index) * kept.valid,
+            boxes.gather(1, kept.candidate.unsqueeze(-1).expand(-1, -1, 4)) * kept.valid.unsqueeze(-1),
+            labels.gather(1, kept.candidate) * kept.valid,
+            scores.gather(1, kept.candidate) * kept.valid,
             kept.valid,
         )
 
 
 class Kept(NamedTuple):
-    index: Int[Tensor, "batch detections"]
-    """Position among the candidates, best first."""
+    candidate: Int[Tensor, "batch detections"]
+    """Position among the candidates, best first; 0 where it is not valid."""
     valid: Bool[Tensor, "batch detections"]
 
 
@@ -85,7 +85,8 @@ def non_maximum_suppression(
     iou_threshold: float,
     most: int,
 ) -> Kept:
-    """Greedy suppression of candidates that come best first; only those of one group suppress each other.
+    """Greedy suppression of candidates that come best first, those ``alive`` before the others; only those of one group
+    (a number from 0 on) suppress each other.
 
     The result of :func:`torchvision.ops.batched_nms` cut at ``most``, for a whole batch and without looking at more
     candidates than needed: whether one is kept depends on better ones alone, so that they are taken in blocks from the

@@ -45,9 +45,11 @@ def warmup_multistep(
         milestones: ascending; a number up to 1 is a share of ``total_steps``, a larger one is a step. The default is
             80k and 100k of 120k, as in the paper.
     """
-    if any(first >= second for first, second in pairwise(milestones)) or min(milestones) <= 0:
-        raise ValueError(f"milestones: expected ascending numbers above 0, got {list(milestones)}")
     steps = [milestone * total_steps if milestone <= 1 else milestone for milestone in milestones]
+    if any(first >= second for first, second in pairwise([0, *steps])):
+        raise ValueError(
+            f"milestones: expected ascending numbers above 0, got {list(milestones)}, of {total_steps} steps {steps}"
+        )
     rising = _warmup_steps(warmup_steps, total_steps)
 
     def factor(step: int) -> float:
@@ -71,7 +73,8 @@ def one_cycle(
     def factor(step: int) -> float:
         if step < rising:
             return start_factor + (1 - start_factor) * (1 - math.cos(math.pi * step / rising)) / 2
-        return (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1.0, total_steps - 1 - rising)))) / 2 + 1e-4
+        progress = min(1.0, (step - rising) / max(1.0, total_steps - 1 - rising))
+        return 1e-4 + (1 - 1e-4) * (1 + math.cos(math.pi * progress)) / 2
 
     return LambdaLR(optimizer, factor)
 

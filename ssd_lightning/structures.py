@@ -13,6 +13,23 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+ImageSize = int | tuple[int, int] | list[int]
+"""In pixels: (height, width), or one number for both."""
+
+
+def height_and_width(image_size: ImageSize) -> tuple[int, int]:
+    """Both sides of an image size.
+
+    Raises:
+        ValueError: if it is neither one nor two numbers of at least 1.
+    """
+    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(
+            f"image_size: expected one or two whole numbers (height, width) of at least 1, got {image_size}"
+        )
+    return sides[0], sides[1]
+
 
 class Sample(NamedTuple):
     """One picture of a data set and its objects. NumPy, because that is what decoding and augmenting work on."""

@@ -2,4 +2,4 @@
 
 from jaxtyping import install_import_hook
 
-install_import_hook("ssd_lightning", "beartype.beartype")
+install_import_hook("ssd_lightning", "typechecker.typechecker")

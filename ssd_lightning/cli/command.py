@@ -3,8 +3,10 @@
 Nothing heavy is imported here: torch and lightning come with the task, after the arguments have been understood.
 """
 
+import functools
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, NoReturn
 
 import hydra
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -55,7 +58,7 @@ def run(name: str, config_name: str, about: str, examples: list[str], task: Call
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         sys.argv[1:] = _continue_in_run_folder(arguments)
-        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(task)()
+        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(_tidy(task))()
     except KeyboardInterrupt:
         _fail(name, "interrupted", exit_code=130)
     except Exception as error:
@@ -112,8 +115,29 @@ def help_text(name: str, config_name: str, about: str, examples: list[str]) -> s
     return "\n".join(lines)
 
 
+def _tidy(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """The task; if it fails before it has written anything, its folder goes with it."""
+
+    @functools.wraps(task)
+    def tidy_task(config: DictConfig) -> Any:
+        try:
+            return task(config)
+        except BaseException:
+            folder = Path(HydraConfig.get().runtime.output_dir)
+            if all(path.name == ".hydra" or path.suffix == ".log" for path in folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    return tidy_task
+
+
 class RunFolderGuard(Callback):
-    """Refuses to start a run in a folder that holds one."""
+    """Refuses to start a run, or a sweep, in a folder that holds one."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        if (folder / "multirun.yaml").exists():
+            _fail(str(config.hydra.job.name), f"hydra.sweep.dir: {folder} holds a sweep already; choose another folder")
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)

@@ -1,6 +1,7 @@
 """What ``ssd-train`` does once its config is composed; apart from it because torch takes seconds to import."""
 
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -31,15 +32,15 @@ def train(config: DictConfig) -> float:
     """Train, validate the best checkpoint, and fill the run folder. Returns the best AP at IoU 0.5."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     keep_freed_memory()
+    # Lightning tells at length which devices it did not find.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    try:
-        datamodule = build_datamodule(config)
-        module = build_module(config, datamodule)
-        timer = Timer()
-        trainer = build_trainer(config, timer)
-    except Exception:
-        _remove_if_empty(folder)
-        raise
+    datamodule = build_datamodule(config)
+    module = build_module(config, datamodule)
+    timer = Timer()
+    trainer = build_trainer(config, timer)
+    if trainer.is_global_zero:
+        Console().print(_what_is_trained(config, trainer, module, datamodule), highlight=False)
     last = folder / "checkpoints" / "last.ckpt"
     trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
     if trainer.global_rank != 0:
@@ -158,6 +159,19 @@ def _finish(
     return float(scores["val/map_50"])
 
 
+def _what_is_trained(
+    config: DictConfig, trainer: lightning.Trainer, module: SSDModule, datamodule: DetectionDataModule
+) -> str:
+    assert datamodule.train_pictures is not None
+    assert datamodule.val_pictures is not None
+    parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    return (
+        f"{config.name}: {parameters / 1e6:.1f} M parameters, {len(module.model.default_boxes)} default boxes, "
+        f"{len(datamodule.train_pictures)} + {len(datamodule.val_pictures)} pictures, {len(datamodule.classes)} "
+        f"classes, on {_device_name(trainer)}"
+    )
+
+
 def _best_checkpoint(trainer: lightning.Trainer) -> str | None:
     paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
     return next((path for path in paths if path and Path(path).exists()), None)
@@ -206,9 +220,3 @@ def _git_commit() -> str | None:
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     )
     return found.stdout.strip() or None
-
-
-def _remove_if_empty(folder: Path) -> None:
-    """A run that did not start leaves nothing; what somebody else put there stays."""
-    if {path.name for path in folder.iterdir()} <= {".hydra", "ssd-train.log"}:
-        shutil.rmtree(folder, ignore_errors=True)

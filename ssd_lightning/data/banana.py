@@ -5,6 +5,7 @@ Both have the same layout: ``bananas_{train,val}/images/N.png`` and ``label.csv`
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -155,18 +156,23 @@ class _Row(NamedTuple):
 
 
 def _read_rows(path: Path) -> Iterator[_Row]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: column {missing[0]} is missing, expected the columns {', '.join(COLUMNS)}")
-        for row in reader:
-            place = f"{path}, line {reader.line_num}"
-            yield _Row(place, row["img_name"], _label(place, row["label"]), tuple(_edges(place, row)))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8 ({error})") from error
+    reader = csv.DictReader(io.StringIO(text), restval="")
+    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+    if missing:
+        raise ValueError(f"{path}: column {missing[0]} is missing, expected the columns {', '.join(COLUMNS)}")
+    for row in reader:
+        place = f"{path}, line {reader.line_num}"
+        if not row["img_name"]:
+            raise ValueError(f"{place}: img_name: expected the name of a picture, got ''")
+        yield _Row(place, row["img_name"], _label(place, row["label"]), tuple(_edges(place, row)))
 
 
 def _label(place: str, text: str) -> int:
-    if text is None or not text.strip().isdigit() or int(text) >= len(CLASSES):
+    if not text.strip().isdecimal() or int(text) >= len(CLASSES):
         raise ValueError(f"{place}: label: expected a whole number below {len(CLASSES)}, got {text!r}")
     return int(text)
 
@@ -175,7 +181,7 @@ def _edges(place: str, row: dict[str, str]) -> Iterator[float]:
     for column in COLUMNS[2:]:
         try:
             value = float(row[column])
-        except (TypeError, ValueError):
+        except ValueError:
             value = math.nan
         if not math.isfinite(value):
             raise ValueError(f"{place}: {column}: expected a number of pixels, got {row[column]!r}")

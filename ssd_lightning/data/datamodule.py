@@ -12,7 +12,7 @@ from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssd_lightning.data.transforms import Augmentation
-from ssd_lightning.structures import Batch, Objects, Sample
+from ssd_lightning.structures import Batch, ImageSize, Objects, Sample, height_and_width
 
 
 class Pictures(Protocol):
@@ -56,7 +56,7 @@ class DetectionDataModule(lightning.LightningDataModule):
     def __init__(
         self,
         data: DetectionData,
-        image_size: int | tuple[int, int] | list[int],
+        image_size: ImageSize,
         batch_size: int,
         augmentation: Augmentation | None = None,
         num_workers: int | None = None,
@@ -68,13 +68,14 @@ class DetectionDataModule(lightning.LightningDataModule):
         if num_workers is not None and not num_workers >= 0:
             raise ValueError(f"num_workers: expected at least 0, got {num_workers}")
         self.data = data
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.image_size = height_and_width(image_size)
         self.batch_size = batch_size
         self.augmentation = augmentation or Augmentation()
         self.num_workers = free_cores() if num_workers is None else num_workers
         self.seed = seed
         self.train_pictures: Pictures | None = None
         self.val_pictures: Pictures | None = None
+        self._resume_from: dict[str, Any] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,17 +95,33 @@ class DetectionDataModule(lightning.LightningDataModule):
         assert self.train_pictures is not None
         dataset = SampleDataset(self.train_pictures, self.augmentation, self.image_size, self.seed)
         # An incomplete last batch would weigh its few pictures more than the others.
-        return ResumableLoader(
+        loader = ResumableLoader(
             dataset,
             sampler=ShuffledKeys(len(dataset), self.seed),
             drop_last=len(dataset) >= self.batch_size,
             **self._loader_arguments(),
         )
+        state, self._resume_from = self._resume_from, {}
+        if state:
+            loader.load_state_dict(state)
+        return loader
 
     def val_dataloader(self) -> DataLoader:
         assert self.val_pictures is not None
         dataset = SampleDataset(self.val_pictures, Augmentation(), self.image_size, self.seed)
         return DataLoader(dataset, sampler=[Key(0, index) for index in range(len(dataset))], **self._loader_arguments())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the epoch stands. Lightning saves it, and restores it before it asks for a loader.
+
+        (It also restores the state of loaders by itself, but not when the number of steps was needed before, as it is
+        by learning rates that are planned over the whole run.)
+        """
+        loader = self.trainer.train_dataloader if self.trainer is not None else None
+        return loader.state_dict() if isinstance(loader, ResumableLoader) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume_from = state_dict
 
     def _loader_arguments(self) -> dict[str, Any]:
         return {
@@ -121,7 +138,7 @@ class Key(NamedTuple):
     """What a sampler asks a data set for."""
 
     epoch: int
-    index: int
+    position: int
 
 
 class Item(NamedTuple):
@@ -148,53 +165,68 @@ class SampleDataset(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, key: Key) -> Item:
-        sample = self.pictures[key.index]
-        rng = np.random.default_rng([self.seed, key.epoch, key.index])
+        sample = self.pictures[key.position]
+        rng = np.random.default_rng([self.seed, key.epoch, key.position])
         size = (sample.image.shape[0], sample.image.shape[1])
-        return Item(self.augmentation(sample, self.image_size, rng), key.index, size)
+        return Item(self.augmentation(sample, self.image_size, rng), key.position, size)
+
+
+NO_EPOCH = -1
 
 
 class ShuffledKeys(Sampler):
-    """All positions in an order that depends on seed and epoch alone; ``start`` leaves out the first ones, once."""
+    """All positions in an order that depends on seed and epoch alone."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
         self.seed = seed
         self.epoch = 0
-        self.start = 0
+        self._skip_in_epoch, self._skip_count = NO_EPOCH, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
 
+    def skip(self, epoch: int, count: int) -> None:
+        """Leave out the first ``count`` positions if the next epoch is that one."""
+        self._skip_in_epoch, self._skip_count = epoch, count
+
+    @property
+    def start(self) -> int:
+        """Positions of this epoch that are left out."""
+        return self._skip_count if self._skip_in_epoch == self.epoch else 0
+
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[Key]:
-        start, self.start = self.start, 0
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return iter([Key(self.epoch, int(index)) for index in order[start:]])
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)[self.start :]
+        self._skip_in_epoch = NO_EPOCH
+        return iter([Key(self.epoch, int(index)) for index in order])
 
 
 class ResumableLoader(DataLoader):
     """Remembers how many batches of the epoch were taken, so that a run resumes with the next one.
 
-    Lightning saves and restores this state with its own.
+    The state names the epoch, because an epoch may end before its last batch (``limit_train_batches``).
     """
 
+    sampler: ShuffledKeys
+    batch_size: int
+    epoch = 0
     taken = 0
 
-    def __iter__(self) -> Iterator[Batch]:
-        self.taken = self.sampler.start // self.batch_size
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator serves as well
+        self.epoch, self.taken = self.sampler.epoch, self.sampler.start // self.batch_size
         for batch in super().__iter__():
             self.taken += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"taken": self.taken}
+        return {"epoch": self.epoch, "taken": self.taken}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.start = state["taken"] % len(self) * self.batch_size
+        self.sampler.skip(state["epoch"], state["taken"] * self.batch_size)
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

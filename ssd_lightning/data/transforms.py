@@ -94,9 +94,12 @@ class ZoomIn:
         if len(sample.boxes) == 0:
             left, top = rng.uniform(0, 1 - side, size=2)
         else:
-            box = sample.boxes[rng.integers(len(sample.boxes))]
+            box = sample.boxes[rng.integers(len(sample.boxes))].astype(np.float64)
             side = max(side, float((box[2:] - box[:2]).max()))
-            left, top = rng.uniform(np.clip(box[2:] - side, 0, 1 - side), np.clip(box[:2], 0, 1 - side))
+            last = np.clip(box[:2], 0, 1 - side)
+            # Where the box fills the window there is one place for it, and rounding must not put the first after it.
+            first = np.minimum(np.clip(box[2:] - side, 0, 1 - side), last)
+            left, top = rng.uniform(first, last)
         return Window(float(left), float(top), float(left + side), float(top + side))
 
 
@@ -160,7 +163,7 @@ def boxes_in_window(
     extent = np.array([window.right - window.left, window.bottom - window.top] * 2, dtype=np.float32)
     moved = (boxes - origin) / extent
     centres = (moved[:, :2] + moved[:, 2:]) / 2
-    kept = ((centres > 0) & (centres < 1)).all(axis=1)
+    kept = np.asarray(((centres > 0) & (centres < 1)).all(axis=1))
     return moved[kept].clip(0, 1), kept
 
 

@@ -47,5 +47,5 @@ def load_detections(path: Path | str) -> StoredDetections:
                 tuple(file["paths"].tolist()),
                 tuple(file["classes"].tolist()),
             )
-    except (OSError, KeyError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for files that are something else
         raise ValueError(f"detections: {path} cannot be read as stored detections ({error})") from error

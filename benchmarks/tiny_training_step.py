@@ -1,0 +1,144 @@
+"""TinySSD's training step against the recipe of d2l.ai, section 14.7, re-created plainly, in one process.
+
+    uv run python benchmarks/tiny_training_step.py
+
+Batch 32 of 256×256 pictures with one object each. The recipe labels anchors image by image, assigns the best anchors in
+a Python loop over objects, and takes plain cross-entropy and L1 over all anchors, as in the book. Both losses are
+checked to be equal before anything is timed. Ours runs as ``ssd-train`` runs it: channels-last, and with glibc's memory
+kept, which is a setting of the whole process: the recipe is therefore timed first, without it.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from ssd_lightning.allocator import keep_freed_memory
+from ssd_lightning.backbones.tiny import Tiny
+from ssd_lightning.boxes import cxcywh_to_xyxy, encode
+from ssd_lightning.default_boxes import DefaultBoxes
+from ssd_lightning.losses import MeanOverBoxesLoss, MultiBoxLoss
+from ssd_lightning.matching import BoxMatcher
+from ssd_lightning.model import SSD
+from ssd_lightning.structures import Objects
+
+BATCH, SIDE = 32, 256
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (BATCH, SIDE, SIDE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    corners = torch.rand(BATCH, 1, 2) * 0.6
+    boxes = torch.cat((corners, corners + torch.rand(BATCH, 1, 2) * 0.15 + 0.15), dim=-1)
+    flag = torch.ones(BATCH, 1, dtype=torch.bool)
+    objects = Objects(boxes, torch.ones(BATCH, 1, dtype=torch.int64), ~flag, flag)
+
+    theirs, theirs_loss = recipe_step(images.contiguous(), objects)
+    mine, mine_loss = our_step(images, objects, MeanOverBoxesLoss())
+    torch.testing.assert_close(mine_loss, theirs_loss, rtol=1e-4, atol=1e-6)
+
+    slow = measure(theirs, repeats)
+    with_memory_returned = measure(mine, repeats)
+    keep_freed_memory()
+    fast = measure(our_step(images, objects, MultiBoxLoss())[0], repeats)
+    for name, speed in (
+        ("recipe of d2l.ai", slow),
+        ("ours, glibc as it is", with_memory_returned),
+        ("ours, as ssd-train runs it", fast),
+    ):
+        print(f"{name:<28} {speed:6.1f} images/s   {speed / slow:.1f} times")
+
+
+def new_model() -> SSD:
+    torch.manual_seed(1)
+    boxes = DefaultBoxes([0.2, 0.37, 0.54, 0.71, 0.88, 1.05], [[2]] * 5)
+    return SSD(Tiny(), boxes, num_classes=1, image_size=SIDE)
+
+
+def our_step(images: Tensor, objects: Objects, objective: nn.Module) -> tuple[Callable[[], Tensor], Tensor]:
+    """The step, and the loss of its first call."""
+    model = new_model().to(memory_format=torch.channels_last)
+    matcher, optimizer = BoxMatcher(), torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=5e-4)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(model(images), matcher(objects, model.default_boxes), model.default_boxes).total
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step, step()
+
+
+def recipe_step(images: Tensor, objects: Objects) -> tuple[Callable[[], Tensor], Tensor]:
+    """The book's steps: float pictures, labels of anchors image by image, objective over all anchors."""
+    model = new_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=5e-4)
+    anchors = cxcywh_to_xyxy(model.default_boxes)
+    classification, localization = nn.CrossEntropyLoss(reduction="none"), nn.L1Loss(reduction="none")
+
+    def label_anchors() -> tuple[Tensor, Tensor, Tensor]:
+        offsets, masks, classes = [], [], []
+        for boxes, labels in zip(objects.boxes, objects.labels, strict=True):
+            assigned = assign(boxes, anchors)
+            found = assigned >= 0
+            mask = found.float().unsqueeze(-1).repeat(1, 4)
+            target = torch.zeros(len(anchors), dtype=torch.long)
+            matched = torch.zeros(len(anchors), 4)
+            rows = torch.nonzero(found)[:, 0]
+            target[rows] = labels[assigned[rows]]
+            matched[rows] = boxes[assigned[rows]]
+            offsets.append((encode(matched, model.default_boxes) * mask).reshape(-1))
+            masks.append(mask.reshape(-1))
+            classes.append(target)
+        return torch.stack(offsets), torch.stack(masks), torch.stack(classes)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        predictions = model(images.float())
+        offsets, masks, classes = label_anchors()
+        predicted = predictions.offsets.reshape(BATCH, -1)
+        by_class = classification(predictions.logits.reshape(-1, 2), classes.reshape(-1)).reshape(BATCH, -1).mean(dim=1)
+        by_box = localization(predicted * masks, offsets * masks).mean(dim=1)
+        loss = (by_class + by_box).mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step, step()
+
+
+def assign(boxes: Tensor, anchors: Tensor, iou_threshold: float = 0.5) -> Tensor:
+    """Object of each anchor or -1: those above the threshold, then the best pair, again and again."""
+    iou = box_iou(anchors, boxes)
+    best, which = torch.max(iou, dim=1)
+    assigned = torch.where(best >= iou_threshold, which, -1)
+    for _ in range(len(boxes)):
+        flat = int(torch.argmax(iou))
+        anchor, box = divmod(flat, len(boxes))
+        assigned[anchor] = box
+        iou[:, box] = -1
+        iou[anchor, :] = -1
+    return assigned
+
+
+def measure(step: Callable[[], Tensor], repeats: int) -> float:
+    """Images per second, by the median step."""
+    step()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return BATCH / statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,530 @@
+"""The commands, as a person uses them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from banana_folder import write_banana_folder
+from PIL import Image
+
+from ssd_lightning.average_precision import voc_average_precision
+from ssd_lightning.checkpoint import load_detector
+from ssd_lightning.cli import command, evaluate, predict, train
+from ssd_lightning.cli.command import CONFIG_FOLDER, GROUPS
+from ssd_lightning.loggers import read_metrics
+from ssd_lightning.review import load_detections
+
+COMMANDS = {"ssd-train": train, "ssd-evaluate": evaluate, "ssd-predict": predict}
+QUICK = ["image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.max_epochs=1"]
+
+
+class Outcome(NamedTuple):
+    exit_code: int
+    out: str
+    error: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Run a command in this process, from an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run_command(name: str, *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
+        exit_code = 0
+        try:
+            COMMANDS[name].main()
+        except SystemExit as exit_:
+            exit_code = exit_.code if isinstance(exit_.code, int) else 1
+        finally:
+            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        captured = capsys.readouterr()
+        return Outcome(exit_code, captured.out, captured.err)
+
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def bananas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_banana_folder(tmp_path_factory.mktemp("data") / "bananas", num_train=12, num_val=4, side=64)
+
+
+def subprocess_command(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", f"from ssd_lightning.cli.{name} import main; main()", *arguments]
+
+
+@pytest.fixture(scope="session")
+def trained(bananas: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run folder made by a short training in a process of its own, and what it printed."""
+    folder = tmp_path_factory.mktemp("work")
+    arguments = ["data=banana", f"data.root={bananas}", *QUICK, "trainer.max_epochs=2", "hydra.run.dir=run"]
+    done = subprocess.run(
+        subprocess_command("train", *arguments), cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done.stdout
+
+
+class TestHelp:
+    @pytest.mark.parametrize("name", list(COMMANDS))
+    def test_imports_nothing_heavy(self, name: str):
+        program = (
+            f"import sys; sys.argv = ['{name}', '--help']; from ssd_lightning.cli.{name[4:]} import main; main();"
+            "assert not {'torch', 'lightning', 'matplotlib', 'pandas'} & set(sys.modules)"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(name)
+        assert "checkpoint=" in done.stdout or "resume=" in done.stdout
+
+    def test_lists_every_group_with_a_line_and_its_options(self, run):
+        out = run("ssd-train", "--help").out
+        for group, about in GROUPS.items():
+            assert about in out
+            for option in (CONFIG_FOLDER / group).glob("*.yaml"):
+                assert option.stem in out
+
+    def test_marks_the_options_that_the_default_experiment_chooses(self, run):
+        out = run("ssd-train", "--help").out
+        assert "banana_tiny*" in out
+        assert "banana_generated*" in out
+
+
+class TestTrain:
+    def test_run_folder_is_complete(self, trained: tuple[Path, str]):
+        folder, _ = trained
+        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        assert {
+            ".hydra/config.yaml",
+            "checkpoints/best.ckpt",
+            "checkpoints/last.ckpt",
+            "detections.npz",
+            "figures/curves.png",
+            "figures/training_pictures.png",
+            "figures/validation_detections.png",
+            "metrics.csv",
+            "summary.json",
+        } <= files
+        assert not [name for name in files if "part" in name]
+
+    def test_summary_agrees_with_the_stored_detections(self, trained: tuple[Path, str]):
+        folder, _ = trained
+        summary = json.loads((folder / "summary.json").read_text())
+        stored = load_detections(folder / "detections.npz")
+        again = voc_average_precision(stored.detections, stored.objects, 1)
+        assert summary["scores"]["val/map_voc12"] == pytest.approx(again.mean, abs=1e-6)
+        assert summary["classes"] == ["banana"]
+        assert summary["default_boxes"] == 4 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
+        assert summary["steps"] == 2 * 12 // 4
+        assert summary["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert [Path(path).name for path in stored.paths] == ["0.png", "1.png", "2.png", "3.png"]
+
+    def test_metrics_hold_losses_and_scores_of_every_epoch(self, trained: tuple[Path, str]):
+        rows = read_metrics(trained[0] / "metrics.csv")
+        validated = [row for row in rows.values() if "val/map_50" in row]
+        assert [row["epoch"] for row in validated][:2] == [0, 1]
+        assert all(np.isfinite(row["val/loss"]) for row in validated)
+
+    def test_ends_with_where_the_results_are_and_what_to_do_next(self, trained: tuple[Path, str]):
+        folder, out = trained
+        assert "AP50" in out
+        assert f"Results: {folder}" in out.replace("\n", "")
+        assert "ssd-predict checkpoint=" in out
+
+    def test_figures_are_drawn(self, trained: tuple[Path, str]):
+        for path in (trained[0] / "figures").glob("*.png"):
+            pixels = np.asarray(Image.open(path).convert("L"))
+            assert pixels.std() > 5, path
+
+    def test_checkpoint_gives_the_model_back_in_a_process_without_configs(self, trained: tuple[Path, str], tmp_path):
+        checkpoint = trained[0] / "checkpoints" / "best.ckpt"
+        program = (
+            "import sys, torch; from ssd_lightning.checkpoint import load_detector;"
+            "import ssd_lightning.cli.command as command; command.CONFIG_FOLDER = None;"
+            f"detector = load_detector({str(checkpoint)!r});"
+            "print(detector.classes, tuple(detector.model(torch.zeros(1, 3, 64, 64)).logits.shape))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.strip() == "('banana',) (1, 344, 2)", done.stderr
+
+    def test_sweep_gives_each_job_a_folder(self, run, bananas: Path, tmp_path: Path):
+        outcome = run(
+            "ssd-train", "-m", "seed=0,1", "data=banana", f"data.root={bananas}", *QUICK, "hydra.sweep.dir=sweep"
+        )
+        assert outcome.exit_code == 0, outcome.error
+        seeds = [json.loads((tmp_path / "sweep" / job / "summary.json").read_text())["seed"] for job in ("0", "1")]
+        assert seeds == [0, 1]
+
+    def test_run_folder_is_never_used_twice(self, run, trained: tuple[Path, str], bananas: Path):
+        folder, _ = trained
+        before = (folder / "summary.json").read_bytes(), (folder / ".hydra" / "config.yaml").read_bytes()
+        outcome = run("ssd-train", "data=banana", f"data.root={bananas}", *QUICK, f"hydra.run.dir={folder}", "seed=9")
+        assert outcome.exit_code == 1
+        assert "holds a run already" in outcome.error
+        assert before == ((folder / "summary.json").read_bytes(), (folder / ".hydra" / "config.yaml").read_bytes())
+
+
+class TestResume:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_interrupted_run_ends_as_the_undisturbed_one(self, bananas: Path, tmp_path: Path, number: signal.Signals):
+        """With a worker and augmentation, the signal going to the whole process group as from a terminal."""
+        arguments = [
+            "data=banana",
+            f"data.root={bananas}",
+            "image_size=64",
+            "batch_size=2",
+            "num_workers=1",
+            "trainer=cpu",
+            "trainer.max_epochs=3",
+            "trainer.log_every_n_steps=1",
+            "augmentation=banana",
+        ]
+
+        def start(*more: str) -> subprocess.Popen[str]:
+            return subprocess.Popen(
+                subprocess_command("train", *more),
+                cwd=tmp_path,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "SSD_TEST_SLOWLY": "1"},
+            )
+
+        undisturbed = start(*arguments, "hydra.run.dir=undisturbed")
+        assert undisturbed.wait() == 0, undisturbed.stdout.read()
+
+        slow = ["+callbacks.slow._target_=slow_callback.SlowSteps"]
+        interrupted = start_slowly(tmp_path, [*arguments, *slow, "hydra.run.dir=interrupted"])
+        wait_for_step(tmp_path / "interrupted" / "step", 8)
+        os.killpg(interrupted.pid, number)
+        out, _ = interrupted.communicate(timeout=60)
+        assert interrupted.returncode == 1, out
+        assert f"stopped by {number.name}" in out
+        steps_done = torch.load(tmp_path / "interrupted/checkpoints/last.ckpt", weights_only=True)["global_step"]
+        assert 8 <= steps_done < 18
+        assert steps_done % 6 != 0, "the signal should come within an epoch"
+
+        resumed = start("resume=interrupted", "~callbacks.slow")
+        out, _ = resumed.communicate()
+        assert resumed.returncode == 0, out
+
+        first, second = (
+            torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+            for name in ("undisturbed", "interrupted")
+        )
+        assert first["global_step"] == second["global_step"] == 18
+        assert first["state_dict"].keys() == second["state_dict"].keys()
+        for name, value in first["state_dict"].items():
+            assert torch.equal(value, second["state_dict"][name]), name
+        assert first["optimizer_states"][0]["state"].keys() == second["optimizer_states"][0]["state"].keys()
+        assert first["lr_schedulers"] == second["lr_schedulers"]
+        rows = [read_metrics(tmp_path / name / "metrics.csv") for name in ("undisturbed", "interrupted")]
+        assert rows[0] == rows[1]
+        summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("undisturbed", "interrupted")]
+        assert summaries[0]["scores"] == summaries[1]["scores"]
+
+    def test_a_finished_run_stays_as_it_is(self, run, trained: tuple[Path, str]):
+        folder, _ = trained
+        before = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert run("ssd-train", f"resume={folder}").exit_code == 0
+        after = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+    def test_folder_without_a_run_is_refused(self, run, tmp_path: Path):
+        outcome = run("ssd-train", f"resume={tmp_path}")
+        assert outcome.exit_code == 1
+        assert str(tmp_path) in outcome.error
+        assert "Traceback" not in outcome.error
+
+
+SLOW_CALLBACK = """
+import time
+from pathlib import Path
+import lightning
+
+class SlowSteps(lightning.Callback):
+    def on_train_batch_end(self, trainer, *args):
+        (Path(trainer.default_root_dir) / "step").write_text(str(trainer.global_step))
+        time.sleep(0.3)
+"""
+
+
+def start_slowly(folder: Path, arguments: list[str]) -> subprocess.Popen[str]:
+    """A run whose steps take long enough to be interrupted, and that tells in a file at which step it is."""
+    (folder / "slow_callback.py").write_text(SLOW_CALLBACK)
+    return subprocess.Popen(
+        subprocess_command("train", *arguments),
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+    )
+
+
+def wait_for_step(path: Path, step: int, patience: float = 120) -> None:
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if path.exists() and int(path.read_text() or 0) >= step:
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"{path} did not reach {step}")
+
+
+class TestEvaluate:
+    def test_scores_are_those_of_the_training_run(self, run, trained: tuple[Path, str], tmp_path: Path):
+        folder, _ = trained
+        outcome = run(
+            "ssd-evaluate", f"checkpoint={folder}/checkpoints/best.ckpt", "num_workers=0", "hydra.run.dir=scores"
+        )
+        assert outcome.exit_code == 0, outcome.error
+        written = json.loads((tmp_path / "scores/scores.json").read_text())["scores"]["mean"]
+        summary = json.loads((folder / "summary.json").read_text())["scores"]
+        assert written["VOC07 AP"] == pytest.approx(summary["val/map_voc07"], abs=1e-6)
+        assert written["VOC12 AP"] == pytest.approx(summary["val/map_voc12"], abs=1e-6)
+        assert written["COCO AP"] == pytest.approx(summary["val/map"], abs=1e-6)
+        assert written["COCO AP50"] == pytest.approx(summary["val/map_50"], abs=1e-6)
+        assert "banana" in (tmp_path / "scores/scores.csv").read_text()
+
+    def test_other_data_and_settings(self, run, trained: tuple[Path, str], tmp_path: Path):
+        other = write_banana_folder(tmp_path / "other", num_train=2, num_val=3, side=96)
+        outcome = run(
+            "ssd-evaluate",
+            f"checkpoint={trained[0]}/checkpoints/best.ckpt",
+            "data=banana",
+            f"data.root={other}",
+            "+postprocess.max_detections=1",
+            "num_workers=0",
+            "hydra.run.dir=scores",
+        )
+        assert outcome.exit_code == 0, outcome.error
+        stored = load_detections(tmp_path / "scores/detections.npz")
+        assert len(stored.paths) == 3
+        assert len(stored.detections.scores) <= 3
+
+
+class TestPredict:
+    @pytest.fixture
+    def photos(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "photos"
+        (folder / "inner").mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (48, 90, 3), dtype=np.uint8)
+        colour = Image.fromarray(pixels)
+        colour.save(folder / "colour.jpg")
+        colour.convert("L").save(folder / "grey.png")
+        colour.convert("P").save(folder / "palette.gif")
+        colour.convert("RGBA").save(folder / "inner" / "alpha picture ü.png")
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 256).save(folder / "sixteen.png")
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        colour.save(folder / "turned.jpg", exif=exif)
+        return folder
+
+    def test_json_is_in_coco_style_for_pictures_of_all_kinds(self, run, trained, photos: Path, tmp_path: Path):
+        checkpoint = trained[0] / "checkpoints/best.ckpt"
+        outcome = run(
+            "ssd-predict", f"checkpoint={checkpoint}", f"source={photos}", "hydra.run.dir=out", "batch_size=4"
+        )
+        assert outcome.exit_code == 0, outcome.error
+        content = json.loads((tmp_path / "out/predictions.json").read_text())
+        assert content["categories"] == [{"id": 1, "name": "banana"}]
+        sizes = {Path(image["file_name"]).name: (image["width"], image["height"]) for image in content["images"]}
+        assert sizes.pop("turned.jpg") == (48, 90)
+        assert set(sizes.values()) == {(90, 48)}
+        assert len(sizes) == 5
+        ids = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+        assert content["annotations"]
+        for entry in content["annotations"]:
+            left, top, width, height = entry["bbox"]
+            limit = ids[entry["image_id"]]
+            assert left >= 0
+            assert top >= 0
+            assert left + width <= limit[0] + 0.02
+            assert top + height <= limit[1] + 0.02
+            assert 0.01 < entry["score"] <= 1
+        drawings = {path.name for path in (tmp_path / "out/drawings").rglob("*.jpg")}
+        assert drawings == {f"{name}.jpg" for name in [*sizes, "turned.jpg"]}
+
+    def test_agrees_with_the_detector_used_directly(self, run, trained, tmp_path: Path):
+        pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "one.png")
+        checkpoint = trained[0] / "checkpoints/best.ckpt"
+        run("ssd-predict", f"checkpoint={checkpoint}", "source=one.png", "hydra.run.dir=out", "num_workers=0")
+        content = json.loads((tmp_path / "out/predictions.json").read_text())
+        detector = load_detector(checkpoint)
+        with torch.no_grad():
+            images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+            detections = detector.postprocess(detector.model(images), detector.model.default_boxes)
+        scores = detections.scores[0][detections.valid[0]]
+        assert [entry["score"] for entry in content["annotations"]] == pytest.approx(scores.tolist(), abs=1e-4)
+
+    def test_unreadable_pictures_are_listed_and_the_others_done(self, run, trained, photos: Path, tmp_path: Path):
+        (photos / "broken.jpg").write_bytes((photos / "colour.jpg").read_bytes()[:300])
+        (photos / "text.png").write_text("not a picture")
+        checkpoint = trained[0] / "checkpoints/best.ckpt"
+        outcome = run("ssd-predict", f"checkpoint={checkpoint}", f"source={photos}", "hydra.run.dir=out", "draw=false")
+        assert outcome.exit_code == 1
+        assert "2 of 8 pictures could not be read" in outcome.error
+        assert "broken.jpg" in outcome.error
+        assert "text.png" in outcome.error
+        assert len(json.loads((tmp_path / "out/predictions.json").read_text())["images"]) == 6
+        assert not (tmp_path / "out/drawings").exists()
+
+    def test_pattern_and_list_of_sources(self, run, trained, photos: Path, tmp_path: Path):
+        checkpoint = trained[0] / "checkpoints/best.ckpt"
+        outcome = run(
+            "ssd-predict",
+            f"checkpoint={checkpoint}",
+            f"source=['{photos}/*.png','{photos}/colour.jpg','{photos}/grey.png']",
+            "hydra.run.dir=out",
+            "num_workers=0",
+        )
+        assert outcome.exit_code == 0, outcome.error
+        content = json.loads((tmp_path / "out/predictions.json").read_text())
+        names = [Path(image["file_name"]).name for image in content["images"]]
+        assert sorted(names) == ["colour.jpg", "grey.png", "sixteen.png"]
+
+
+TRAIN_MISTAKES = {
+    "unknown key": (["learning_rate=1"], ["learning_rate"]),
+    "unknown group": (["backbones=tiny"], ["backbones"]),
+    "unknown option": (["backbone=tinny"], ["backbone/tinny", "tiny"]),
+    "bad grammar": (["optimizer.lr=[1"], ["optimizer.lr=[1"]),
+    "unknown argument": (["+matcher.threshold=0.5"], ["matcher", "threshold"]),
+    "boxes and network": (["box_scales=[0.1,0.2,0.3]"], ["aspect_ratios has 5 levels", "scales makes 2"]),
+    "levels": (["box_scales=[0.1,0.2,0.3]", "aspect_ratios=[[2],[2]]"], ["the network gives 5 levels", "2"]),
+    "image size": (["image_size=0"], ["image_size", "0"]),
+    "batch size": (["batch_size=0"], ["batch_size", "at least 1", "0"]),
+    "workers": (["num_workers=-1"], ["num_workers", "-1"]),
+    "learning rate": (["optimizer.lr=-0.1"], ["learning rate", "-0.1"]),
+    "NaN scale": (["box_scales=[0.2,.nan,0.54,0.71,0.88,1.05]"], ["scales", "nan"]),
+    "threshold": (["+matcher.iou_threshold=2"], ["iou_threshold", "(0, 1]", "2"]),
+    "GPU": (["trainer=gpu"], ["CUDAAccelerator"]),
+    "data folder": (["data.root=nowhere"], ["nowhere"]),
+}
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("name", list(TRAIN_MISTAKES))
+    def test_one_line_and_nothing_left_behind(self, run, bananas: Path, tmp_path: Path, monkeypatch, name: str):
+        if name == "GPU" and torch.cuda.is_available():
+            pytest.skip("there is a GPU here")
+        arguments, expected = TRAIN_MISTAKES[name]
+        if name == "data folder":
+            monkeypatch.setattr("ssd_lightning.data.banana.ARCHIVE", unreachable_archive())
+        outcome = run("ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=run", *arguments)
+        assert outcome.exit_code == 1
+        assert "Traceback" not in outcome.error
+        message = outcome.error.strip().splitlines()[-1] if name != "data folder" else outcome.error
+        assert message.startswith("ssd-train: ") or name == "data folder"
+        for part in expected:
+            assert part in message
+        assert not (tmp_path / "run").exists()
+
+    def test_traceback_on_request(self, run, bananas: Path, monkeypatch):
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        with pytest.raises(Exception, match="batch_size"):
+            run("ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "batch_size=0")
+
+    def test_output_folder_that_cannot_be_written(self, run, bananas: Path, tmp_path: Path):
+        (tmp_path / "file").write_text("in the way")
+        outcome = run("ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=file/run")
+        assert outcome.exit_code == 1
+        assert "file" in outcome.error
+        assert "Traceback" not in outcome.error
+
+    @pytest.mark.parametrize(
+        ("row", "expected"),
+        [
+            ("0.png,0,30,5,20,25", ["line 2", "xmin < xmax"]),
+            ("0.png,0,5,5,20,250", ["line 2", "inside 0.png"]),
+            ("0.png,3,5,5,20,25", ["line 2", "label", "3"]),
+            ("0.png,0,five,5,20,25", ["line 2", "xmin", "five"]),
+            ("99.png,0,5,5,20,25", ["line 2", "99.png is missing"]),
+        ],
+    )
+    def test_bad_annotations_name_file_and_line(self, run, tmp_path: Path, row: str, expected: list[str]):
+        root = write_banana_folder(tmp_path / "bad", num_train=2, num_val=1, side=64)
+        labels = root / "bananas_train" / "label.csv"
+        labels.write_text(f"img_name,label,xmin,ymin,xmax,ymax\n{row}\n")
+        outcome = run("ssd-train", "data=banana", f"data.root={root}", *QUICK, "hydra.run.dir=run")
+        assert outcome.exit_code == 1
+        assert str(labels) in outcome.error
+        for part in expected:
+            assert part in outcome.error
+        assert not (tmp_path / "run").exists()
+
+    def test_corrupt_picture_is_named_before_training(self, run, tmp_path: Path):
+        root = write_banana_folder(tmp_path / "bad", num_train=4, num_val=2, side=64)
+        picture = root / "bananas_train" / "images" / "1.png"
+        picture.write_bytes(picture.read_bytes()[:200])
+        outcome = run("ssd-train", "data=banana", f"data.root={root}", *QUICK, "hydra.run.dir=run")
+        assert outcome.exit_code == 1
+        assert str(picture) in outcome.error
+        assert "Traceback" not in outcome.error
+
+    @pytest.mark.parametrize("name", ["ssd-evaluate", "ssd-predict"])
+    def test_checkpoints_that_are_none(self, run, tmp_path: Path, name: str):
+        more = ["source=x.png"] if name == "ssd-predict" else []
+        Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+        (tmp_path / "text.ckpt").write_text("hello")
+        torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+        for file, expected in (
+            ("missing.ckpt", "no file missing.ckpt"),
+            ("text.ckpt", "text.ckpt cannot be read"),
+            ("other.ckpt", "was not written by ssd-train"),
+        ):
+            outcome = run(name, f"checkpoint={file}", *more)
+            assert outcome.exit_code == 1
+            assert expected in outcome.error
+            assert "Traceback" not in outcome.error
+
+    def test_missing_arguments(self, run):
+        outcome = run("ssd-predict", "source=x")
+        assert outcome.exit_code == 1
+        assert "checkpoint" in outcome.error
+
+    def test_source_without_pictures(self, run, trained, tmp_path: Path):
+        (tmp_path / "empty").mkdir()
+        checkpoint = f"checkpoint={trained[0]}/checkpoints/best.ckpt"
+        for source in ("empty", "nowhere", "nowhere/*.jpg"):
+            outcome = run("ssd-predict", checkpoint, f"source={source}")
+            assert outcome.exit_code == 1
+            assert f"source: no {'pictures' if source == 'empty' else 'such file'}" in outcome.error
+
+    def test_loss_that_becomes_infinite(self, run, bananas: Path, tmp_path: Path):
+        outcome = run(
+            "ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "optimizer=sgd", "optimizer.lr=1e30",
+            "lr_scheduler=constant", "trainer.max_epochs=20", "hydra.run.dir=run",
+        )  # fmt: skip
+        assert outcome.exit_code == 1
+        assert "learning rate 1e+30" in outcome.error
+        assert ".png" in outcome.error
+        assert torch.load(tmp_path / "run" / "non_finite_batch.pt", weights_only=True)["images"].dtype == torch.uint8
+
+
+def unreachable_archive():
+    from ssd_lightning.data.download import Archive
+
+    return Archive("banana-detection.zip", ("http://127.0.0.1:9/banana-detection.zip",), "0" * 40, "sha1")
+
+
+def test_an_error_of_ours_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPatch):
+    assert command.explain(ValueError("a bad value")) == "a bad value"
+    assert command.explain(AssertionError("ours")) is None
+    assert command.explain(TypeError("ours")) is None

@@ -1,0 +1,254 @@
+"""Pictures of every kind that people have, made here pixel by pixel, so that each right answer is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd_lightning.data.pictures import PICTURE_SUFFIXES, PictureError, picture_size, read_picture
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+ORIENTATION = 0x0112
+"""The EXIF tag that tells how a camera was held."""
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """Twenty rows of thirty pixels, all different."""
+    return np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+
+
+# --- colours ---
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.tiff", "a.ppm", "a.PNG"])
+def test_lossless_files_come_back_exactly(tmp_path: Path, pixels: np.ndarray, name: str) -> None:
+    Image.fromarray(pixels).save(tmp_path / name)
+    image = read_picture(tmp_path / name)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, pixels)
+
+
+def test_lossless_webp_comes_back_exactly(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.webp", lossless=True)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.webp"), pixels)
+
+
+def test_jpeg_comes_back_nearly(tmp_path: Path) -> None:
+    smooth = np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None].repeat(32, axis=0).repeat(3, axis=2)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    assert np.abs(read_picture(tmp_path / "a.jpg").astype(int) - smooth).max() <= 4
+
+
+def test_grey_is_repeated_in_all_three_channels(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels[..., 0]).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels[..., :1].repeat(3, axis=2))
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255, 256, 0x1234, 0x80FF, 0xFFFF]], dtype=np.uint16)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png")[0].tolist() == [[v] * 3 for v in (0, 0, 1, 0x12, 0x80, 0xFF)]
+
+
+def test_black_and_white_of_one_bit(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[True, False, True]])).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png")[0].tolist() == [list(WHITE), list(BLACK), list(WHITE)]
+
+
+def test_floats_are_taken_as_grey_levels_and_cut_at_both_ends(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[-5, 0, 99.9, 255, 1e6]], dtype=np.float32)).save(tmp_path / "a.tif")
+    assert read_picture(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 99, 255, 255]
+
+
+def test_palette(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode="P")
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png")[0].tolist() == [list(RED), list(GREEN), list(BLUE)]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif"])
+def test_a_transparent_palette_entry_is_white(tmp_path: Path, name: str) -> None:
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode="P")
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.save(tmp_path / name, transparency=1)
+    assert read_picture(tmp_path / name)[0].tolist() == [list(RED), list(WHITE), list(BLUE)]
+
+
+def test_alpha_is_seen_before_white(tmp_path: Path) -> None:
+    opaque, invisible, half = (*RED, 255), (*RED, 0), (*BLACK, 127)
+    Image.fromarray(np.array([[opaque, invisible, half]], dtype=np.uint8)).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png")[0].tolist() == [list(RED), list(WHITE), [128] * 3]
+
+
+def test_grey_with_alpha(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[[7, 255], [7, 0]]], dtype=np.uint8), mode="LA").save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png")[0].tolist() == [[7] * 3, list(WHITE)]
+
+
+def test_a_colour_declared_transparent_is_white(tmp_path: Path) -> None:
+    """PNG without an alpha channel may name one colour that is not shown."""
+    Image.fromarray(np.array([[RED, GREEN]], dtype=np.uint8)).save(tmp_path / "a.png", transparency=GREEN)
+    assert read_picture(tmp_path / "a.png")[0].tolist() == [list(RED), list(WHITE)]
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    inks = np.zeros((16, 48, 4), dtype=np.uint8)
+    inks[:, :16, 0] = inks[:, 16:32, 3] = 255  # cyan, black, and paper
+    Image.fromarray(inks, mode="CMYK").save(tmp_path / "a.jpg", quality=100)
+    image = read_picture(tmp_path / "a.jpg").astype(int)
+    for column, colour in ((8, (0, 255, 255)), (24, BLACK), (40, WHITE)):
+        assert np.abs(image[8, column] - colour).max() <= 3
+
+
+def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 4), colour) for colour in (RED, GREEN, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    image = read_picture(tmp_path / "a.gif")
+    assert image.shape == (4, 6, 3)
+    assert (image == RED).all()
+
+
+# --- orientation ---
+
+# What a viewer shows, from what is stored: the table of the EXIF standard, "Orientation", as NumPy operations.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda stored: np.rot90(stored, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_every_exif_orientation_comes_upright(
+    tmp_path: Path, pixels: np.ndarray, orientation: int, suffix: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(pixels).save(path, exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    np.testing.assert_array_equal(read_picture(path), UPRIGHT[orientation](pixels))
+
+
+@pytest.mark.parametrize(("orientation", "row", "column"), [(1, 0, 0), (3, -1, -1), (6, 0, -1), (8, -1, 0)])
+def test_the_marked_corner_of_a_phones_photograph(tmp_path: Path, orientation: int, row: int, column: int) -> None:
+    """Of the four ways to hold a phone: where the red corner of the sensor is in the upright picture."""
+    stored = np.full((32, 64, 3), 255, dtype=np.uint8)
+    stored[:16, :16] = RED
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    image = read_picture(tmp_path / "a.jpg").astype(int)
+    assert image.shape == ((32, 64, 3) if orientation in (1, 3) else (64, 32, 3))
+    corners = {(r, c): np.abs(image[r, c] - RED).max() < 30 for r in (0, -1) for c in (0, -1)}
+    assert [corner for corner, is_red in corners.items() if is_red] == [(row, column)]
+
+
+# --- names and sizes ---
+
+
+@pytest.mark.parametrize("name", ["two words.png", "banane – été.png", "バナナ.png", "#%&'.png", "no_suffix_png"])
+def test_any_name(tmp_path: Path, pixels: np.ndarray, name: str) -> None:
+    Image.fromarray(pixels).save(tmp_path / name, format="PNG")
+    np.testing.assert_array_equal(read_picture(tmp_path / name), pixels)
+
+
+def test_what_counts_is_the_content_not_the_suffix(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", format="PNG")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.jpg"), pixels)
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1), GREEN).save(tmp_path / "a.png")
+    assert read_picture(tmp_path / "a.png").tolist() == [[list(GREEN)]]
+
+
+def test_suffixes_are_lower_case_with_a_dot() -> None:
+    assert {".jpg", ".jpeg", ".png"} <= PICTURE_SUFFIXES
+    assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in PICTURE_SUFFIXES)
+
+
+def test_picture_size_is_height_and_width_as_stored(tmp_path: Path, pixels: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert picture_size(tmp_path / "a.png") == (20, 30)
+    assert read_picture(tmp_path / "a.png").shape == (30, 20, 3)
+
+
+def test_picture_size_reads_the_header_alone(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
+    assert picture_size(tmp_path / "a.png") == (20, 30)
+
+
+# --- what is no picture ---
+
+
+def truncated(path: Path, share: float) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+@pytest.mark.parametrize("name", ["broken.png", "broken.jpg", "broken.gif", "broken.bmp", "broken.tif", "broken.webp"])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
+def test_truncated_files_are_named(tmp_path: Path, pixels: np.ndarray, name: str, share: float) -> None:
+    Image.fromarray(pixels).resize((90, 60)).save(tmp_path / name)
+    truncated(tmp_path / name, share)
+    with pytest.raises(PictureError, match=f"{name}: cannot be read as a picture"):
+        read_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [read_picture, picture_size])
+@pytest.mark.parametrize("content", [b"", b"\0", b"This is not a picture.", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8"])
+def test_other_content_is_named(tmp_path: Path, read, content: bytes) -> None:
+    (tmp_path / "text.png").write_bytes(content)
+    with pytest.raises(PictureError, match=r"text\.png: cannot be read as a picture"):
+        read(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize("read", [read_picture, picture_size])
+def test_a_missing_file_is_named(tmp_path: Path, read) -> None:
+    with pytest.raises(PictureError, match=r"gone\.png: no such picture"):
+        read(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("read", [read_picture, picture_size])
+def test_a_folder_is_named(tmp_path: Path, read) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(PictureError, match=r"folder\.png: cannot be read as a picture"):
+        read(tmp_path / "folder.png")
+
+
+@pytest.mark.parametrize("read", [read_picture, picture_size])
+def test_an_absurdly_large_picture_is_refused_before_it_fills_the_memory(tmp_path: Path, read) -> None:
+    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    with pytest.raises(PictureError, match=r"bomb\.png: cannot be read .*decompression bomb"):
+        read(tmp_path / "bomb.png")
+
+
+def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, pixels: np.ndarray) -> None:
+    """Pillow has many ways to fail, above all with damaged EXIF data: all of them must name the file."""
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x010F] = 6, "maker"
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "a.png", "a.webp", "a.gif"):
+        path = tmp_path / name
+        Image.fromarray(pixels).save(path, **({} if name == "a.gif" else {"exif": exif}))
+        content = path.read_bytes()
+        for _ in range(150):
+            damaged = bytearray(content)
+            for place in rng.integers(0, min(len(content), 150), rng.integers(1, 6)):
+                damaged[place] = rng.integers(256)
+            path.write_bytes(damaged)
+            try:
+                assert read_picture(path).ndim == 3
+            except PictureError as error:
+                assert str(path) in str(error)  # noqa: PT017  # some damage does no harm

@@ -1,0 +1,61 @@
+"""What is installed from a wheel, away from the checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the installed wheel and nothing else; its dependencies are those of this environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    [wheel] = folder.glob("*.whl")
+    target = folder / "site"
+    uv = os.environ.get("UV") or shutil.which("uv")
+    if uv:
+        install = [uv, "pip", "install", "--quiet", "--offline", "--no-deps", "--target", str(target), str(wheel)]
+        subprocess.run([*install, "--python", sys.executable], check=True, capture_output=True)
+    else:
+        zipfile.ZipFile(wheel).extractall(target)
+    return target
+
+
+def run_installed(site: Path, program: str, folder: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_holds_every_config_and_module(installed: Path):
+    for folder, suffix in ((ROOT / "conf", ".yaml"), (ROOT / "ssd_lightning", ".py")):
+        expected = {path.relative_to(folder) for path in folder.rglob(f"*{suffix}")}
+        inside = installed / "ssd_lightning" / ("conf" if folder.name == "conf" else "")
+        assert expected == {p.relative_to(inside) for p in inside.rglob(f"*{suffix}")}
+
+
+def test_composes_the_default_config_from_another_folder(installed: Path, tmp_path: Path):
+    program = (
+        "import sys; sys.argv = ['ssd-train', '--cfg', 'job']; import ssd_lightning.cli.train as train; train.main();"
+        "print(train.__file__, file=sys.stderr); print('from', train.__file__)"
+    )
+    out = run_installed(installed, program, tmp_path)
+    assert "_target_: ssd_lightning.model.SSD" in out
+    assert "name: banana_tiny" in out
+    assert f"from {installed}" in out
+
+
+def test_help_lists_the_groups(installed: Path, tmp_path: Path):
+    program = "import sys; sys.argv = ['ssd-train', '-h']; from ssd_lightning.cli.train import main; main()"
+    assert "box_scales" in run_installed(installed, program, tmp_path)
