@@ -60,6 +60,7 @@ class MetricsFile(Logger):
         if not self._changed:
             return
         columns = sorted({key for row in self._rows.values() for key in row} - {"step", "epoch"})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(f".metrics.csv.{os.getpid()}.part")
         with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["step", "epoch", *columns])

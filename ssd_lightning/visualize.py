@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from torchvision.utils import draw_bounding_boxes
 
 from ssd_lightning.loggers import read_metrics
@@ -118,6 +119,9 @@ def draw_curves(metrics: Path | str) -> Figure:
     for key, (label, style, line_colour) in losses.items():
         _line(left, rows, key, label, style, line_colour)
     left.set(xlabel="step", ylabel="loss", yscale="log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter(NullFormatter())
     scores = {
         "val/map_50": ("AP at IoU 0.5", "solid", COLOURS[4]),
         "val/map_75": ("AP at IoU 0.75", "dashed", COLOURS[1]),
@@ -127,6 +131,7 @@ def draw_curves(metrics: Path | str) -> Figure:
         _line(right, rows, key, label, style, line_colour)
     right.set(xlabel="step", ylabel="average precision (validation)", ylim=(0, 1.02))
     for ax in (left, right):
+        ax.set_xlim(left=0)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
         if ax.lines:

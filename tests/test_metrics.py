@@ -74,7 +74,7 @@ def collect(image_ids: list[list[int]], num_classes: int = 3) -> DetectionScores
 
 
 def test_as_the_records_written_by_hand():
-    """100 × 100 pixels. Class 1 has recall ½ at precision ½; class 2 has 1, and class 3 without its difficult object."""
+    """100 × 100 pixels. Class 1 has recall ½ at precision ½; class 2 has 1, and class 3 but for the difficult."""
     left, right, middle = (0, 0, 40, 100), (50, 25, 100, 75), (25, 25, 75, 75)
     objects = ObjectRecords(
         np.array([0, 0, 1, 3, 3]),

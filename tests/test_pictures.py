@@ -234,6 +234,7 @@ def test_an_absurdly_large_picture_is_refused_before_it_fills_the_memory(tmp_pat
         read(tmp_path / "bomb.png")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, pixels: np.ndarray) -> None:
     """Pillow has many ways to fail, above all with damaged EXIF data: all of them must name the file."""
     exif = Image.Exif()

@@ -116,6 +116,7 @@ def _finish(
         best_epoch, best_step = content["epoch"], content["global_step"]
     else:
         best_epoch, best_step = epochs, steps
+    trainer.loggers = []  # the metrics are those of training
     [scores] = trainer.validate(module, datamodule, verbose=False)
     detections, objects = module.scores.detections(), module.scores.objects()
     assert datamodule.val_pictures is not None

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import lightning
 import numpy as np
@@ -15,6 +15,7 @@ from ssd_lightning.data.transforms import Augmentation
 from ssd_lightning.structures import Batch, ImageSize, Objects, Sample, height_and_width
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """A data set: samples by position, and the file each of them is from."""
 
@@ -25,6 +26,7 @@ class Pictures(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
+@runtime_checkable
 class DetectionData(Protocol):
     """Where pictures come from: one entry of the config group ``data``."""
 

@@ -1,0 +1,316 @@
+"""Stopping well: at a loss that is no number, and when somebody asks for it. Every test is a real run of a tiny model."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from ssd_lightning import callbacks
+from ssd_lightning.callbacks import NonFiniteLossError, StoppedBySignal, StopOnNonFiniteLoss, StopOnSignal
+from ssd_lightning.data.datamodule import DetectionDataModule, Item, collate
+from ssd_lightning.structures import Batch, Sample
+
+BATCHES = 4
+"""Of an epoch, with two pictures each."""
+
+
+class OddPictures:
+    """Picture n is all of level n, and every second one has an object."""
+
+    def __init__(self, length: int) -> None:
+        self.paths = [Path(f"folder/picture {index}.png") for index in range(length)]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        count = index % 2
+        return Sample(
+            np.full((8, 8, 3), index, dtype=np.uint8),
+            np.array([(0.1, 0.2, 0.3, 0.4)] * count, dtype=np.float32).reshape(-1, 4),
+            np.ones(count, dtype=np.int64),
+            np.zeros(count, dtype=bool),
+        )
+
+
+class OddData:
+    classes = ("odd",)
+
+    def prepare(self) -> None: ...
+
+    def train(self) -> OddPictures:
+        return OddPictures(2 * BATCHES)
+
+    def val(self) -> OddPictures:
+        return OddPictures(2)
+
+
+class Tiny(lightning.LightningModule):
+    """A single weight, which each step moves. ``losses`` are added to the loss of the step of that number."""
+
+    def __init__(self, losses: dict[int, float] | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.losses = losses or {}
+        self.batches: list[Batch] = []
+        self.validated_after: list[int] = []
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.batches.append(batch)
+        loss = self.weight * (1 + batch.images.float().mean()) + self.losses.get(self.global_step, 0.0)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validated_after.append(self.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0125)
+
+
+class Interrupt(lightning.Callback):
+    """Sends signals to this process in the middle of a step, as a terminal or a scheduler does."""
+
+    def __init__(self, step: int, *numbers: int) -> None:
+        self.step = step
+        self.numbers = list(numbers)
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
+        while trainer.global_step == self.step and self.numbers:
+            os.kill(os.getpid(), self.numbers.pop(0))
+
+
+def trainer_with(*own: lightning.Callback, epochs: int = 2, **settings: Any) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        callbacks=list(own),
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in own),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+def data() -> DetectionDataModule:
+    return DetectionDataModule(OddData(), image_size=8, batch_size=2, num_workers=0)
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[dict[int, Any]]:
+    """Those from before the test, whatever the test leaves behind."""
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield former
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+def current_handlers() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*does not have many workers.*")
+
+# --- a loss that is no number ---
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("step", [0, 2, 5])
+def test_the_error_tells_step_learning_rate_and_pictures(tmp_path: Path, step: int, value: float) -> None:
+    module = Tiny({step: value})
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer_with(StopOnNonFiniteLoss(tmp_path)).fit(module, data())
+    text = str(caught.value)
+    assert f"the loss became {value} at step {step} with learning rate 0.0125" in text
+    assert str(tmp_path / "non_finite_batch.pt") in text
+    pictures = [f"folder/picture {index}.png" for index in module.batches[-1].image_ids.tolist()]
+    assert text.endswith(", ".join(pictures))
+    assert len(module.batches) == step + 1
+
+
+def test_the_batch_is_saved_as_plain_data_for_replay(tmp_path: Path) -> None:
+    module = Tiny({1: float("nan")})
+    with pytest.raises(NonFiniteLossError):
+        trainer_with(StopOnNonFiniteLoss(tmp_path / "new folder")).fit(module, data())
+    saved = torch.load(tmp_path / "new folder" / "non_finite_batch.pt", weights_only=True)
+    batch = module.batches[-1]
+    assert list(saved) == list(batch._fields)
+    for name in ("images", "image_ids", "image_sizes"):
+        assert torch.equal(saved[name], getattr(batch, name))
+    assert list(saved["objects"]) == list(batch.objects._fields)
+    for name, tensor in saved["objects"].items():
+        assert torch.equal(tensor, getattr(batch.objects, name))
+
+
+def test_weights_and_checkpoints_stay_as_they_were(tmp_path: Path) -> None:
+    expected = Tiny()
+    trainer_with(epochs=-1, max_steps=3).fit(expected, data())
+
+    module = Tiny({3: float("nan")})
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    with pytest.raises(NonFiniteLossError):
+        trainer_with(StopOnNonFiniteLoss(tmp_path), saving).fit(module, data())
+    assert torch.equal(module.weight, expected.weight)
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
+    last = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
+    assert torch.equal(last["state_dict"]["weight"], expected.weight)
+
+
+def test_a_finite_loss_however_large_is_none_of_its_business(tmp_path: Path) -> None:
+    trainer = trainer_with(StopOnNonFiniteLoss(tmp_path))
+    trainer.fit(Tiny({2: 1e38}), data())
+    assert trainer.global_step == 2 * BATCHES
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_data_module_pictures_are_numbers(tmp_path: Path) -> None:
+    pictures = OddPictures(2)
+    loader = DataLoader([collate([Item(pictures[index], index, (8, 8)) for index in (1, 0)])], batch_size=None)
+    with pytest.raises(NonFiniteLossError, match="its pictures: 1, 0$"):
+        trainer_with(StopOnNonFiniteLoss(tmp_path)).fit(Tiny({0: float("nan")}), loader)
+
+
+def test_no_checkpoint_is_written_after_a_loss_that_was_not_looked_at_yet(tmp_path: Path) -> None:
+    """On an accelerator a loss is looked at one step later; what is saved in between must not be spoilt either."""
+    stop, path = StopOnNonFiniteLoss(tmp_path), tmp_path / "last.ckpt"
+    path.write_text("good")
+
+    class Launch(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Tiny, *args: Any) -> None:
+            launched = callbacks._Launched(torch.tensor(float("nan")), pl_module.batches[-1], trainer.global_step - 1)
+            stop._pending = launched
+            trainer.save_checkpoint(path)
+
+    with pytest.raises(NonFiniteLossError, match="at step 0 "):
+        trainer_with(stop, Launch()).fit(Tiny(), data())
+    assert path.read_text() == "good"
+
+
+# --- a signal ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [0, 2, BATCHES + 1])
+def test_a_signal_ends_the_run_after_the_step_it_came_in(
+    tmp_path: Path, handlers: dict[int, Any], number: signal.Signals, step: int
+) -> None:
+    path, module = tmp_path / "checkpoints" / "last.ckpt", Tiny()
+    with pytest.raises(StoppedBySignal, match=f"stopped by {number.name}; saved in .*last.ckpt"):
+        trainer_with(Interrupt(step, number), StopOnSignal(path)).fit(module, data())
+    assert len(module.batches) == step + 1
+    saved = torch.load(path, weights_only=True)
+    assert saved["global_step"] == step + 1
+    assert torch.equal(saved["state_dict"]["weight"], module.weight)
+    assert current_handlers() == handlers
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_validation_belongs_to_the_last_step_of_an_epoch(tmp_path: Path, handlers: dict[int, Any], epoch: int) -> None:
+    """It is run, the best weights are kept, and then everything is saved; also in the last epoch."""
+    module, steps = Tiny(), epoch * BATCHES
+    best = ModelCheckpoint(tmp_path, filename="best {epoch}", save_top_k=-1)
+    with pytest.raises(StoppedBySignal):
+        trainer_with(Interrupt(steps - 1, signal.SIGTERM), StopOnSignal(tmp_path / "last.ckpt"), best).fit(
+            module, data()
+        )
+    assert module.validated_after == [BATCHES, 2 * BATCHES][:epoch]
+    assert (tmp_path / f"best epoch={epoch - 1}.ckpt").exists()
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == steps
+    assert current_handlers() == handlers
+
+
+def test_gradients_that_are_added_up_are_waited_for(tmp_path: Path) -> None:
+    module = Tiny()
+    with pytest.raises(StoppedBySignal):
+        trainer_with(
+            Interrupt(0, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt"), accumulate_grad_batches=3
+        ).fit(module, data())
+    assert len(module.batches) == 3
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "validated_after"),
+    [
+        ({"val_check_interval": 2}, 1, [2]),  # counted in each epoch
+        ({"val_check_interval": 3, "check_val_every_n_epoch": None}, 5, [3, 6]),  # counted over the whole run
+    ],
+)
+def test_a_validation_within_the_epoch_is_not_lost(
+    tmp_path: Path, settings: dict[str, Any], step: int, validated_after: list[int]
+) -> None:
+    """The signal comes in a step that validation follows: it is made, and one more step."""
+    module = Tiny()
+    with pytest.raises(StoppedBySignal):
+        trainer_with(Interrupt(step, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt"), **settings).fit(
+            module, data()
+        )
+    assert module.validated_after == validated_after
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step + 2
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path, handlers: dict[int, Any]) -> None:
+    raised = []
+
+    class Listen(lightning.Callback):
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+            raised.append(type(exception))
+
+    module = Tiny()
+    stop = StopOnSignal(tmp_path / "last.ckpt")
+    with pytest.raises(SystemExit):  # into which Lightning turns a KeyboardInterrupt
+        trainer_with(Interrupt(1, signal.SIGINT, signal.SIGINT), stop, Listen()).fit(module, data())
+    assert raised == [KeyboardInterrupt]
+    assert len(module.batches) == 2
+    assert not (tmp_path / "last.ckpt").exists()
+    assert current_handlers() == handlers
+
+
+def fail(trainer: Any) -> None:
+    raise RuntimeError("something else")
+
+
+def nothing(trainer: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("during", "error"), [(nothing, None), (fail, "something else")])
+def test_afterwards_signals_are_handled_as_before(
+    tmp_path: Path, handlers: dict[int, Any], during: Callable[[Any], None], error: str | None
+) -> None:
+    """Lightning's handler would otherwise stay, and swallow the SIGTERM that is to end the process."""
+    seen = []
+
+    class During(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            seen.append(current_handlers())
+            during(trainer)
+
+    trainer = trainer_with(StopOnSignal(tmp_path / "last.ckpt"), During())
+    if error is None:
+        trainer.fit(Tiny(), data())
+        assert trainer.global_step == 2 * BATCHES
+    else:
+        with pytest.raises(RuntimeError, match=error):
+            trainer.fit(Tiny(), data())
+    assert all(seen[0][number] != handler for number, handler in handlers.items())
+    assert current_handlers() == handlers
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_the_same_callback_serves_the_next_run(tmp_path: Path) -> None:
+    stop = StopOnSignal(tmp_path / "last.ckpt")
+    with pytest.raises(StoppedBySignal):
+        trainer_with(Interrupt(0, signal.SIGINT), stop).fit(Tiny(), data())
+    trainer = trainer_with(stop)
+    trainer.fit(Tiny(), data())
+    assert trainer.global_step == 2 * BATCHES

@@ -1,0 +1,348 @@
+"""Checkpoints: never half of one, complete in themselves, and no file can run code."""
+
+import copy
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from banana_folder import write_banana_folder
+from hydra.utils import instantiate
+
+from ssd_lightning.backbones.tiny import Tiny
+from ssd_lightning.checkpoint import CONFIG_KEY, AtomicCheckpointIO, load_detector, read_checkpoint, rebuild
+from ssd_lightning.data.banana import Bananas
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.model import SSD
+from ssd_lightning.module import SSDModule
+from ssd_lightning.postprocess import PostProcess
+
+MODEL = {
+    "_target_": "ssd_lightning.model.SSD",
+    "backbone": {"_target_": "ssd_lightning.backbones.tiny.Tiny", "base_channels": [4, 8, 8], "channels": 8},
+    "default_boxes": {
+        "_target_": "ssd_lightning.default_boxes.DefaultBoxes",
+        "scales": [0.2, 0.37, 0.54, 0.71, 0.88, 1.05],
+        "aspect_ratios": [[2], [2], [2], [2], [2]],
+    },
+    "num_classes": 1,
+    "image_size": 64,
+}
+POSTPROCESS = {"_target_": "ssd_lightning.postprocess.PostProcess", "score_threshold": 0.02, "max_detections": 50}
+CONFIG = {"model": MODEL, "postprocess": POSTPROCESS, "classes": ["banana"], "config": {"seed": 0, "trainer": None}}
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*does not have many workers.*")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SSDModule, Path]:
+    """A module after two steps, and its checkpoint: the same way as in ``ssd-train``."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    module = SSDModule(instantiate(MODEL, _convert_="all"), config=CONFIG)
+    root = write_banana_folder(folder / "bananas", num_train=4, num_val=1, side=64)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, DetectionDataModule(Bananas(root), image_size=64, batch_size=2, num_workers=0))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return module.eval(), folder / "last.ckpt"
+
+
+@pytest.fixture
+def content(trained: tuple[SSDModule, Path]) -> dict[str, Any]:
+    """What the checkpoint holds, to be changed by a test."""
+    return copy.deepcopy(torch.load(trained[1], weights_only=True))
+
+
+# --- writing ---
+
+
+class FullDisk:
+    """A torch.save that gets no further than some bytes."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __call__(self, checkpoint: object, file: Any) -> None:
+        file.write(b"half of a checkpoint")
+        file.flush()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_while_writing_leaves_the_former_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    writer.save_checkpoint({"epoch": 1}, path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", FullDisk(error))
+        with pytest.raises(type(error)):
+            writer.save_checkpoint({"epoch": 2}, path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+    writer.save_checkpoint({"epoch": 3}, path)
+    assert read_checkpoint(path) == {"epoch": 3}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_failure_at_the_first_time_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "save", FullDisk(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        AtomicCheckpointIO().save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_are_made(tmp_path: Path) -> None:
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.arange(3)}, str(tmp_path / "a" / "b" / "last.ckpt"))
+    assert read_checkpoint(tmp_path / "a" / "b" / "last.ckpt")["weights"].tolist() == [0, 1, 2]
+
+
+# --- reading a detector ---
+
+
+def test_a_detector_comes_back_as_it_was(trained: tuple[SSDModule, Path]) -> None:
+    module, path = trained
+    detector = load_detector(path)
+    assert detector.classes == ("banana",)
+    assert not detector.model.training
+    assert (detector.postprocess.score_threshold, detector.postprocess.max_detections) == (0.02, 50)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected, found = module.model(images), detector.model(images)
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.offsets, expected.offsets)
+    for name, tensor in module.model.state_dict().items():
+        assert torch.equal(detector.model.state_dict()[name], tensor)
+
+
+def test_another_process_in_another_folder_needs_nothing_but_the_file(
+    trained: tuple[SSDModule, Path], tmp_path: Path
+) -> None:
+    module, path = trained
+    (tmp_path / "elsewhere").mkdir()
+    path = path.rename(tmp_path / "elsewhere" / "renamed.ckpt")
+    try:
+        torch.manual_seed(1)
+        images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+        torch.save(images, tmp_path / "elsewhere" / "images.pt")
+        program = """if True:
+            import torch
+            from ssd_lightning.checkpoint import load_detector
+            model, postprocess, classes = load_detector("renamed.ckpt")
+            with torch.no_grad():
+                detections = postprocess(model(torch.load("images.pt")), model.default_boxes)
+            torch.save({**detections._asdict(), "classes": list(classes)}, "detections.pt")
+        """
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "elsewhere", check=True)
+    finally:
+        path.rename(trained[1])
+    found = torch.load(tmp_path / "elsewhere" / "detections.pt")
+    with torch.no_grad():
+        expected = load_detector(trained[1]).postprocess(module.model(images), module.model.default_boxes)
+    assert found.pop("classes") == ["banana"]
+    assert expected.valid.any()
+    for name, tensor in expected._asdict().items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_settings_of_the_post_processing_can_be_replaced(trained: tuple[SSDModule, Path]) -> None:
+    postprocess = load_detector(trained[1], {"score_threshold": 0.5, "nms_threshold": 0.3}).postprocess
+    assert (postprocess.score_threshold, postprocess.nms_threshold, postprocess.max_detections) == (0.5, 0.3, 50)
+
+
+def test_rebuild_gives_plain_python_to_constructors() -> None:
+    model = rebuild(MODEL, "some.ckpt")
+    assert isinstance(model, SSD)
+    assert isinstance(model.backbone, Tiny)
+    assert model.num_classes == 1
+    assert isinstance(rebuild(POSTPROCESS, "some.ckpt"), PostProcess)
+
+
+# --- files that are something else ---
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ValueError, match="checkpoint: ") as caught:
+        load_detector(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert "no file" in refusal(tmp_path / "gone.ckpt")
+    assert "no file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"epoch: 3\n", b"\x80", b"PK\x03\x04 no zip", pickle.dumps([1], protocol=2)[:-2], bytes(range(256))]
+)
+def test_a_file_of_something_else(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.ckpt").write_bytes(content)
+    assert "cannot be read as a checkpoint" in refusal(tmp_path / "file.ckpt")
+
+
+def test_half_of_a_checkpoint(tmp_path: Path, trained: tuple[SSDModule, Path]) -> None:
+    whole = trained[1].read_bytes()
+    for length in (100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / "file.ckpt").write_bytes(whole[:length])
+        assert "cannot be read as a checkpoint" in refusal(tmp_path / "file.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["list", "Tensor"])
+def test_a_torch_file_of_something_else(tmp_path: Path, kind: str) -> None:
+    torch.save({"list": [1, 2], "Tensor": torch.zeros(2)}[kind], tmp_path / "file.ckpt")
+    assert f"holds a {kind}, not a checkpoint" in refusal(tmp_path / "file.ckpt")
+
+
+@pytest.mark.parametrize("config", [None, "a text", {}, {"model": MODEL, "classes": ["banana"]}])
+def test_a_checkpoint_of_another_project(tmp_path: Path, content: dict[str, Any], config: object) -> None:
+    content[CONFIG_KEY] = config
+    if config is None:
+        del content[CONFIG_KEY]
+    torch.save(content, tmp_path / "file.ckpt")
+    assert "was not written by ssd-train" in refusal(tmp_path / "file.ckpt")
+
+
+@pytest.mark.parametrize("change", [{"num_classes": 2}, {"backbone": {**MODEL["backbone"], "channels": 16}}])
+def test_weights_of_another_model(tmp_path: Path, content: dict[str, Any], change: dict[str, Any]) -> None:
+    content[CONFIG_KEY]["model"] |= change
+    torch.save(content, tmp_path / "file.ckpt")
+    text = refusal(tmp_path / "file.ckpt")
+    assert "are of another model than its config" in text
+    assert "size mismatch" in text
+
+
+def test_no_weights(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["state_dict"] = {}
+    torch.save(content, tmp_path / "file.ckpt")
+    assert "Missing key" in refusal(tmp_path / "file.ckpt")
+
+
+# --- files that would run code ---
+
+
+class Command:
+    """Pickled, it becomes a call of os.system."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def test_a_pickle_that_runs_a_command_is_not_run(tmp_path: Path, content: dict[str, Any]) -> None:
+    path, marker = tmp_path / "file.ckpt", tmp_path / "was run"
+    content["hyper_parameters"] = Command(f"touch '{marker}'")
+    torch.save(content, path)
+    assert "cannot be read as a checkpoint" in refusal(path)
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # so dangerous was the file
+
+
+def test_nor_is_a_bare_pickle(tmp_path: Path) -> None:
+    (tmp_path / "file.ckpt").write_bytes(pickle.dumps(Command(f"touch '{tmp_path / 'was run'}'"), protocol=2))
+    assert "cannot be read as a checkpoint" in refusal(tmp_path / "file.ckpt")
+    assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "subprocess.Popen",
+        "pathlib.Path",
+        "torch.hub.load",
+        "torch.nn.Linear",
+        "hydra.utils.instantiate",
+        "ssd_lightning",
+        "ssd_lightning.",
+        "ssd_lightning..os.system",
+        "ssd_lightning.nothing.There",
+        "ssd_lightning.model.Nothing",
+        "ssd_lightning.model",  # a module
+        "ssd_lightning.checkpoint.os.system",  # a function of another module
+        "ssd_lightning.checkpoint.Path",  # a class of another module
+        "ssd_lightning.model.nn.Linear",
+        "ssd_lightning.checkpoint.read_checkpoint",  # a function of this project
+        "ssd_lightning.module.SSDModule.load_from_checkpoint",
+        "ssd_lightning_of_somebody_else.Model",
+        "${oc.env:HOME}",
+        "",
+        5,
+        None,
+        ["ssd_lightning.model.SSD"],
+    ],
+)
+@pytest.mark.parametrize("place", ["model", "backbone", "postprocess"])
+def test_only_classes_of_this_project_are_built(
+    tmp_path: Path, content: dict[str, Any], target: object, place: str
+) -> None:
+    config = content[CONFIG_KEY]
+    node = config["model"]["backbone"] if place == "backbone" else config[place]
+    node.clear()
+    node |= {"_target_": target, "_args_": [f"touch '{tmp_path / 'was run'}'"]}
+    torch.save(content, tmp_path / "file.ckpt")
+    assert "refused" in refusal(tmp_path / "file.ckpt")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.ckpt"]
+
+
+def touch(path: Path) -> dict[str, Any]:
+    return {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": [str(path)]}]}
+
+
+def as_text(config: object) -> str:
+    """A dictionary or list as OmegaConf's grammar for resolvers has it, without quotes."""
+    if isinstance(config, dict):
+        return "{" + ", ".join(f"{key}: {as_text(value)}" for key, value in config.items()) + "}"
+    return "[" + ", ".join(map(as_text, config)) + "]" if isinstance(config, list) else str(config)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        lambda evil: evil,
+        lambda evil: [[evil]],
+        lambda evil: {"deep": {"er": evil}},
+        lambda evil: (evil,),
+        lambda evil: [(evil,)],
+        lambda evil: {"deep": (evil,)},
+        lambda evil: "${oc.create:" + as_text(evil) + "}",
+        lambda evil: ["${oc.create:" + as_text(evil) + "}"],
+    ],
+    ids=["plain", "list", "dict", "tuple", "tuple in list", "tuple in dict", "resolver", "resolver in list"],
+)
+def test_nothing_is_built_in_a_place_where_hydra_would_look(tmp_path: Path, hidden: Any) -> None:
+    """Hydra looks into tuples, and takes text with ``${…}`` for a config: without a check each of these writes a file,
+    although it is hidden in an argument that the class does not have."""
+    marker = tmp_path / "was_run"
+    config = {**POSTPROCESS, "x": hidden(touch(marker))}
+    with pytest.raises(ValueError, match="checkpoint: some.ckpt .*refused"):
+        rebuild(config, "some.ckpt")
+    assert not marker.exists()
+
+
+def test_the_files_of_the_test_above_were_dangerous(tmp_path: Path) -> None:
+    for number, hide in enumerate((lambda evil: (evil,), lambda evil: "${oc.create:" + as_text(evil) + "}")):
+        marker = tmp_path / f"was_run_{number}"
+        with pytest.raises(Exception, match="unexpected keyword argument 'x'"):
+            instantiate({**POSTPROCESS, "x": hide(touch(marker))}, _convert_="all")
+        assert marker.exists()
