@@ -102,9 +102,10 @@ class MinedCrossEntropy(nn.Module):
         """The negatives that count: those with the highest loss as background."""
         positives = (labels > 0).sum(dim=1, keepdim=True)
         wanted = torch.where(positives > 0, positives * self.negative_ratio, self.min_negatives)
-        loss = -logits.log_softmax(dim=-1)[..., 0]
+        # The odds against background, which rise with its loss and are cheaper: -log p₀ = log(1 + odds).
+        odds = (logits[..., 1:] - logits[..., :1]).exp_().sum(dim=-1)
         most = labels.shape[1] if not can_read(wanted) else min(labels.shape[1], math.ceil(wanted.max()))
-        hardest = torch.where(labels == 0, loss, -1.0).topk(most, dim=1).indices
+        hardest = torch.where(labels == 0, odds, -1.0).topk(most, dim=1).indices
         rank = torch.arange(most, device=labels.device).expand_as(hardest)
         return torch.zeros_like(labels, dtype=torch.bool).scatter(1, hardest, rank < wanted) & (labels == 0)
 
@@ -234,14 +235,14 @@ class PlainErrors(NamedTuple):
     """What d2l.ai prints beside its training curve."""
 
     class_error: Float[Tensor, ""]
-    """Share of default boxes whose likeliest class is not the matched one."""
+    """Share of default boxes whose likeliest class is not the matched one; ignored ones count as right."""
     box_mae: Float[Tensor, ""]
     """Mean absolute error of the offsets, over all default boxes, where those that are not positive count as 0."""
 
 
 def plain_errors(predictions: Predictions, matches: Matches, default_boxes: Float[Tensor, "boxes 4"]) -> PlainErrors:
     """d2l.ai's class error and box error. They say little: a network that finds nothing has a class error near 0."""
-    wrong = predictions.logits.argmax(dim=-1) != matches.labels
+    wrong = (predictions.logits.argmax(dim=-1) != matches.labels) & (matches.labels != IGNORED)
     distance = L1()(predictions.offsets.float(), matches.boxes, default_boxes)
     return PlainErrors(wrong.float().mean(), torch.where(matches.labels > 0, distance, 0).mean() / 4)
 

@@ -33,7 +33,7 @@ DRAW_THRESHOLD = 0.5
 """Detections are drawn from this score on."""
 
 
-def colour(label: int) -> str:
+def colour(label: int | np.integer) -> str:
     return COLOURS[(label - 1) % len(COLOURS)]
 
 

@@ -1,4 +1,4 @@
-"""A tiny data set in the layout of d2l.ai's bananas, written in milliseconds, for tests of everything that reads one."""
+"""A tiny data set in the layout of d2l.ai's bananas, written in milliseconds, for all tests that read one."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stopping well: at a loss that is no number, and when somebody asks for it. Every test is a real run of a tiny model."""
+"""Stopping well: at a loss that is no number, and when somebody asks for it. Each test is a run of a tiny model."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from ssd_lightning import callbacks
-from ssd_lightning.callbacks import NonFiniteLossError, StoppedBySignal, StopOnNonFiniteLoss, StopOnSignal
+from ssd_lightning.callbacks import NonFiniteLossError, StopOnNonFiniteLoss, StopOnSignal, StoppedBySignal
 from ssd_lightning.data.datamodule import DetectionDataModule, Item, collate
 from ssd_lightning.structures import Batch, Sample
 
@@ -119,7 +119,9 @@ def current_handlers() -> dict[int, Any]:
     return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*does not have many workers.*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:lightning", "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*deprecated.*"
+)
 
 # --- a loss that is no number ---
 
@@ -176,7 +178,7 @@ def test_a_finite_loss_however_large_is_none_of_its_business(tmp_path: Path) -> 
 def test_without_a_data_module_pictures_are_numbers(tmp_path: Path) -> None:
     pictures = OddPictures(2)
     loader = DataLoader([collate([Item(pictures[index], index, (8, 8)) for index in (1, 0)])], batch_size=None)
-    with pytest.raises(NonFiniteLossError, match="its pictures: 1, 0$"):
+    with pytest.raises(NonFiniteLossError, match=r"its pictures: 1, 0$"):
         trainer_with(StopOnNonFiniteLoss(tmp_path)).fit(Tiny({0: float("nan")}), loader)
 
 
@@ -232,9 +234,9 @@ def test_validation_belongs_to_the_last_step_of_an_epoch(tmp_path: Path, handler
 def test_gradients_that_are_added_up_are_waited_for(tmp_path: Path) -> None:
     module = Tiny()
     with pytest.raises(StoppedBySignal):
-        trainer_with(
-            Interrupt(0, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt"), accumulate_grad_batches=3
-        ).fit(module, data())
+        trainer_with(Interrupt(0, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt"), accumulate_grad_batches=3).fit(
+            module, data()
+        )
     assert len(module.batches) == 3
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
 

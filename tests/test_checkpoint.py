@@ -37,7 +37,9 @@ MODEL = {
 POSTPROCESS = {"_target_": "ssd_lightning.postprocess.PostProcess", "score_threshold": 0.02, "max_detections": 50}
 CONFIG = {"model": MODEL, "postprocess": POSTPROCESS, "classes": ["banana"], "config": {"seed": 0, "trainer": None}}
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore:.*does not have many workers.*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning:lightning", "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*deprecated.*"
+)
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +192,8 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"epoch: 3\n", b"\x80", b"PK\x03\x04 no zip", pickle.dumps([1], protocol=2)[:-2], bytes(range(256))]
+    "content",
+    [b"", b"epoch: 3\n", b"\x80", b"PK\x03\x04 no zip", pickle.dumps([1], protocol=2)[:-2], bytes(range(256))],
 )
 def test_a_file_of_something_else(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file.ckpt").write_bytes(content)
@@ -335,7 +338,7 @@ def test_nothing_is_built_in_a_place_where_hydra_would_look(tmp_path: Path, hidd
     although it is hidden in an argument that the class does not have."""
     marker = tmp_path / "was_run"
     config = {**POSTPROCESS, "x": hidden(touch(marker))}
-    with pytest.raises(ValueError, match="checkpoint: some.ckpt .*refused"):
+    with pytest.raises(ValueError, match=r"checkpoint: some\.ckpt .*refused"):
         rebuild(config, "some.ckpt")
     assert not marker.exists()
 

@@ -106,7 +106,7 @@ def test_an_epoch_can_be_repeated_and_does_not_depend_on_what_was_drawn_before()
     second = train_batches(module, epoch=1)
     train_batches(module, epoch=0)
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002  # the state of these generators must not matter
+    np.random.seed(99)  # the state of these generators must not matter
     assert_same_batches(train_batches(module, epoch=1), second)
 
 

@@ -14,7 +14,7 @@ from banana_folder import write_banana_folder
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 
 from ssd_lightning.backbones.tiny import Tiny
-from ssd_lightning.callbacks import StoppedBySignal, StopOnNonFiniteLoss, StopOnSignal
+from ssd_lightning.callbacks import StopOnNonFiniteLoss, StopOnSignal, StoppedBySignal
 from ssd_lightning.checkpoint import CONFIG_KEY, AtomicCheckpointIO
 from ssd_lightning.data.banana import Bananas
 from ssd_lightning.data.datamodule import DetectionDataModule

@@ -207,7 +207,9 @@ def test_truncated_files_are_named(tmp_path: Path, pixels: np.ndarray, name: str
 
 
 @pytest.mark.parametrize("read", [read_picture, picture_size])
-@pytest.mark.parametrize("content", [b"", b"\0", b"This is not a picture.", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"This is not a picture.", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8"]
+)
 def test_other_content_is_named(tmp_path: Path, read, content: bytes) -> None:
     (tmp_path / "text.png").write_bytes(content)
     with pytest.raises(PictureError, match=r"text\.png: cannot be read as a picture"):
@@ -229,7 +231,7 @@ def test_a_folder_is_named(tmp_path: Path, read) -> None:
 
 @pytest.mark.parametrize("read", [read_picture, picture_size])
 def test_an_absurdly_large_picture_is_refused_before_it_fills_the_memory(tmp_path: Path, read) -> None:
-    Image.new("1", (30_000, 30_000)).save(tmp_path / "bomb.png")
+    Image.new("1", (14_000, 14_000)).save(tmp_path / "bomb.png")
     with pytest.raises(PictureError, match=r"bomb\.png: cannot be read .*decompression bomb"):
         read(tmp_path / "bomb.png")
 

@@ -249,6 +249,15 @@ def test_boxes_on_the_pixels_of_ordinary_pictures() -> None:
         np.testing.assert_allclose(moved[0, 2:] - moved[0, :2], (box[2:] - box[:2]) / side, atol=1e-5)
 
 
+def test_boxes_that_begin_next_to_the_border() -> None:
+    """1 - (1 - ε) is not ε: the first place for the window may come after the last one."""
+    rng, image = np.random.default_rng(0), np.zeros((2, 2, 3), dtype=np.uint8)
+    for epsilon in np.geomspace(1e-12, 1e-3, 200):
+        window = ZoomIn(probability=1.0, largest=1.02)(sample_with((epsilon, 0.2, 0.99, 0.8), image=image), rng)
+        assert 0 <= window.left <= epsilon * 1.001
+        assert window.right >= np.float32(0.99) - 1e-12
+
+
 def test_one_object_of_many_is_chosen_each_in_turn() -> None:
     corners = [(0.0, 0.0, 0.1, 0.1), (0.9, 0.0, 1.0, 0.1), (0.0, 0.9, 0.1, 1.0), (0.9, 0.9, 1.0, 1.0)]
     sample, rng = sample_with(*corners, image=np.zeros((2, 2, 3), dtype=np.uint8)), np.random.default_rng(0)

@@ -58,7 +58,7 @@ def run(name: str, config_name: str, about: str, examples: list[str], task: Call
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         sys.argv[1:] = _continue_in_run_folder(arguments)
-        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(_tidy(task))()
+        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(_tidy(name, task))()
     except KeyboardInterrupt:
         _fail(name, "interrupted", exit_code=130)
     except Exception as error:
@@ -66,6 +66,9 @@ def run(name: str, config_name: str, about: str, examples: list[str], task: Call
         if wants_traceback or explanation is None:
             raise
         _fail(name, explanation)
+    finally:
+        if not wants_traceback:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def explain(error: BaseException) -> str | None:
@@ -78,7 +81,7 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         # What follows is Hydra's search path, which says nothing to most.
         return _one_line(str(error).split("Config search path:")[0])
-    if type(error).__name__ in ("MisconfigurationException", "NonFiniteLossError", "StoppedBySignal"):
+    if type(error).__name__ in ("MisconfigurationException", "NonFiniteLossError"):
         return _one_line(str(error))
     if isinstance(error, (ValueError, OSError)):
         # A loader's worker hands over its whole traceback as the message; its last line is what happened.
@@ -115,17 +118,22 @@ def help_text(name: str, config_name: str, about: str, examples: list[str]) -> s
     return "\n".join(lines)
 
 
-def _tidy(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """The task; if it fails before it has written anything, its folder goes with it."""
 
     @functools.wraps(task)
     def tidy_task(config: DictConfig) -> Any:
         try:
             return task(config)
-        except BaseException:
-            folder = Path(HydraConfig.get().runtime.output_dir)
-            if all(path.name == ".hydra" or path.suffix == ".log" for path in folder.iterdir()):
+        except Exception as error:
+            hydra_config = HydraConfig.get()
+            folder = Path(hydra_config.runtime.output_dir)
+            own = {folder / ".hydra", folder / f"{hydra_config.job.name}.log"}
+            if config.get("resume") is None and folder != Path.cwd() and set(folder.iterdir()) <= own:
                 shutil.rmtree(folder, ignore_errors=True)
+            if type(error).__name__ == "StoppedBySignal":
+                # Not as an exception, after which a sweep would go on with its next job.
+                _fail(name, str(error))
             raise
 
     return tidy_task
@@ -141,13 +149,18 @@ class RunFolderGuard(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
-        if config.get("resume") is None and (folder / ".hydra").exists():
+        try:
+            # Making it is the claim: of two runs that start in the same second, one fails here.
+            (folder / ".hydra").mkdir(parents=True)
+        except FileExistsError as error:
+            what = "holds a run already" if (folder / ".hydra").is_dir() else f"cannot be made ({error})"
             # Hydra turns exceptions of callbacks into warnings.
             _fail(
                 str(config.hydra.job.name),
-                f"hydra.run.dir: {folder} holds a run already; continue it with resume={folder}, "
-                "or choose another folder",
+                f"hydra.run.dir: {folder} {what}; choose another folder, or continue a run with resume=<its folder>",
             )
+        except OSError as error:
+            _fail(str(config.hydra.job.name), f"hydra.run.dir: {folder} cannot be made ({error})")
 
 
 def _continue_in_run_folder(arguments: list[str]) -> list[str]:
@@ -160,6 +173,12 @@ def _continue_in_run_folder(arguments: list[str]) -> list[str]:
         if not (folder / needed).is_file():
             raise ValueError(f"resume: {folder} is no run folder that can be continued, it has no {needed}")
     others = [argument for argument in arguments if not argument.startswith("resume=")]
+    for other in others:
+        key = other.partition("=")[0]
+        if key in GROUPS or key in ("-m", "--multirun", "hydra.run.dir"):
+            raise ValueError(
+                f"resume: a run goes on with its own choices and in its own folder, {other} is not possible"
+            )
     saved = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
     quoted = "'" + str(folder).replace("'", "\\'") + "'"
     return [*saved, f"hydra.run.dir={quoted}", "hydra.output_subdir=null", f"resume={quoted}", *others]

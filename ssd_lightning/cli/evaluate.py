@@ -7,7 +7,7 @@ from ssd_lightning.cli import command
 EXAMPLES = [
     "ssd-evaluate checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
     "ssd-evaluate checkpoint=best.ckpt data=banana",
-    "ssd-evaluate checkpoint=best.ckpt postprocess.nms_threshold=0.6",
+    "ssd-evaluate checkpoint=best.ckpt +postprocess.nms_threshold=0.6",
 ]
 
 

@@ -55,7 +55,7 @@ def evaluate(config: DictConfig) -> float:
     )
     console = Console()
     console.print(_rich(table))
-    console.print(f"Results: [bold]{folder}[/bold]", highlight=False)
+    console.print(f"Results: {folder}", highlight=False, markup=False, soft_wrap=True)
     return float(table.loc["mean", "COCO AP50"])
 
 

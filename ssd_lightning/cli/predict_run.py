@@ -83,7 +83,7 @@ def predict(config: DictConfig) -> None:
         f"{len(images)} pictures, {confident} detections with a score from {config.draw_threshold:g}", highlight=False
     )
     what = "predictions.json and drawings" if config.draw else "predictions.json"
-    console.print(f"Results: [bold]{folder}[/bold] ({what})", highlight=False)
+    console.print(f"Results: {folder} ({what})", highlight=False, markup=False, soft_wrap=True)
     if unreadable:
         print(f"ssd-predict: {len(unreadable)} of {len(paths)} pictures could not be read:", file=sys.stderr)
         for loaded in unreadable:

@@ -31,6 +31,9 @@ PACKAGES = ("ssd-lightning", "torch", "torchvision", "lightning", "hydra-core", 
 def train(config: DictConfig) -> float:
     """Train, validate the best checkpoint, and fill the run folder. Returns the best AP at IoU 0.5."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume:
+        # What was changed for the rest of the run belongs to its config.
+        OmegaConf.save(OmegaConf.merge(config, {"resume": None}), folder / ".hydra" / "config.yaml")
     keep_freed_memory()
     # Lightning tells at length which devices it did not find.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -40,7 +43,7 @@ def train(config: DictConfig) -> float:
     timer = Timer()
     trainer = build_trainer(config, timer)
     if trainer.is_global_zero:
-        Console().print(_what_is_trained(config, trainer, module, datamodule), highlight=False)
+        Console().print(_what_is_trained(config, trainer, module, datamodule), highlight=False, markup=False)
     last = folder / "checkpoints" / "last.ckpt"
     trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
     if trainer.global_rank != 0:
@@ -151,12 +154,11 @@ def _finish(
     )
     save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
     console.print(_table(summary))
-    console.print(f"Results: [bold]{folder}[/bold] (look at figures/validation_detections.png)", highlight=False)
-    console.print(
+    for line in (
+        f"Results: {folder} (look at figures/validation_detections.png)",
         f"Next:    ssd-predict checkpoint={folder}/checkpoints/best.ckpt source=<a picture or a folder>",
-        highlight=False,
-        soft_wrap=True,
-    )
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return float(scores["val/map_50"])
 
 
@@ -174,7 +176,8 @@ def _what_is_trained(
 
 
 def _best_checkpoint(trainer: lightning.Trainer) -> str | None:
-    paths = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
+    paths = [callback.best_model_path for callback in callbacks]
     return next((path for path in paths if path and Path(path).exists()), None)
 
 

@@ -60,12 +60,12 @@ SIZE_RANGE = (38.5, 64.5)
 SIDE_RANGE = (34, 83)
 LOG_ASPECT_MEAN, LOG_ASPECT_STD = 0.01, 0.17
 MARGIN = 6
-FREE_TURN_SHARE = 0.2
+FREE_TURN_SHARE = 0.1
 """Share of bananas turned anyhow instead of to an aspect ratio of the original. The boxes of the original are almost
 square; photographs also show bananas that lie flat."""
 
-MAX_DISTRACTORS = 4
-MIN_CONTRAST = 40
+MAX_DISTRACTORS = 3
+MIN_CONTRAST = 70
 """Levels of 255 by which a banana should differ from what it covers, in the channel where it differs most."""
 MAX_BOX_IOU = 0.1
 PLACES_TRIED = 60

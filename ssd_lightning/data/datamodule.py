@@ -99,7 +99,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         # An incomplete last batch would weigh its few pictures more than the others.
         loader = ResumableLoader(
             dataset,
-            sampler=ShuffledKeys(len(dataset), self.seed),
+            sampler=ShuffledKeys(len(dataset), self.seed, *self._rank_and_world_size()),
             drop_last=len(dataset) >= self.batch_size,
             **self._loader_arguments(),
         )
@@ -124,6 +124,9 @@ class DetectionDataModule(lightning.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume_from = state_dict
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader_arguments(self) -> dict[str, Any]:
         return {
@@ -177,11 +180,17 @@ NO_EPOCH = -1
 
 
 class ShuffledKeys(Sampler):
-    """All positions in an order that depends on seed and epoch alone."""
+    """All positions in an order that depends on seed and epoch alone.
 
-    def __init__(self, length: int, seed: int) -> None:
+    Of several ranks each takes its share, as many as the others; Lightning's own way of sharing would
+    hide this sampler (``Trainer(use_distributed_sampler=False)``).
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.total = length // world_size * world_size
         self.length = length
         self.seed = seed
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self._skip_in_epoch, self._skip_count = NO_EPOCH, 0
 
@@ -199,10 +208,11 @@ class ShuffledKeys(Sampler):
         return self._skip_count if self._skip_in_epoch == self.epoch else 0
 
     def __len__(self) -> int:
-        return self.length
+        return self.total // self.world_size
 
     def __iter__(self) -> Iterator[Key]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)[self.start :]
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = order[self.rank : self.total : self.world_size][self.start :]
         self._skip_in_epoch = NO_EPOCH
         return iter([Key(self.epoch, int(index)) for index in order])
 
