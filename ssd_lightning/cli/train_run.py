@@ -71,7 +71,7 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
     with open_dict(config):
         config.model.num_classes = len(datamodule.classes)
     plain = _plain(config)
-    return SSDModule(
+    module = SSDModule(
         model=instantiate(config.model, _convert_="all"),
         matcher=instantiate(config.matcher, _convert_="all"),
         loss=instantiate(config.loss, _convert_="all"),
@@ -85,6 +85,9 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
             "config": plain,
         },
     )
+    # Once for nothing, so that settings that do not fit are told before anything is written.
+    module.make_scheduler(module.make_optimizer(module.parameters()), 100)
+    return module
 
 
 def build_trainer(config: DictConfig, timer: Timer) -> lightning.Trainer:
