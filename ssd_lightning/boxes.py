@@ -35,9 +35,10 @@ def pairwise_iou(
     width = torch.minimum(right, other_right).sub_(torch.maximum(left, other_left)).clamp_(min=0)
     height = torch.minimum(bottom, other_bottom).sub_(torch.maximum(top, other_top)).clamp_(min=0)
     intersection = width.mul_(height)
-    other_area = (other_right - other_left) * (other_bottom - other_top)
+    # Never 0, so that two empty boxes do not give 0 / 0; adding it here is cheaper than at every pair.
+    other_area = ((other_right - other_left) * (other_bottom - other_top)).clamp(min=torch.finfo(others.dtype).tiny)
     union = torch.add((right - left) * (bottom - top), other_area).sub_(intersection)
-    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+    return intersection.div_(union)
 
 
 def encode(

@@ -82,8 +82,8 @@ def yellow(rng: np.random.Generator) -> Colour:
 
 
 def any_colour(rng: np.random.Generator) -> Colour:
-    """Mostly muted, as most of the world is; every eighth is yellow."""
-    if rng.random() < 0.125:
+    """Mostly muted, as most of the world is; one in 25 is yellow."""
+    if rng.random() < 0.04:
         return yellow(rng)
     return hsv(rng.random(), rng.beta(1.2, 2.6), rng.beta(1.8, 1.3))
 
@@ -570,14 +570,14 @@ def plate(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def blob(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Stones, crisps, puddles and stars: any closed outline, every second one in the colours of bananas."""
+    """Stones, crisps, puddles and stars: any closed outline, every fifth in the colours of bananas."""
     corners = rng.integers(3, 40)
     angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     harmonics = np.arange(2, 6)
     waves = np.cos(np.outer(angles, harmonics) + rng.uniform(0, 2 * np.pi, 4)) @ (rng.normal(0, 0.4, 4) / harmonics)
     radii = np.clip(1 + waves, 0.2, None)
     outline = np.stack([radii * np.cos(angles), radii * np.sin(angles) * rng.uniform(0.6, 1)], axis=-1)
-    return _cutout(rng, light, size, [(outline, yellow(rng) if rng.random() < 0.5 else any_colour(rng))])
+    return _cutout(rng, light, size, [(outline, yellow(rng) if rng.random() < 0.2 else any_colour(rng))])
 
 
 def print_strokes(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
