@@ -2,6 +2,7 @@
 
 import math
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -94,6 +95,11 @@ class StoppedBySignal(Exception):
     """A run was asked to stop, and its last step is saved."""
 
 
+IMPATIENCE = 1.0
+"""Seconds from which on a second Ctrl-C is another one. ``uv run`` and schedulers pass a signal on that the terminal or
+the process group brings as well, so that one request arrives twice."""
+
+
 class StopOnSignal(lightning.Callback):
     """Ctrl-C and SIGTERM end a run between two steps, after a checkpoint. A second Ctrl-C ends it at once.
 
@@ -106,6 +112,7 @@ class StopOnSignal(lightning.Callback):
     def __init__(self, checkpoint: Path | str) -> None:
         self.checkpoint = Path(checkpoint)
         self._received: signal.Signals | None = None
+        self._received_at = 0.0
         self._former: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -113,9 +120,10 @@ class StopOnSignal(lightning.Callback):
         self._former = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received is not None:
+        if self._received is None:
+            self._received, self._received_at = signal.Signals(number), time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._received_at >= IMPATIENCE:
             raise KeyboardInterrupt
-        self._received = signal.Signals(number)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self._received is None or _more_belongs_to(batch_idx, trainer):

@@ -261,7 +261,17 @@ def test_a_validation_within_the_epoch_is_not_lost(
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step + 2
 
 
-def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path: Path, handlers: dict[int, Any]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_arrives_twice_is_one_request(tmp_path: Path, number: signal.Signals) -> None:
+    with pytest.raises(StoppedBySignal):
+        trainer_with(Interrupt(1, number, number), StopOnSignal(tmp_path / "last.ckpt")).fit(Tiny(), data())
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(
+    tmp_path: Path, handlers: dict[int, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssd_lightning.callbacks.IMPATIENCE", 0.0)
     raised = []
 
     class Listen(lightning.Callback):
