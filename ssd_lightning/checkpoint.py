@@ -10,11 +10,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from ssd_lightning.model import SSD
 from ssd_lightning.postprocess import PostProcess
-
-CONFIG_KEY = "ssd_lightning"
-"""Where a checkpoint holds what :func:`load_detector` needs: ``model``, ``postprocess``, ``classes``; plain data."""
-
-MODEL_PREFIX = "model."
+from ssd_lightning.weights import CONFIG_KEY, MODEL_PREFIX, read_file
 
 
 class Detector(NamedTuple):
@@ -53,17 +49,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: naming the file, if it is missing or no checkpoint.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"checkpoint: no file {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file fails in as many ways as a pickle has instructions
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"checkpoint: {path} cannot be read as a checkpoint ({reason})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"checkpoint: {path} holds a {type(content).__name__}, not a checkpoint")
-    return content
+    return read_file(path, "checkpoint")
 
 
 def load_detector(path: Path | str, postprocess: dict[str, Any] | None = None) -> Detector:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,20 +13,44 @@ Grid = tuple[int, int]
 """(height, width) of a feature map in cells."""
 
 
-def linear_scales(levels: int, smallest: float = 0.2, largest: float = 0.9) -> list[float]:
+class LinearScales(list[float]):
     """Equation 4 of the paper for ``levels`` levels, and one more step for the last level's geometric mean.
 
-    ``linear_scales(6)`` is 0.2, 0.34, 0.48, 0.62, 0.76, 0.9, 1.04.
+    ``LinearScales(6)`` is 0.2, 0.34, 0.48, 0.62, 0.76, 0.9, 1.04.
     """
-    if levels < 2:
-        raise ValueError(f"levels: expected at least 2 for a linear rule, got {levels}")
-    step = (largest - smallest) / (levels - 1)
-    return [smallest + step * level for level in range(levels + 1)]
+
+    def __init__(self, levels: int = 6, smallest: float = 0.2, largest: float = 0.9) -> None:
+        if levels < 2:
+            raise ValueError(f"levels: expected at least 2 for a linear rule, got {levels}")
+        step = (largest - smallest) / (levels - 1)
+        super().__init__(smallest + step * level for level in range(levels + 1))
 
 
 def pixel_scales(sizes: Sequence[float], image_size: float) -> list[float]:
     """Scales from box sizes in pixels, as configuration files of the authors' code give them."""
     return [size / image_size for size in sizes]
+
+
+class AspectRatios:
+    """Aspect ratios by rule, for any number of levels.
+
+    Args:
+        inner: of all levels, or of those that are not ``outer``.
+        outer: of the first level and the last two, as in the paper, which gives them fewer. ``None``: as ``inner``.
+        inverses: with each ratio a also 1/a. Without, ``[2, 3]`` is wide boxes alone and ``[0.5]`` tall ones.
+    """
+
+    def __init__(self, inner: Sequence[float], outer: Sequence[float] | None = None, inverses: bool = True) -> None:
+        self.inner = list(inner)
+        self.outer = self.inner if outer is None else list(outer)
+        self.inverses = inverses
+        for name, ratios in (("inner", self.inner), ("outer", self.outer)):
+            _check_ratios(f"aspect_ratios, {name}", ratios, inverses)
+
+    def of(self, levels: int) -> list[list[float]]:
+        """Width over height of the boxes beside the two squares, for each level."""
+        chosen = [self.outer if level in (0, levels - 2, levels - 1) else self.inner for level in range(levels)]
+        return [_with_inverses(ratios) if self.inverses else ratios for ratios in chosen]
 
 
 class DefaultBoxes:
@@ -36,41 +61,49 @@ class DefaultBoxes:
 
     Args:
         scales: one for each level and one more; a fraction of the image, ascending.
-        aspect_ratios: for each level its ratios above 1. The squares and the inverse ratios come by themselves.
+        aspect_ratios: for each level its ratios above 1, where the squares and the inverse ratios come by themselves;
+            or a rule for any number of levels.
         steps: pixels from one cell to the next, for each level. Cell i then has its centre at (i + ½) · step / image
             size. Weights released by the authors want it (for SSD300, 38 cells of 8 pixels are not 300). Without
             steps the centre is (i + ½) / cells.
-        clip: cut the boxes at the border of the image. Off, as in the authors' code.
+        clip: "border" cuts the boxes at the border of the image; "size" makes none wider or taller than the image, as
+            released weights of torchvision and of other PyTorch versions want it. Off, as in the authors' code.
     """
 
     def __init__(
         self,
         scales: Sequence[float],
-        aspect_ratios: Sequence[Sequence[float]],
+        aspect_ratios: Sequence[Sequence[float]] | AspectRatios,
         steps: Sequence[float] | None = None,
-        clip: bool = False,
+        clip: Literal["border", "size"] | None = None,
     ) -> None:
         self.scales = [float(scale) for scale in scales]
-        self.aspect_ratios = [[float(ratio) for ratio in level] for level in aspect_ratios]
+        if isinstance(aspect_ratios, AspectRatios):
+            self.ratios = aspect_ratios.of(len(self.scales) - 1)
+        else:
+            for level, ratios in enumerate(aspect_ratios):
+                _check_ratios(f"aspect_ratios of level {level}", ratios, inverses=True)
+            self.ratios = [_with_inverses(level) for level in aspect_ratios]
         self.steps = None if steps is None else [float(step) for step in steps]
         self.clip = clip
         self._check()
 
     @property
     def levels(self) -> int:
-        return len(self.aspect_ratios)
+        return len(self.ratios)
 
     @property
     def boxes_per_cell(self) -> list[int]:
         """Number of default boxes in one cell, for each level."""
-        return [2 + 2 * len(ratios) for ratios in self.aspect_ratios]
+        return [2 + len(ratios) for ratios in self.ratios]
 
     def shapes(self) -> list[Float[Tensor, "shapes 2"]]:
         """(width, height) of the boxes of one cell, for each level."""
-        return [
+        shapes = [
             torch.tensor(_level_shapes(scale, next_scale, ratios))
-            for (scale, next_scale), ratios in zip(pairwise(self.scales), self.aspect_ratios, strict=True)
+            for (scale, next_scale), ratios in zip(pairwise(self.scales), self.ratios, strict=True)
         ]
+        return [level.clamp(max=1) for level in shapes] if self.clip == "size" else shapes
 
     def __call__(self, grids: Sequence[Grid], image_size: tuple[int, int]) -> Float[Tensor, "boxes 4"]:
         """Lay the boxes over the grids.
@@ -90,7 +123,7 @@ class DefaultBoxes:
             for shapes, grid, step in zip(self.shapes(), grids, steps, strict=True)
         ]
         boxes = torch.cat(levels)
-        if not self.clip:
+        if self.clip != "border":
             return boxes
         left_top, right_bottom = (
             (boxes[:, :2] - boxes[:, 2:] / 2).clamp(0, 1),
@@ -99,6 +132,8 @@ class DefaultBoxes:
         return torch.cat(((left_top + right_bottom) / 2, right_bottom - left_top), dim=1)
 
     def _check(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f"scales: expected at least 2 numbers, for one level, got {self.scales}")
         if len(self.scales) != self.levels + 1:
             raise ValueError(
                 f"aspect_ratios has {self.levels} levels, scales makes {len(self.scales) - 1} "
@@ -109,24 +144,29 @@ class DefaultBoxes:
                 raise ValueError(f"{name}: expected finite numbers above 0, got {values}")
         if any(first >= second for first, second in pairwise(self.scales)):
             raise ValueError(f"scales: expected ascending numbers, got {self.scales}")
-        for level, ratios in enumerate(self.aspect_ratios):
-            if not all(math.isfinite(ratio) and ratio > 1 for ratio in ratios):
-                raise ValueError(
-                    f"aspect_ratios of level {level}: expected finite numbers above 1 "
-                    f"(1 and the inverse ratios are added), got {ratios}"
-                )
+        if self.clip not in (None, "border", "size"):
+            raise ValueError(f"clip: expected border, size or none, got {self.clip!r}")
         if self.steps is not None and len(self.steps) != self.levels:
             raise ValueError(f"steps has {len(self.steps)} levels, aspect_ratios has {self.levels}")
 
 
+def _check_ratios(name: str, ratios: Sequence[float], inverses: bool) -> None:
+    if inverses and not all(math.isfinite(ratio) and ratio > 1 for ratio in ratios):
+        raise ValueError(
+            f"{name}: expected finite numbers above 1 (1 and the inverse ratios are added), got {list(ratios)}"
+        )
+    if not all(math.isfinite(ratio) and ratio > 0 and ratio != 1 for ratio in ratios):
+        raise ValueError(f"{name}: expected finite numbers above 0 other than 1, which is there, got {list(ratios)}")
+
+
+def _with_inverses(ratios: Sequence[float]) -> list[float]:
+    return [either for ratio in ratios for either in (float(ratio), 1 / ratio)]
+
+
 def _level_shapes(scale: float, next_scale: float, ratios: Sequence[float]) -> list[tuple[float, float]]:
     between = math.sqrt(scale * next_scale)
-    wide_and_tall = [
-        shape
-        for root in map(math.sqrt, ratios)
-        for shape in ((scale * root, scale / root), (scale / root, scale * root))
-    ]
-    return [(scale, scale), (between, between), *wide_and_tall]
+    others = [(scale * root, scale / root) for root in map(math.sqrt, ratios)]
+    return [(scale, scale), (between, between), *others]
 
 
 def _lay(

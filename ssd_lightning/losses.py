@@ -49,8 +49,11 @@ class MultiBoxLoss(nn.Module):
             classification = self.classification(predictions.logits.float(), matches.labels) / normalizer
             offsets = predictions.offsets.float()
             if can_read(positive):
-                image, box = positive.nonzero(as_tuple=True)
-                boxwise = self.localization(offsets[image, box], matches.boxes[image, box], default_boxes[box])
+                rows = positive.flatten().nonzero().squeeze(1)
+                image, box = rows // positive.shape[1], rows % positive.shape[1]
+                boxes = matches.object_boxes[image, matches.objects[image, box]]
+                # By index_select of flat rows, whose gradient costs half of what offsets[image, box] has.
+                boxwise = self.localization(offsets.flatten(0, 1).index_select(0, rows), boxes, default_boxes[box])
             else:
                 # Without an object the target is the default box itself: what is not finite there would be masked in
                 # the loss, but the gradient would still be 0 · inf.
@@ -92,8 +95,8 @@ class MinedCrossEntropy(nn.Module):
         """Summed over the batch."""
         counts = (labels > 0) | self.mine(logits.detach(), labels)
         if can_read(counts):
-            image, box = counts.nonzero(as_tuple=True)
-            return F.cross_entropy(logits[image, box], labels[image, box], reduction="sum")
+            rows = counts.flatten().nonzero().squeeze(1)
+            return F.cross_entropy(logits.flatten(0, 1).index_select(0, rows), labels.flatten()[rows], reduction="sum")
         return torch.where(counts, cross_entropy(logits, labels), 0).sum()
 
     def mine(
@@ -102,8 +105,11 @@ class MinedCrossEntropy(nn.Module):
         """The negatives that count: those with the highest loss as background."""
         positives = (labels > 0).sum(dim=1, keepdim=True)
         wanted = torch.where(positives > 0, positives * self.negative_ratio, self.min_negatives)
-        # The odds against background, which rise with its loss and are cheaper: -log p₀ = log(1 + odds).
-        odds = (logits[..., 1:] - logits[..., :1]).exp_().sum(dim=-1)
+        # The odds against background, which rise with its loss and are cheaper: -log p₀ = log(1 + odds). Summed as a
+        # product with a vector, which reads the long axis as it lies.
+        is_object = torch.ones(logits.shape[-1], device=logits.device)
+        is_object[0] = 0
+        odds = (logits - logits[..., :1]).exp_() @ is_object
         most = labels.shape[1] if not can_read(wanted) else min(labels.shape[1], math.ceil(wanted.max()))
         hardest = torch.where(labels == 0, odds, -1.0).topk(most, dim=1).indices
         rank = torch.arange(most, device=labels.device).expand_as(hardest)

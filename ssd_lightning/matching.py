@@ -36,26 +36,28 @@ class BoxMatcher:
 
     def __call__(self, objects: Objects, default_boxes: Float[Tensor, "boxes 4"]) -> Matches:
         """Match a batch to ``default_boxes`` (cxcywh). Images without objects are ordinary, batches of them too."""
-        if objects.boxes.shape[1] == 0:
-            shape = (objects.boxes.shape[0], default_boxes.shape[0])
-            return Matches(objects.labels.new_zeros(shape), objects.boxes.new_zeros((*shape, 4)))
         # Padding becomes an empty box in the corner, whose IoU with everything is 0.
         boxes = torch.where(objects.valid.unsqueeze(-1), objects.boxes, 0)
+        labels = objects.labels
+        if boxes.shape[1] == 0:
+            boxes, labels = boxes.new_zeros((len(boxes), 1, 4)), labels.new_zeros((len(boxes), 1))
         iou = pairwise_iou(boxes, cxcywh_to_xyxy(default_boxes).unsqueeze(0))
-        best_iou, best_object = iou.max(dim=1)
-        positive = best_iou >= self.iou_threshold
-
         claims = claim_default_boxes(iou)
-        # What is not claimed writes into one column more than there are default boxes, which is then cut off.
-        target = torch.where(claims.made, claims.default_box, default_boxes.shape[0])
-        claimant = torch.arange(iou.shape[1], device=iou.device).expand_as(target)
-        best_object = torch.nn.functional.pad(best_object, (0, 1)).scatter(1, target, claimant)[:, :-1]
-        positive = torch.nn.functional.pad(positive, (0, 1)).scatter(1, target, True)[:, :-1]
+        # A claimed pair counts as more than any overlap. Each object writes into its own row, and where nothing is
+        # claimed it writes what stands there.
+        claimed = claims.default_box.unsqueeze(-1)
+        iou.scatter_(2, claimed, torch.where(claims.made.unsqueeze(-1), CLAIMED, iou.gather(2, claimed)))
+        best_iou, best_object = iou.max(dim=1)
 
-        labels = torch.where(positive, objects.labels.gather(1, best_object), 0)
+        positive = best_iou >= self.iou_threshold
+        matched = torch.where(positive, labels.gather(1, best_object), 0)
         if self.background_threshold is not None:
-            labels = torch.where(~positive & (best_iou >= self.background_threshold), -1, labels)
-        return Matches(labels, boxes.gather(1, best_object.unsqueeze(-1).expand(-1, -1, 4)))
+            matched = torch.where(~positive & (best_iou >= self.background_threshold), -1, matched)
+        return Matches(matched, best_object, boxes)
+
+
+CLAIMED = 2.0
+"""Stands for the IoU of an object and the default box that it has claimed; no IoU is above 1."""
 
 
 class Claims(NamedTuple):

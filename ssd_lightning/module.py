@@ -15,6 +15,7 @@ from ssd_lightning.losses import MultiBoxLoss, plain_errors
 from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.metrics import DetectionScores
 from ssd_lightning.model import SSD
+from ssd_lightning.parameter_groups import ParameterGroups
 from ssd_lightning.postprocess import PostProcess
 from ssd_lightning.schedules import warmup_cosine
 from ssd_lightning.structures import Batch, Losses
@@ -34,6 +35,7 @@ class SSDModule(lightning.LightningModule):
         postprocess: from predictions to detections, for scoring.
         optimizer: makes one from the parameters; default: AdamW at 1e-3.
         lr_scheduler: makes one from the optimizer and the number of steps; default: warm-up and cosine.
+        parameter_groups: gives the optimizer its groups; default: all parameters alike.
         config: plain data stored in every checkpoint, from which
             :func:`ssd_lightning.checkpoint.load_detector` rebuilds the model.
 
@@ -49,6 +51,7 @@ class SSDModule(lightning.LightningModule):
         postprocess: PostProcess | None = None,
         optimizer: MakeOptimizer | None = None,
         lr_scheduler: MakeScheduler | None = None,
+        parameter_groups: ParameterGroups | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +62,7 @@ class SSDModule(lightning.LightningModule):
         self.postprocess = postprocess or PostProcess()
         self.make_optimizer = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
         self.make_scheduler = lr_scheduler or warmup_cosine
+        self.parameter_groups = parameter_groups or ParameterGroups()
         self.config = config
         self.scores = DetectionScores(model.num_classes)
 
@@ -87,10 +91,16 @@ class SSDModule(lightning.LightningModule):
             self.log_dict({f"val/{name}": value for name, value in scores.items()}, prog_bar=False)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.make_optimizer(self.parameters())
+        optimizer = self.new_optimizer()
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self.make_scheduler(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def new_optimizer(self) -> Optimizer:
+        optimizer = self.make_optimizer(self.parameter_groups(self.model))
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_factor"]
+        return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.config is not None:

@@ -76,8 +76,15 @@ class Matches(NamedTuple):
 
     labels: Int[Tensor, "batch boxes"]
     """Class of the matched object, 0 for background, -1 where the default box is to be ignored."""
-    boxes: Float[Tensor, "batch boxes 4"]
-    """xyxy of the matched object; without meaning where ``labels`` is not positive."""
+    objects: Int[Tensor, "batch boxes"]
+    """Which object of its image; without meaning where ``labels`` is not positive."""
+    object_boxes: Float[Tensor, "batch objects 4"]
+    """xyxy of the objects, of at least one: images without any have an empty box in the corner."""
+
+    @property
+    def boxes(self) -> Float[Tensor, "batch boxes 4"]:
+        """xyxy of the object of each default box. Few of them count: gather those alone where they can be counted."""
+        return self.object_boxes.gather(1, self.objects.unsqueeze(-1).expand(-1, -1, 4))
 
 
 class Losses(NamedTuple):

@@ -25,7 +25,7 @@ from ssd_lightning.loggers import read_metrics
 from ssd_lightning.review import load_detections
 
 COMMANDS = {"ssd-train": train, "ssd-evaluate": evaluate, "ssd-predict": predict}
-QUICK = ["image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.max_epochs=1"]
+QUICK = ["model.image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.max_epochs=1"]
 
 
 class Outcome(NamedTuple):
@@ -188,7 +188,7 @@ class TestResume:
         arguments = [
             "data=banana",
             f"data.root={bananas}",
-            "image_size=64",
+            "model.image_size=64",
             "batch_size=2",
             "num_workers=1",
             "trainer=cpu",
@@ -425,14 +425,21 @@ TRAIN_MISTAKES = {
     "bad grammar": (["optimizer.lr=[1"], ["[1"]),
     "unknown argument": (["+matcher.threshold=0.5"], ["matcher", "threshold"]),
     "boxes and network": (
-        ["model.default_boxes.scales=[0.1,0.2,0.3]"],
-        ["aspect_ratios has 5 levels", "scales makes 2"],
+        ["model.default_boxes.scales=[0.1,0.2,0.3]", "model.default_boxes.aspect_ratios=[[2],[2],[2]]"],
+        ["aspect_ratios has 3 levels", "scales makes 2"],
     ),
+    "backbone and box scales": (
+        ["box_scales=ssd512"],
+        ["scales makes 7 levels", "Tiny has 5", "one cell"],
+    ),
+    "backbone weights": (["backbone=resnet18", "backbone.weights=no.pth"], ["model.backbone", "no.pth", "DEFAULT"]),
+    "frozen layer": (["model.frozen_until=conv9"], ["conv9", "levels.0"]),
+    "pretrained": (["pretrained=no.ckpt"], ["pretrained", "no.ckpt"]),
     "levels": (
         ["model.default_boxes.scales=[0.1,0.2,0.3]", "model.default_boxes.aspect_ratios=[[2],[2]]"],
         ["the network gives 5 levels", "2"],
     ),
-    "image size": (["image_size=0"], ["image_size", "0"]),
+    "image size": (["model.image_size=0"], ["image_size", "0"]),
     "batch size": (["batch_size=0"], ["batch_size", "at least 1", "0"]),
     "workers": (["num_workers=-1"], ["num_workers", "-1"]),
     "learning rate": (["optimizer.lr=-0.1"], ["learning rate", "-0.1"]),

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
 from ssd_lightning.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
-from ssd_lightning.default_boxes import DefaultBoxes, linear_scales, pixel_scales
+from ssd_lightning.default_boxes import AspectRatios, DefaultBoxes, LinearScales, pixel_scales
 
 
 class Layout(NamedTuple):
@@ -222,7 +223,7 @@ def test_steps_are_pixels_of_each_axis():
 
 def test_clip_cuts_at_the_border_of_the_image():
     layout = LAYOUTS["SSD300 VOC"]
-    whole, cut = layout.make(), layout.make(clip=True)
+    whole, cut = layout.make(), layout.make(clip="border")
     expected = clip_boxes_to_image(cxcywh_to_xyxy(whole), (1, 1))
     torch.testing.assert_close(cxcywh_to_xyxy(cut), expected, rtol=0, atol=1e-6)
     # The first box reaches from 4 / 300 − 0.05 < 0 to 4 / 300 + 0.05.
@@ -238,8 +239,8 @@ def test_levels_without_ratios_have_their_squares():
 
 
 def test_linear_scales_of_the_paper():
-    assert linear_scales(6) == pytest.approx([0.2, 0.34, 0.48, 0.62, 0.76, 0.9, 1.04])
-    assert linear_scales(2, smallest=0.1, largest=0.5) == pytest.approx([0.1, 0.5, 0.9])
+    assert LinearScales(6) == pytest.approx([0.2, 0.34, 0.48, 0.62, 0.76, 0.9, 1.04])
+    assert LinearScales(2, smallest=0.1, largest=0.5) == pytest.approx([0.1, 0.5, 0.9])
 
 
 def test_pixel_scales_of_the_authors_code():
@@ -252,7 +253,7 @@ def test_pixel_scales_of_the_authors_code():
 @pytest.mark.parametrize("levels", [1, 0, -3])
 def test_linear_scales_need_two_levels(levels):
     with pytest.raises(ValueError, match=f"levels: expected at least 2 .* got {levels}"):
-        linear_scales(levels)
+        LinearScales(levels)
 
 
 # ------------------------------------------------------------------------------------------------------------- refusals
@@ -299,3 +300,121 @@ def test_refuses(arguments, message):
 def test_refuses_grids_of_another_network():
     with pytest.raises(ValueError, match=r"network gives 3 levels, aspect_ratios and scales are for 2"):
         DefaultBoxes([0.1, 0.2, 0.3], [[2.0], [2.0]])([(4, 4), (2, 2), (1, 1)], (64, 64))
+
+
+# ------------------------------------------------------------------------------------------------ aspect ratios by rule
+
+TWO, THREE = [2.0, 0.5], [2.0, 0.5, 3.0, 1 / 3]
+"""With their inverses."""
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        # Edges: where there are no more than the first and the last two, all have the fewer.
+        (1, [TWO]),
+        (2, [TWO, TWO]),
+        (3, [TWO, TWO, TWO]),
+        (4, [TWO, THREE, TWO, TWO]),
+        (5, [TWO, THREE, THREE, TWO, TWO]),
+        (6, [TWO, THREE, THREE, THREE, TWO, TWO]),
+        (7, [TWO, THREE, THREE, THREE, THREE, TWO, TWO]),
+    ],
+)
+def test_aspect_ratios_of_the_paper(levels, expected):
+    """Section 3.1 for 6 levels and 3.4 for 7: conv4_3 and the last two have 4 boxes in a cell, the others 6."""
+    rule = AspectRatios([2.0, 3.0], outer=[2.0])
+    assert rule.of(levels) == expected
+    boxes = DefaultBoxes([0.1 * (level + 1) for level in range(levels + 1)], rule)
+    assert boxes.levels == levels
+    assert boxes.boxes_per_cell == [2 + len(ratios) for ratios in expected]
+
+
+@pytest.mark.parametrize("name", ["SSD300 VOC", "SSD512 VGG"])
+def test_the_rule_gives_the_boxes_of_the_list(name):
+    layout = LAYOUTS[name]
+    assert torch.equal(layout.make(aspect_ratios=AspectRatios([2.0, 3.0], outer=[2.0])), layout.make())
+
+
+def test_one_rule_for_all_levels():
+    assert AspectRatios([2.0, 3.0]).of(3) == [THREE, THREE, THREE]
+    assert AspectRatios([]).of(2) == [[], []]
+    # An empty list is none, and not the same as no list.
+    assert AspectRatios([2.0], outer=[]).of(4) == [[], TWO, [], []]
+
+
+def test_without_inverses_boxes_lie_or_stand():
+    """Width over height: 4 is twice as wide and half as high as the square, ¼ the other way round."""
+    (lying,) = DefaultBoxes([0.2, 0.45], AspectRatios([4.0], inverses=False)).shapes()
+    torch.testing.assert_close(lying, torch.tensor([[0.2, 0.2], [0.3, 0.3], [0.4, 0.1]]))
+    (standing,) = DefaultBoxes([0.2, 0.45], AspectRatios([0.25], inverses=False)).shapes()
+    torch.testing.assert_close(standing, torch.tensor([[0.2, 0.2], [0.3, 0.3], [0.1, 0.4]]))
+    both = AspectRatios([0.5, 3.0], outer=[2.0], inverses=False)
+    assert both.of(4) == [[2.0], [0.5, 3.0], [2.0], [2.0]]
+    assert DefaultBoxes([0.1, 0.2, 0.3, 0.4, 0.5], both).boxes_per_cell == [3, 4, 3, 3]
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "inverses", "message"),
+    [
+        ([1.0], None, True, r"inner: .* above 1 .* got \[1.0\]"),
+        ([2.0, 0.5], None, True, r"inner: .* above 1 .* got \[2.0, 0.5\]"),
+        ([0.0], None, True, r"inner: .* got \[0.0\]"),
+        ([-2.0], None, True, r"inner: .* got \[-2.0\]"),
+        ([NAN], None, True, r"inner: .* got \[nan\]"),
+        ([INFINITY], None, True, r"inner: .* got \[inf\]"),
+        ([2.0], [1.0], True, r"outer: .* above 1 .* got \[1.0\]"),
+        ([2.0], [2.0, NAN], True, r"outer: .* got \[2.0, nan\]"),
+        # Without inverses those below 1 are welcome, and 1 is still there already.
+        ([0.5, 1.0], None, False, r"inner: .* above 0 other than 1.* got \[0.5, 1.0\]"),
+        ([0.0], None, False, r"inner: .* above 0 .* got \[0.0\]"),
+        ([-0.5], None, False, r"inner: .* above 0 .* got \[-0.5\]"),
+        ([NAN], None, False, r"inner: .* got \[nan\]"),
+        ([0.5], [INFINITY], False, r"outer: .* got \[inf\]"),
+    ],
+)
+def test_a_rule_refuses_ratios_that_are_none(inner, outer, inverses, message):
+    with pytest.raises(ValueError, match=f"aspect_ratios, {message}"):
+        AspectRatios(inner, outer, inverses)
+
+
+# ---------------------------------------------------------------------------------------- clip="size", as torchvision's
+
+
+def test_clipped_sizes_of_ssd300_are_torchvisions():
+    """With all that ``ssd300_vgg16`` gives its generator; the last boxes are 1.05 of the picture and larger."""
+    ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
+    scales, steps = [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05], [8, 16, 32, 64, 100, 300]
+    grids = [(grid, grid) for grid in (38, 19, 10, 5, 3, 1)]
+    theirs = torchvision_default_boxes(
+        DefaultBoxGenerator(ratios, scales=scales, steps=steps, clip=True), grids, 300, 300
+    )
+    ours = DefaultBoxes(scales, AspectRatios([2, 3], outer=[2]), steps, clip="size")(grids, (300, 300))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert ours[:, 2:].max() == 1
+    assert LAYOUTS["SSD300 COCO"].make()[:, 2:].max() > 1
+    # Only the size is cut: boxes still reach over the border.
+    assert (cxcywh_to_xyxy(ours) < 0).any()
+
+
+def test_clipped_sizes_of_ssdlite320_are_torchvisions():
+    """There scales follow from 0.2 and 0.95; without steps."""
+    generator = DefaultBoxGenerator([[2, 3] for _ in range(6)], min_ratio=0.2, max_ratio=0.95, clip=True)
+    grids = [(grid, grid) for grid in (20, 10, 5, 3, 2, 1)]
+    layout = LAYOUTS["SSDLite320 MobileNetV3"]
+    ours = layout.make(aspect_ratios=AspectRatios([2, 3]), clip="size")
+    torch.testing.assert_close(ours, torchvision_default_boxes(generator, grids, 320, 320), rtol=0, atol=1e-6)
+    assert ours[:, 2:].max() == 1
+    assert layout.make()[:, 2:].max() > 1.5  # 0.95 · √3
+
+
+@pytest.mark.parametrize("clip", ["sizes", "", True, False, 1])
+def test_clip_refuses(clip, monkeypatch: pytest.MonkeyPatch):
+    """``False`` too, which older settings have for none."""
+    # The tests' own check of the signature would come before.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=f"clip: expected border, size or none, got {clip!r}"):
+        DefaultBoxes([0.1, 0.2], [[2.0]], clip=clip)

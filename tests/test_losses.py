@@ -79,7 +79,7 @@ def make_scene(counts: list[int], seed: int = 0, background_threshold: float | N
 def labels_alone(labels: list[list[int]]) -> Matches:
     """All objects are the whole image."""
     labels = torch.tensor(labels)
-    return Matches(labels, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(*labels.shape, 4))
+    return Matches(labels, torch.zeros_like(labels), torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(labels), 1, 4))
 
 
 def gradients(total: Tensor, predictions: Predictions) -> Predictions:
@@ -115,7 +115,7 @@ def torchvision_losses(scene: Scene) -> tuple[Tensor, Tensor]:
     predictions, matches, default_boxes = scene
     number = torch.arange(len(default_boxes)).expand_as(matches.labels)
     result = torchvision_ssd().compute_loss(
-        [{"boxes": boxes, "labels": labels} for labels, boxes in zip(*matches, strict=True)],
+        [{"boxes": boxes, "labels": labels} for labels, boxes in zip(matches.labels, matches.boxes, strict=True)],
         {"bbox_regression": predictions.offsets, "cls_logits": predictions.logits},
         [cxcywh_to_xyxy(default_boxes)] * len(matches.labels),
         list(torch.where(matches.labels > 0, number, -1)),
@@ -218,9 +218,12 @@ def test_what_is_left_out_and_what_is_masked_are_the_same(classification, locali
 def test_targets_without_an_object_do_no_harm(localization):
     """Matches promise nothing about boxes without an object."""
     scene = make_scene([2, 0], seed=1)
-    junk = torch.where((scene.matches.labels > 0).unsqueeze(2), scene.matches.boxes, float("nan"))
+    labels, boxes = scene.matches.labels, scene.matches.boxes
+    # An object for each default box; those of boxes without one are junk.
+    junk = torch.where((labels > 0).unsqueeze(2), boxes, float("nan"))
+    matches = Matches(labels, torch.arange(labels.shape[1]).expand_as(labels), junk)
     loss = MultiBoxLoss(localization=LOCALIZATIONS[localization])
-    expected, actual = loss(*scene), loss(scene.predictions, scene.matches._replace(boxes=junk), scene.default_boxes)
+    expected, actual = loss(*scene), loss(scene.predictions, matches, scene.default_boxes)
     torch.testing.assert_close(actual, expected)
     assert gradients(actual.total, scene.predictions).offsets.isfinite().all()
 

@@ -160,7 +160,7 @@ def test_rectangular_pictures(image_size):
 
 
 def test_steps_are_of_the_image_size():
-    boxes = DefaultBoxes(TINY_BOXES.scales, TINY_BOXES.aspect_ratios, steps=[8.0, 16.0, 32.0, 64.0, 64.0])
+    boxes = DefaultBoxes(TINY_BOXES.scales, [[2]] * 5, steps=[8.0, 16.0, 32.0, 64.0, 64.0])
     detector = SSD(Tiny(), boxes, num_classes=1, image_size=(64, 128))
     assert torch.equal(detector.default_boxes, boxes(detector.grids, (64, 128)))
 

@@ -6,6 +6,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of torchvision's classifiers."""
+
+CAFFE_MEAN, CAFFE_STD = (123.0, 117.0, 104.0), (1.0, 1.0, 1.0)
+"""Of the VGG16 from Caffe, which the paper's training starts from."""
+
 
 class Normalization(nn.Module):
     """(pixel - mean) / std by channel, from pixels in 0 … 255. Mean and std are saved with the weights.

@@ -26,8 +26,10 @@ CONFIG_FOLDER = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.par
 
 GROUPS = {
     "experiment": "a whole recipe: it chooses from the groups below",
-    "model": "how the network is put together",
+    "model": "a detector by name: input size, and a choice from the next five groups",
     "backbone": "the network that makes the feature maps",
+    "extra_layers": "how further levels are made from the last map",
+    "head": "what predicts on each level",
     "box_scales": "sizes of the default boxes on each level",
     "aspect_ratios": "shapes of the default boxes on each level",
     "matcher": "which default box answers for which object",
@@ -37,6 +39,7 @@ GROUPS = {
     "augmentation": "how training pictures are varied",
     "optimizer": "how weights are changed",
     "lr_scheduler": "how the learning rate goes over the steps",
+    "parameter_groups": "which weights learn how fast, and which decay",
     "trainer": "devices, precision, length",
     "logger": "where numbers are written while training",
     "callbacks": "checkpoints, progress, stopping",

@@ -21,8 +21,10 @@ from rich.table import Table
 from ssd_lightning import review
 from ssd_lightning.allocator import keep_freed_memory
 from ssd_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
+from ssd_lightning.cli.devices import make_trainer
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.module import SSDModule
+from ssd_lightning.pretrained import load_pretrained
 from ssd_lightning.visualize import draw_curves, draw_detections, draw_training_pictures, save_figure
 
 PACKAGES = ("ssd-lightning", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
@@ -40,6 +42,9 @@ def train(config: DictConfig) -> float:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule)
+    if config.pretrained and not config.resume:
+        report = load_pretrained(module.model, config.pretrained, datamodule.classes)
+        Console().print(str(report), highlight=False, markup=False)
     timer = Timer()
     trainer = build_trainer(config, timer)
     if trainer.is_global_zero:
@@ -55,7 +60,7 @@ def build_datamodule(config: DictConfig) -> DetectionDataModule:
     """Loaders; the data is there and has been read when this returns."""
     datamodule = DetectionDataModule(
         instantiate(config.data, _convert_="all"),
-        image_size=_plain(config.image_size),
+        image_size=_plain(config.model.image_size),
         batch_size=config.batch_size,
         augmentation=instantiate(config.augmentation, _convert_="all"),
         num_workers=config.num_workers,
@@ -71,35 +76,41 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
     with open_dict(config):
         config.model.num_classes = len(datamodule.classes)
     plain = _plain(config)
+    # A checkpoint has the weights, and must not ask for the file that they once came from.
+    without_weights = {**plain["model"], "backbone": _without_weights(plain["model"]["backbone"])}
     module = SSDModule(
-        model=instantiate(config.model, _convert_="all"),
+        model=instantiate(without_weights if config.resume else config.model, _convert_="all"),
         matcher=instantiate(config.matcher, _convert_="all"),
         loss=instantiate(config.loss, _convert_="all"),
         postprocess=instantiate(config.postprocess, _convert_="all"),
         optimizer=instantiate(config.optimizer, _convert_="all"),
         lr_scheduler=instantiate(config.lr_scheduler, _convert_="all"),
+        parameter_groups=instantiate(config.parameter_groups, _convert_="all"),
         config={
-            "model": plain["model"],
+            "model": without_weights,
             "postprocess": plain["postprocess"],
             "classes": list(datamodule.classes),
             "config": plain,
         },
     )
     # Once for nothing, so that settings that do not fit are told before anything is written.
-    module.make_scheduler(module.make_optimizer(module.parameters()), 100)
+    module.make_scheduler(module.new_optimizer(), 100)
     return module
 
 
+def _without_weights(backbone: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in backbone.items() if key != "weights"}
+
+
 def build_trainer(config: DictConfig, timer: Timer) -> lightning.Trainer:
-    callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values()]
+    callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
     logger = instantiate(config.logger, _convert_="all") if config.logger else False
-    return instantiate(
+    return make_trainer(
         config.trainer,
         callbacks=[timer, *callbacks],
         logger=logger,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=HydraConfig.get().runtime.output_dir,
-        _convert_="all",
     )
 
 
@@ -145,6 +156,7 @@ def _finish(
         "val_pictures": len(datamodule.val_pictures),
         "seed": config.seed,
         "device": _device_name(trainer),
+        "precision": trainer.precision,
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "git_commit": _git_commit(),
     }
@@ -174,7 +186,7 @@ def _what_is_trained(
     return (
         f"{config.name}: {parameters / 1e6:.1f} M parameters, {len(module.model.default_boxes)} default boxes, "
         f"{len(datamodule.train_pictures)} + {len(datamodule.val_pictures)} pictures, {len(datamodule.classes)} "
-        f"classes, on {_device_name(trainer)}"
+        f"classes, on {_device_name(trainer)} ({trainer.precision})"
     )
 
 

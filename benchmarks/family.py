@@ -1,0 +1,74 @@
+"""The table of detectors in the README: input, grids, default boxes, parameters, multiplications, speed on this CPU.
+
+    uv run python benchmarks/family.py [model ...]
+
+A row for each file of ``conf/model``, or for those that are named; 20 classes. Multiplications are those of one picture
+(multiply-accumulates, counted by torch). Images/s: batches of one in evaluation mode, float32, without post-processing;
+medians.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssd_lightning.allocator import keep_freed_memory
+from ssd_lightning.cli.command import CONFIG_FOLDER
+from ssd_lightning.model import SSD
+
+NUM_CLASSES = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help="files of conf/model without their ending; default: all")
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    names = arguments.models or sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
+    keep_freed_memory()
+    print("| `model=` | input | grids | default boxes | parameters | GMACs | images/s |")
+    print("|---|---|---|---|---|---|---|")
+    for name in names:
+        if name == "ssd":  # what the others are made of
+            continue
+        model = build(name)
+        height, width = model.image_size
+        print(
+            f"| `{name}` | {height}×{width} | {' '.join(str(rows) for rows, _ in model.grids)} "
+            f"| {len(model.default_boxes)} | {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M "
+            f"| {multiplications(model) / 1e9:.2f} | {images_per_second(model, arguments.repeats):.1f} |",
+            flush=True,
+        )
+
+
+def build(name: str) -> SSD:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("train", [f"model={name}", f"+model.num_classes={NUM_CLASSES}"])
+    return instantiate(config.model, _convert_="all").eval().to(memory_format=torch.channels_last)
+
+
+def multiplications(model: SSD) -> int:
+    """A multiply-accumulate is two floating-point operations."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, *model.image_size))
+    return counter.get_total_flops() // 2
+
+
+@torch.inference_mode()
+def images_per_second(model: SSD, repeats: int) -> float:
+    image = torch.randint(0, 256, (1, 3, *model.image_size), dtype=torch.uint8)
+    image = image.to(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(repeats + 2):
+        start = time.perf_counter()
+        model(image)
+        seconds.append(time.perf_counter() - start)
+    return 1 / statistics.median(seconds[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""SSD300 and SSDLite320 against torchvision's with the same weights: forward, detections, training step.
+
+    uv run python benchmarks/torchvision_models.py
+
+torchvision's detectors get random weights, ours theirs. Outputs are checked to be equal before anything is timed; the
+two sides take turns, and medians are compared. Both have glibc's memory kept and channels-last weights as ``ssd-train``
+sets them; pictures are uint8 for ours and 0 … 1 floats for theirs, as each takes them, all of the input's size, so that
+nobody resizes. The training step is forward, matching, loss, backward and an SGD step.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from torch import Tensor, nn
+from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
+
+from ssd_lightning.allocator import keep_freed_memory
+from ssd_lightning.boxes import cxcywh_to_xyxy
+from ssd_lightning.cli.command import CONFIG_FOLDER
+from ssd_lightning.losses import MinedCrossEntropy, MultiBoxLoss
+from ssd_lightning.matching import BoxMatcher
+from ssd_lightning.model import SSD
+from ssd_lightning.postprocess import PostProcess
+from ssd_lightning.pretrained import load_pretrained
+from ssd_lightning.structures import Objects
+
+OUTPUTS = 91
+"""COCO's numbers with background."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    keep_freed_memory()
+    device = torch.device(arguments.device)
+    for preset, make in (
+        ("ssd300_torchvision", ssd300_vgg16),
+        ("ssdlite320_torchvision", ssdlite320_mobilenet_v3_large),
+    ):
+        theirs = make(weights=None, weights_backbone=None, num_classes=OUTPUTS)
+        ours = with_their_weights(preset, theirs)
+        for model in (theirs, ours):
+            model.to(device=device, memory_format=torch.channels_last)
+        images = torch.randint(0, 256, (arguments.batch, *ours.image_size, 3), dtype=torch.uint8, device=device)
+        compare(preset, ours, theirs, images.permute(0, 3, 1, 2), arguments.repeats)
+
+
+def with_their_weights(preset: str, theirs: nn.Module) -> SSD:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("train", [f"model={preset}", f"+model.num_classes={OUTPUTS - 1}"])
+    ours = instantiate(config.model, _convert_="all")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "weights.pth"
+        torch.save(theirs.state_dict(), file)
+        report = load_pretrained(ours, file)
+    assert not report.missing
+    assert not report.skipped
+    return ours
+
+
+def compare(name: str, ours: SSD, theirs: nn.Module, images: Tensor, repeats: int) -> None:
+    pixels = list(images.float() / 255)
+    objects, targets = some_objects(images)
+    postprocess = PostProcess(theirs.score_thresh, theirs.nms_thresh, theirs.topk_candidates, theirs.detections_per_img)
+    matcher, loss = BoxMatcher(), MultiBoxLoss(MinedCrossEntropy(min_negatives=0))
+
+    @torch.inference_mode()
+    def our_forward() -> tuple[Tensor, Tensor]:
+        return tuple(ours(images))
+
+    @torch.inference_mode()
+    def their_forward() -> tuple[Tensor, Tensor]:
+        normalized, _ = theirs.transform(pixels)
+        outputs = theirs.head(list(theirs.backbone(normalized.tensors).values()))
+        return outputs["cls_logits"], outputs["bbox_regression"]
+
+    def our_step() -> Tensor:
+        total = loss(ours(images), matcher(objects, ours.default_boxes), ours.default_boxes).total
+        return descend(ours, total)
+
+    def their_step() -> Tensor:
+        return descend(theirs, sum(theirs(pixels, targets).values()))
+
+    @torch.inference_mode()
+    def our_detections() -> object:
+        return postprocess(ours(images), ours.default_boxes)
+
+    @torch.inference_mode()
+    def their_detections() -> object:
+        return theirs(pixels)
+
+    for model in (ours, theirs):
+        model.eval()
+    torch.testing.assert_close(our_forward(), their_forward(), rtol=1e-3, atol=1e-4)
+    report(f"{name}, forward", our_forward, their_forward, repeats, len(images))
+    report(f"{name}, detections", our_detections, their_detections, repeats, len(images))
+    for model in (ours, theirs):
+        model.train()
+    torch.testing.assert_close(our_step(), their_step(), rtol=2e-2, atol=0)
+    report(f"{name}, training step", our_step, their_step, repeats, len(images))
+
+
+def some_objects(images: Tensor) -> tuple[Objects, list[dict[str, Tensor]]]:
+    """Three in each image: for us, and for torchvision in pixels."""
+    batch, device = len(images), images.device
+    centres = torch.rand(batch, 3, 2, device=device) * 0.6 + 0.2
+    sizes = torch.rand(batch, 3, 2, device=device) * 0.3 + 0.1
+    boxes = cxcywh_to_xyxy(torch.cat((centres, sizes), dim=-1))
+    labels = torch.randint(1, OUTPUTS, (batch, 3), device=device)
+    flags = torch.ones(batch, 3, dtype=torch.bool, device=device)
+    side = images.shape[-1]
+    targets = [{"boxes": b * side, "labels": n} for b, n in zip(boxes, labels, strict=True)]
+    return Objects(boxes, labels, ~flags, flags), targets
+
+
+def descend(model: nn.Module, total: Tensor) -> Tensor:
+    """One step of plain SGD, so small that both sides stay equal."""
+    total.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-9 * parameter.grad
+                parameter.grad = None
+    return total.detach()
+
+
+def report(title: str, ours: Callable[[], object], theirs: Callable[[], object], repeats: int, batch: int) -> None:
+    """Medians of both sides, which take turns so that a busy machine disturbs both."""
+    times: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
+    for _ in range(repeats):
+        for side, measured in times.items():
+            synchronize()
+            start = time.perf_counter()
+            side()
+            synchronize()
+            measured.append(time.perf_counter() - start)
+    mine, other = (statistics.median(measured) / batch * 1e3 for measured in times.values())
+    print(
+        f"{title:<42} torchvision {other:7.1f} ms/image   ours {mine:7.1f} ms/image   {other / mine:5.2f} times",
+        flush=True,
+    )
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
