@@ -12,13 +12,11 @@ import statistics
 import time
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssd_lightning.allocator import keep_freed_memory
-from ssd_lightning.cli.command import CONFIG_FOLDER
 from ssd_lightning.model import SSD
+from ssd_lightning.presets import build_model, model_names
 
 NUM_CLASSES = 20
 
@@ -28,14 +26,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="files of conf/model without their ending; default: all")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    names = arguments.models or sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
+    names = arguments.models or model_names()
     keep_freed_memory()
     print("| `model=` | input | grids | default boxes | parameters | GMACs | images/s |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
-        if name == "ssd":  # what the others are made of
-            continue
-        model = build(name)
+        model = build_model(name, NUM_CLASSES).eval().to(memory_format=torch.channels_last)
         height, width = model.image_size
         print(
             f"| `{name}` | {height}×{width} | {' '.join(str(rows) for rows, _ in model.grids)} "
@@ -43,12 +39,6 @@ def main() -> None:
             f"| {multiplications(model) / 1e9:.2f} | {images_per_second(model, arguments.repeats):.1f} |",
             flush=True,
         )
-
-
-def build(name: str) -> SSD:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", [f"model={name}", f"+model.num_classes={NUM_CLASSES}"])
-    return instantiate(config.model, _convert_="all").eval().to(memory_format=torch.channels_last)
 
 
 def multiplications(model: SSD) -> int:

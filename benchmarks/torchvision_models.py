@@ -1,4 +1,4 @@
-"""SSD300 and SSDLite320 against torchvision's with the same weights: forward, detections, training step.
+"""SSD300 and SSDLite320 against torchvision's with the same weights: forward, post-processing, training step.
 
     uv run python benchmarks/torchvision_models.py
 
@@ -16,20 +16,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 
 from ssd_lightning.allocator import keep_freed_memory
 from ssd_lightning.boxes import cxcywh_to_xyxy
-from ssd_lightning.cli.command import CONFIG_FOLDER
 from ssd_lightning.losses import MinedCrossEntropy, MultiBoxLoss
 from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.model import SSD
 from ssd_lightning.postprocess import PostProcess
+from ssd_lightning.presets import build_model
 from ssd_lightning.pretrained import load_pretrained
-from ssd_lightning.structures import Objects
+from ssd_lightning.structures import Detections, Objects, Predictions
 
 OUTPUTS = 91
 """COCO's numbers with background."""
@@ -57,9 +55,7 @@ def main() -> None:
 
 
 def with_their_weights(preset: str, theirs: nn.Module) -> SSD:
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", [f"model={preset}", f"+model.num_classes={OUTPUTS - 1}"])
-    ours = instantiate(config.model, _convert_="all")
+    ours = build_model(preset, OUTPUTS - 1)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.pth"
         torch.save(theirs.state_dict(), file)
@@ -92,19 +88,25 @@ def compare(name: str, ours: SSD, theirs: nn.Module, images: Tensor, repeats: in
     def their_step() -> Tensor:
         return descend(theirs, sum(theirs(pixels, targets).values()))
 
-    @torch.inference_mode()
-    def our_detections() -> object:
-        return postprocess(ours(images), ours.default_boxes)
-
-    @torch.inference_mode()
-    def their_detections() -> object:
-        return theirs(pixels)
-
     for model in (ours, theirs):
         model.eval()
-    torch.testing.assert_close(our_forward(), their_forward(), rtol=1e-3, atol=1e-4)
+    predictions = Predictions(*our_forward())
+    anchors = [cxcywh_to_xyxy(ours.default_boxes) * ours.image_size[0]] * len(images)
+
+    @torch.inference_mode()
+    def our_detections() -> Detections:
+        return postprocess(predictions, ours.default_boxes)
+
+    @torch.inference_mode()
+    def their_detections() -> list[dict[str, Tensor]]:
+        outputs = {"cls_logits": predictions.logits, "bbox_regression": predictions.offsets}
+        return theirs.postprocess_detections(outputs, anchors, [ours.image_size] * len(images))
+
+    torch.testing.assert_close(our_forward(), their_forward(), rtol=1e-3, atol=1e-3)
+    for found, expected in zip(our_detections().scores, their_detections(), strict=True):
+        torch.testing.assert_close(found[: len(expected["scores"])], expected["scores"], rtol=1e-4, atol=1e-4)
     report(f"{name}, forward", our_forward, their_forward, repeats, len(images))
-    report(f"{name}, detections", our_detections, their_detections, repeats, len(images))
+    report(f"{name}, post-processing", our_detections, their_detections, repeats, len(images))
     for model in (ours, theirs):
         model.train()
     torch.testing.assert_close(our_step(), their_step(), rtol=2e-2, atol=0)

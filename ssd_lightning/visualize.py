@@ -23,6 +23,7 @@ from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import DetectionDataModule, Pictures
+    from ssd_lightning.model import SSD
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 """Okabe and Ito's palette, which the colour-blind can tell apart; class n has colour n - 1, round and round."""
@@ -87,6 +88,25 @@ def draw_detections(
         Line2D([], [], color=colour(1), label=f"detection, score from {threshold:g}"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def draw_default_boxes(model: "SSD", picture: UInt8[np.ndarray, "height width 3"]) -> Figure:
+    """Level by level the default boxes of a cell in the middle, over a picture; dots are the centres of all cells."""
+    height, width = picture.shape[:2]
+    figure, axes = _grid(len(model.grids), columns=len(model.grids))
+    boxes_of_level = [rows * columns * k for (rows, columns), k in zip(model.grids, model.boxes_per_cell, strict=True)]
+    boxes = model.default_boxes.cpu().numpy() * (width, height, width, height)
+    levels = np.split(boxes, np.cumsum(boxes_of_level)[:-1])
+    for ax, level, (rows, columns), per_cell in zip(axes, levels, model.grids, model.boxes_per_cell, strict=True):
+        cells = level.reshape(rows, columns, per_cell, 4)
+        ax.imshow(picture, alpha=0.7)
+        ax.scatter(cells[:, :, 0, 0], cells[:, :, 0, 1], s=24 / columns**1.1, color="white")
+        for number, (x, y, w, h) in enumerate(cells[rows // 2, columns // 2]):
+            edges = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+            _rectangle(ax, edges, colour(number + 1), "solid")
+        ax.set_title(f"{rows}×{columns} cells, {per_cell} boxes", fontsize=9)
+        ax.set(xlim=(-0.12 * width, 1.12 * width), ylim=(1.12 * height, -0.12 * height))
     return figure
 
 

@@ -26,7 +26,8 @@ class TorchvisionFeatures(nn.Module):
         weights: a name that torchvision has for the network, such as ``DEFAULT``; or a file with its state dict.
         mean, std: of pixels, by channel, red first, 0 … 255. Default: what belongs to ``weights``, else ImageNet's.
         bgr: the file's weights are for pictures with blue first. They are turned round when they are read.
-        lift: channels of each map after a 1×1 convolution with batch norm and ReLU of its own. ``None``: as the classifier has them.
+        lift: channels of each map after a 1×1 convolution of its own, with batch norm and ReLU. ``None``: as the
+            classifier has them.
         without: names of layers to leave out, such as ``maxpool``, without which ResNet's grids are twice as fine.
         options: for the function that makes the classifier, such as ``reduced_tail``.
     """

@@ -20,9 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-PACKAGE = Path(__file__).parents[1]
-CONFIG_FOLDER = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""Inside the wheel; beside the package in a checkout."""
+from ssd_lightning.presets import CONFIG_FOLDER
 
 GROUPS = {
     "experiment": "a whole recipe: it chooses from the groups below",
