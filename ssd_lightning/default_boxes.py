@@ -67,7 +67,8 @@ class DefaultBoxes:
             size. Weights released by the authors want it (for SSD300, 38 cells of 8 pixels are not 300). Without
             steps the centre is (i + ½) / cells.
         clip: "border" cuts the boxes at the border of the image; "size" makes none wider or taller than the image, as
-            released weights of torchvision and of other PyTorch versions want it. Off, as in the authors' code.
+            torchvision's released weights want it; "centre_and_size" keeps centres in the image as well, as those of
+            amdegroot/ssd.pytorch want it. Off, as in the authors' code.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class DefaultBoxes:
         scales: Sequence[float],
         aspect_ratios: Sequence[Sequence[float]] | AspectRatios,
         steps: Sequence[float] | None = None,
-        clip: Literal["border", "size"] | None = None,
+        clip: Literal["border", "size", "centre_and_size"] | None = None,
     ) -> None:
         self.scales = [float(scale) for scale in scales]
         if isinstance(aspect_ratios, AspectRatios):
@@ -103,7 +104,7 @@ class DefaultBoxes:
             torch.tensor(_level_shapes(scale, next_scale, ratios))
             for (scale, next_scale), ratios in zip(pairwise(self.scales), self.ratios, strict=True)
         ]
-        return [level.clamp(max=1) for level in shapes] if self.clip == "size" else shapes
+        return [level.clamp(max=1) for level in shapes] if self.clip in ("size", "centre_and_size") else shapes
 
     def __call__(self, grids: Sequence[Grid], image_size: tuple[int, int]) -> Float[Tensor, "boxes 4"]:
         """Lay the boxes over the grids.
@@ -123,6 +124,8 @@ class DefaultBoxes:
             for shapes, grid, step in zip(self.shapes(), grids, steps, strict=True)
         ]
         boxes = torch.cat(levels)
+        if self.clip == "centre_and_size":
+            return boxes.clamp(0, 1)
         if self.clip != "border":
             return boxes
         left_top, right_bottom = (
@@ -144,8 +147,8 @@ class DefaultBoxes:
                 raise ValueError(f"{name}: expected finite numbers above 0, got {values}")
         if any(first >= second for first, second in pairwise(self.scales)):
             raise ValueError(f"scales: expected ascending numbers, got {self.scales}")
-        if self.clip not in (None, "border", "size"):
-            raise ValueError(f"clip: expected border, size or none, got {self.clip!r}")
+        if self.clip not in (None, "border", "size", "centre_and_size"):
+            raise ValueError(f"clip: expected border, size, centre_and_size or none, got {self.clip!r}")
         if self.steps is not None and len(self.steps) != self.levels:
             raise ValueError(f"steps has {len(self.steps)} levels, aspect_ratios has {self.levels}")
 

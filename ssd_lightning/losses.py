@@ -105,13 +105,9 @@ class MinedCrossEntropy(nn.Module):
         """The negatives that count: those with the highest loss as background."""
         positives = (labels > 0).sum(dim=1, keepdim=True)
         wanted = torch.where(positives > 0, positives * self.negative_ratio, self.min_negatives)
-        # The odds against background, which rise with its loss and are cheaper: -log p₀ = log(1 + odds). Summed as a
-        # product with a vector, which reads the long axis as it lies.
-        is_object = torch.ones(logits.shape[-1], device=logits.device)
-        is_object[0] = 0
-        odds = (logits - logits[..., :1]).exp_() @ is_object
+        background_loss = -logits.log_softmax(dim=-1)[..., 0]
         most = labels.shape[1] if not can_read(wanted) else min(labels.shape[1], math.ceil(wanted.max()))
-        hardest = torch.where(labels == 0, odds, -1.0).topk(most, dim=1).indices
+        hardest = torch.where(labels == 0, background_loss, -1.0).topk(most, dim=1).indices
         rank = torch.arange(most, device=labels.device).expand_as(hardest)
         return torch.zeros_like(labels, dtype=torch.bool).scatter(1, hardest, rank < wanted) & (labels == 0)
 

@@ -36,6 +36,9 @@ VOC_CLASSES = [
 ]
 """In the order of the amdegroot layout."""
 
+TORCHVISION_MEAN = (122.99925, 116.9991, 103.9992)
+"""Of its SSD300: Caffe's, in shares of 255 with five digits."""
+
 SAME_CLASS = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -121,6 +124,7 @@ def load_pretrained(
             rows = _rows_by_class(value, own[name], per_cell, names, known)
             if rows is None:
                 skipped.append(f"{name} (other classes)")
+                by_name = []
             else:
                 state[name] = rows
                 if names is not None and known is not None and names != known:
@@ -148,7 +152,7 @@ def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> F
         own = {n.removeprefix(MODEL_PREFIX): v for n, v in state.items() if n.startswith(MODEL_PREFIX)}
         return Foreign("ssd_lightning", own, list(config.get("classes", [])) or None, None, None)
     if "head.classification_head.module_list.0.weight" in state:
-        return _torchvision(state, model, path, "torchvision SSD300", CAFFE_MEAN, CAFFE_STD)
+        return _torchvision(state, model, path, "torchvision SSD300", TORCHVISION_MEAN, CAFFE_STD)
     if "head.classification_head.module_list.0.1.weight" in state:
         return _torchvision(state, model, path, "torchvision SSDLite320", (127.5,) * 3, (127.5,) * 3)
     if "loc.0.weight" in state and "vgg.0.weight" in state:

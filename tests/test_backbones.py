@@ -102,7 +102,8 @@ def torchvision_extractor() -> SSDFeatureExtractorVGG:
 @torch.no_grad()
 def test_vgg16_computes_what_torchvision_computes(size):
     """Sides that are odd at one pooling or another; at 16 pixels fc7 sees a single cell."""
-    theirs, ours = torchvision_extractor(), VGG16().eval()
+    mean, std = (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)
+    theirs, ours = torchvision_extractor(), VGG16(mean=[255 * m for m in mean], std=[255 * s for s in std]).eval()
     convolutions = [m for m in [*theirs.features, *theirs.extra[0].modules()] if isinstance(m, nn.Conv2d)]
     for name, convolution in zip([*(row[0] for row in CONVOLUTIONS), "fc6", "fc7"], convolutions, strict=True):
         ours.get_submodule(name).load_state_dict(convolution.state_dict())
@@ -110,7 +111,7 @@ def test_vgg16_computes_what_torchvision_computes(size):
 
     pictures = random_pictures(2, *size)
     # Of ssd300_vgg16: the mean of Caffe's training, and pixels that stay in 0 … 255.
-    maps = theirs(scaled(pictures, (0.48235, 0.45882, 0.40784), (1 / 255, 1 / 255, 1 / 255)))
+    maps = theirs(scaled(pictures, mean, std))
     assert_same_maps(ours(pictures), [maps["0"], maps["1"]])
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ssd_lightning.backbones.normalization import CAFFE_MEAN, CAFFE_STD, Normalization
+from ssd_lightning.backbones.normalization import CAFFE_MEAN, CAFFE_STD, IMAGENET_MEAN, IMAGENET_STD, Normalization
 from ssd_lightning.extra_layers import he_initialization
 from ssd_lightning.weights import read_weights
 
@@ -28,7 +28,8 @@ class VGG16(nn.Module):
         weights: a name of torchvision's, such as ``IMAGENET1K_FEATURES``, which the paper's training starts from; or a
             file, in torchvision's layout or that of ``vgg16_reducedfc``. Where it has the classifier's fully connected
             layers, fc6 and fc7 get every third row and column and every fourth channel of those.
-        mean, std: of pixels, by channel, red first, 0 … 255. Default: what belongs to ``weights``, else Caffe's.
+        mean, std: of pixels, by channel, red first, 0 … 255. Default: what belongs to ``weights``, Caffe's
+            if the file does not tell. Without weights ImageNet's, so that training from scratch begins at unit scale.
         bgr: the file's weights are for pictures with blue first. They are turned round when they are read.
     """
 
@@ -41,9 +42,10 @@ class VGG16(nn.Module):
     ) -> None:
         super().__init__()
         read = None if weights is None else read_weights("vgg16", weights)
+        usual_mean, usual_std = (IMAGENET_MEAN, IMAGENET_STD) if read is None else (CAFFE_MEAN, CAFFE_STD)
         self.normalize = Normalization(
-            mean or (read and read.mean) or CAFFE_MEAN,
-            std or (read and read.std) or CAFFE_STD,
+            mean or (read and read.mean) or usual_mean,
+            std or (read and read.std) or usual_std,
         )
         before = 3
         for name, width in zip(LAYERS, (width for stage in WIDTHS for width in stage), strict=True):
