@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssd_lightning.boxes import cxcywh_to_xyxy, decode, encode
+from ssd_lightning.host import can_read
 from ssd_lightning.structures import Losses, Matches, Predictions
 
 IGNORED = -1
@@ -63,15 +64,6 @@ class MultiBoxLoss(nn.Module):
         return Losses(classification + self.alpha * localization, classification, localization)
 
 
-def can_read(tensor: Tensor) -> bool:
-    """Whether counting or reading its values costs nothing: an accelerator would wait, a compiled graph would break.
-
-    Few of the thousands of default boxes count in a loss. Where they can be counted the others are left out, which
-    saves most of the work; elsewhere they are computed and masked. Both give the same numbers.
-    """
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 class MinedCrossEntropy(nn.Module):
     """Cross-entropy over the positives and, in each image, the negatives that look least like background.
 
@@ -105,9 +97,9 @@ class MinedCrossEntropy(nn.Module):
         """The negatives that count: those with the highest loss as background."""
         positives = (labels > 0).sum(dim=1, keepdim=True)
         wanted = torch.where(positives > 0, positives * self.negative_ratio, self.min_negatives)
-        background_loss = -logits.log_softmax(dim=-1)[..., 0]
+        background = logits.log_softmax(dim=-1)[..., 0]
         most = labels.shape[1] if not can_read(wanted) else min(labels.shape[1], math.ceil(wanted.max()))
-        hardest = torch.where(labels == 0, background_loss, -1.0).topk(most, dim=1).indices
+        hardest = torch.where(labels == 0, background, 1.0).topk(most, dim=1, largest=False).indices
         rank = torch.arange(most, device=labels.device).expand_as(hardest)
         return torch.zeros_like(labels, dtype=torch.bool).scatter(1, hardest, rank < wanted) & (labels == 0)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou
 
+from ssd_lightning import matching
 from ssd_lightning.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ssd_lightning.default_boxes import DefaultBoxes
 from ssd_lightning.matching import BoxMatcher, claim_default_boxes
@@ -23,6 +24,15 @@ DEFAULT_BOXES = DEFAULT_BOXES * (
     1 + 0.1 * torch.rand(len(DEFAULT_BOXES), 4, generator=torch.Generator().manual_seed(0))
 )
 JUNK = torch.tensor([[float("nan")] * 4, [float("inf")] * 4, [-3.0, 7.0, 1e30, -1e30], [0.0, 0.0, 1.0, 1.0], [0.0] * 4])
+
+
+@pytest.fixture(scope="module", autouse=True, params=["read", "not read"])
+def either_path(request):
+    """A CPU looks first whether two objects want the same default box; a GPU and a compiled graph do not look."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "not read":
+            patch.setattr(matching, "can_read", lambda tensor: False)
+        yield
 
 
 def random_objects(seed: int, images: int, slots: int, validity: float = 0.6) -> Objects:

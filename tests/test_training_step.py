@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses import DynamicOutputShapeException, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from ssd_lightning import losses
+from ssd_lightning import losses, matching
 from ssd_lightning.losses import BoxIoULoss, FocalLoss, MeanOverBoxesLoss, MultiBoxLoss
 from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.model import SSD
@@ -52,7 +52,8 @@ def test_a_fake_tensor_cannot_be_read(read):
 @pytest.mark.parametrize("name", ["tiny_ssd", "ssd300_vgg16", "ssd300_resnet18", "ssdlite320_mobilenet_v2"])
 def test_nothing_is_read_in_a_step(name: str, objective: str, monkeypatch):
     """Fake tensors have no values: whatever would make a GPU wait fails here, forward and backward."""
-    monkeypatch.setattr(losses, "can_read", lambda tensor: False)  # as on a GPU
+    for module in (losses, matching):
+        monkeypatch.setattr(module, "can_read", lambda tensor: False)  # as on a GPU
     with FakeTensorMode():
         model = build_model(name, 3)
         objects = Objects(*(torch.zeros_like(tensor) for tensor in make_objects()))
