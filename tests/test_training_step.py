@@ -74,17 +74,21 @@ def test_forward_matching_and_loss_compile_as_one_graph(name: str):
 def compare_with_compiled(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name, 3, "model.image_size=160", "box_scales=tiny").eval()
+    objects = make_objects()
     images, objective = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8), MultiBoxLoss()
     parameters = list(model.parameters())
-    expected = step(model, objective, images, make_objects())
+    # The path of a compiled graph, not compiled: among negatives of the same loss the other one may choose others.
+    for module in (losses, matching):
+        module.can_read = lambda tensor: False
+    expected = step(model, objective, images, objects)
     # "aot_eager" traces forward and backward as a compiler gets them, and needs none.
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    loss = compiled(model, objective, images, make_objects())
+    loss = compiled(model, objective, images, objects)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     found, gradients = (torch.autograd.grad(total, parameters) for total in (loss, expected))
     largest = max(gradient.abs().max().item() for gradient in gradients)
     for one, other in zip(found, gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4 * largest)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5 * largest)
 
 
 if __name__ == "__main__":
