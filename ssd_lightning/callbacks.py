@@ -65,7 +65,7 @@ class StopOnNonFiniteLoss(lightning.Callback):
         paths = trainer.datamodule.train_pictures.paths if trainer.datamodule else None
         ids = launched.batch.image_ids.tolist()
         names = ", ".join(str(paths[index]) if paths else str(index) for index in ids)
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         raise NonFiniteLossError(
             f"the loss became {value} at step {launched.step} with learning rate {rate:g}; "
             f"try a smaller one, or a longer warm-up. The batch is saved in {path}; its pictures: {names}"

@@ -132,6 +132,8 @@ class DefaultBoxes:
             (boxes[:, :2] - boxes[:, 2:] / 2).clamp(0, 1),
             (boxes[:, :2] + boxes[:, 2:] / 2).clamp(0, 1),
         )
+        if not bool((left_top < right_bottom).all()):
+            raise ValueError("clip: border leaves nothing of default boxes whose cells lie outside of the image")
         return torch.cat(((left_top + right_bottom) / 2, right_bottom - left_top), dim=1)
 
     def _check(self) -> None:
@@ -148,7 +150,7 @@ class DefaultBoxes:
         if any(first >= second for first, second in pairwise(self.scales)):
             raise ValueError(f"scales: expected ascending numbers, got {self.scales}")
         if self.clip not in (None, "border", "size", "centre_and_size"):
-            raise ValueError(f"clip: expected border, size, centre_and_size or none, got {self.clip!r}")
+            raise ValueError(f"clip: expected border, size, centre_and_size or null, got {self.clip!r}")
         if self.steps is not None and len(self.steps) != self.levels:
             raise ValueError(f"steps has {len(self.steps)} levels, aspect_ratios has {self.levels}")
 

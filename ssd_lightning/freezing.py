@@ -12,8 +12,8 @@ def freeze(backbone: nn.Module, until: str | None = None, batch_norm: bool = Fal
         backbone: changed in place.
         until: name of the last layer that is frozen, such as ``conv3_3`` or ``body.layer1``; all before it are frozen
             too, with their batch norms. ``None``: none is.
-        batch_norm: freeze the batch norms of all layers: statistics, scale and shift stay as they are, and a batch of
-            one picture is as good as any.
+        batch_norm: freeze the batch norms of all layers but ``lift``, which are new: statistics, scale and shift stay
+            as they are, and a batch of one picture is as good as any.
 
     Raises:
         ValueError: if ``backbone`` has no layer of that name; it names those that there are.
@@ -33,7 +33,7 @@ def freeze(backbone: nn.Module, until: str | None = None, batch_norm: bool = Fal
                 parameter.requires_grad_(False)
         _freeze_batch_norms(backbone, set(names[: names.index(inside[-1]) + 1]))
     if batch_norm:
-        _freeze_batch_norms(backbone, set(layers))
+        _freeze_batch_norms(backbone, {name for name in layers if not name.startswith("lift.")})
 
 
 def _freeze_batch_norms(backbone: nn.Module, names: set[str]) -> None:

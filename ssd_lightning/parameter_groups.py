@@ -4,6 +4,9 @@ from typing import Any
 
 from torch import nn
 
+NEW = "backbone.lift."
+"""Layers of a backbone for which there are no weights to start from."""
+
 
 class ParameterGroups:
     """Groups of parameters for an optimizer, by calling it; those that are frozen are in none.
@@ -31,7 +34,7 @@ class ParameterGroups:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            is_slow = name.startswith("backbone.") and self.backbone_lr_factor != 1
+            is_slow = name.startswith("backbone.") and not name.startswith(NEW) and self.backbone_lr_factor != 1
             decays = self.decay_norms_and_biases or id(parameter) in weights
             title = " ".join(("backbone" if is_slow else "weights", *(() if decays else ("without decay",))))
             group = groups.setdefault(title, {"params": []})

@@ -36,6 +36,8 @@ VOC_CLASSES = [
 ]
 """In the order of the amdegroot layout."""
 
+SCALING = "backbone.normalize."
+
 TORCHVISION_MEAN = (122.99925, 116.9991, 103.9992)
 """Of its SSD300: Caffe's, in shares of 255 with five digits."""
 
@@ -106,7 +108,7 @@ def load_pretrained(
     Raises:
         ValueError: naming the file, if it cannot be read, is none of these, or is of a network built otherwise.
     """
-    content = read_file(path, "pretrained")
+    content = read_file(str(path), "pretrained")
     foreign = _under_our_names(content, model, path)
     own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     names = list(file_classes) if file_classes is not None else foreign.classes
@@ -133,21 +135,23 @@ def load_pretrained(
             skipped.append(f"{name} ({_shape(value)}, not {_shape(own[name])})")
         else:
             state[name] = value
-    if not state:
-        raise ValueError(f"pretrained: nothing in {path} ({foreign.layout}) fits the model: {', '.join(skipped[:3])}")
+    if not any(name.startswith("backbone.") and not name.startswith(SCALING) for name in state):
+        raise ValueError(
+            f"pretrained: nothing of the backbone in {path} ({foreign.layout}) fits the model: {', '.join(skipped[:3])}"
+        )
     model.load_state_dict(state, strict=False)
     if foreign.mean is not None and foreign.std is not None:
         for module in model.backbone.modules():
             if isinstance(module, Normalization):
                 module.load_state_dict(Normalization(foreign.mean, foreign.std).state_dict())
-    missing = [name for name in own if name not in state and not name.startswith("backbone.normalize.")]
+    missing = [name for name in own if name not in state and not name.startswith(SCALING)]
     new = [c for c in known or [] if by_name is not None and c not in by_name]
     return LoadReport(str(path), foreign.layout, list(state), skipped, missing, by_name, new)
 
 
 def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> Foreign:
     config = content.get(CONFIG_KEY)
-    state = state_dict(content, path)
+    state = state_dict(content, path, "pretrained")
     if isinstance(config, dict):
         own = {n.removeprefix(MODEL_PREFIX): v for n, v in state.items() if n.startswith(MODEL_PREFIX)}
         return Foreign("ssd_lightning", own, list(config.get("classes", [])) or None, None, None)
@@ -218,6 +222,14 @@ def _in_order(
             f"pretrained: {path} ({layout}) has {len(theirs)} tensors before its head, the model has {len(own)}; it is "
             f"built otherwise. The presets {', '.join(PRESETS)} are built as such files"
         )
+    tensors = model.state_dict()
+    for ours, name in zip(own, theirs, strict=True):
+        if tensors[ours].shape != state[name].shape:
+            raise ValueError(
+                f"pretrained: {path} ({layout}) has {name} of {_shape(state[name])} where the model has {ours} of "
+                f"{_shape(tensors[ours])}; it is built otherwise. The presets {', '.join(PRESETS)} are built as "
+                "such files"
+            )
     return {ours: state[name] for ours, name in zip(own, theirs, strict=True)}
 
 

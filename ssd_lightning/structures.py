@@ -23,7 +23,7 @@ def height_and_width(image_size: ImageSize) -> tuple[int, int]:
     Raises:
         ValueError: if it is neither one nor two numbers of at least 1.
     """
-    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise ValueError(
             f"image_size: expected one or two whole numbers (height, width) of at least 1, got {image_size}"

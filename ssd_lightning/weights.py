@@ -85,12 +85,12 @@ def read_file(path: Path | str, argument: str) -> dict[str, Any]:
     return dict(content)
 
 
-def state_dict(content: dict[str, Any], path: Path | str) -> dict[str, Tensor]:
+def state_dict(content: dict[str, Any], path: Path | str, argument: str = "weights") -> dict[str, Tensor]:
     """The tensors of a file's content, also where training code has put them beside others."""
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content.get(key), Mapping):
             content = dict(content[key])
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"weights: {path} holds no weights by name")
+        raise ValueError(f"{argument}: {path} holds no weights by name")
     # DataParallel puts a prefix before each.
     return {name.removeprefix("module."): value for name, value in content.items()}

@@ -16,6 +16,7 @@ import pytest
 import torch
 from banana_folder import write_banana_folder
 from PIL import Image
+from torchvision import models
 
 from ssd_lightning.average_precision import voc_average_precision
 from ssd_lightning.checkpoint import load_detector
@@ -25,7 +26,14 @@ from ssd_lightning.loggers import read_metrics
 from ssd_lightning.review import load_detections
 
 COMMANDS = {"ssd-train": train, "ssd-evaluate": evaluate, "ssd-predict": predict}
-QUICK = ["model.image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.max_epochs=1"]
+QUICK = [
+    "model.image_size=64",
+    "batch_size=4",
+    "num_workers=0",
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.precision=32-true",
+]
 
 
 class Outcome(NamedTuple):
@@ -418,7 +426,36 @@ class TestPredict:
         assert sorted(names) == ["colour.jpg", "grey.png", "sixteen.png"]
 
 
+def test_a_run_stands_without_the_weights_it_began_with(run, bananas: Path, tmp_path: Path):
+    torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
+    choices = [
+        "data=banana", f"data.root={bananas}", *QUICK, "model.image_size=128", "backbone=resnet18",
+        f"backbone.weights={tmp_path / 'resnet.pth'}", "model.frozen_batch_norm=true", "model.frozen_until=body.layer1",
+        "parameter_groups=fine_tune",
+    ]  # fmt: skip
+    assert run("ssd-train", *choices, "hydra.run.dir=first").exit_code == 0
+    first = tmp_path / "first/checkpoints/last.ckpt"
+    outcome = run("ssd-train", *choices, f"pretrained={first}", "hydra.run.dir=second")
+    assert outcome.exit_code == 0, outcome.error
+    assert f"{first} (ssd_lightning)" in "".join(outcome.out.split("\n"))
+
+    (tmp_path / "resnet.pth").unlink()
+    first.unlink()
+    resumed = run("ssd-train", f"resume={tmp_path / 'second'}", "trainer.max_epochs=2")
+    assert resumed.exit_code == 0, resumed.error
+    last = tmp_path / "second/checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)["state_dict"]
+    assert json.loads((tmp_path / "second/summary.json").read_text())["steps"] == 6
+    assert "model.backbone.body.layer1.0.conv1.weight" in state
+    scored = run("ssd-evaluate", f"checkpoint={last}", "num_workers=0", "hydra.run.dir=scores")
+    assert scored.exit_code == 0, scored.error
+    found = run("ssd-predict", f"checkpoint={last}", f"source={bananas}", "num_workers=0", "hydra.run.dir=found")
+    assert found.exit_code == 0, found.error
+
+
 TRAIN_MISTAKES = {
+    "numbers for an option": (["box_scales=[0.1,0.2]"], ["box_scales", "model.default_boxes.scales=[…]"]),
+    "ratios for an option": (["aspect_ratios=[[2],[3]]"], ["aspect_ratios", "model.default_boxes.aspect_ratios=[…]"]),
     "unknown key": (["learning_rate=1"], ["learning_rate"]),
     "unknown group": (["backbones=tiny"], ["backbones"]),
     "unknown option": (["backbone=tinny"], ["backbone/tinny", "tiny"]),

@@ -416,5 +416,5 @@ def test_clip_refuses(clip, monkeypatch: pytest.MonkeyPatch):
     """``False`` too, which older settings have for none."""
     # The tests' own check of the signature would come before.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=f"clip: expected border, size, centre_and_size or none, got {clip!r}"):
+    with pytest.raises(ValueError, match=f"clip: expected border, size, centre_and_size or null, got {clip!r}"):
         DefaultBoxes([0.1, 0.2], [[2.0]], clip=clip)

@@ -833,7 +833,7 @@ def test_a_checkpoint_of_this_project_of_which_nothing_fits(
 ):
     own_checkpoint["state_dict"] = {f"model.{name}": value for name, value in coco.detector.state_dict().items()}
     torch.save(own_checkpoint, tmp_path / "best.ckpt")
-    assert "nothing in" in refusal(preset("tiny_ssd", 1), tmp_path / "best.ckpt")
+    assert "nothing of the backbone in" in refusal(preset("tiny_ssd", 1), tmp_path / "best.ckpt")
 
 
 @pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"epoch": 3}], ids=str)

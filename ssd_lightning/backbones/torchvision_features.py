@@ -49,10 +49,10 @@ class TorchvisionFeatures(nn.Module):
         if weights is not None:
             read = read_weights(network, weights)
             _load(classifier, network, read, bgr)
+            if hasattr(classifier, "transform_input") and read.mean is not None:
+                # GoogLeNet and Inception turn ImageNet's scaling into −1 … 1 for these weights; here it is so at once.
+                read = read._replace(mean=[127.5] * 3, std=[127.5] * 3)
             mean, std = mean or read.mean, std or read.std
-            if hasattr(classifier, "transform_input"):
-                # GoogLeNet and Inception scale pixels once more for these weights.
-                classifier.transform_input = read.mean is not None  # type: ignore[assignment]
         layers = dict(classifier.named_modules())
         for name in without:
             if name not in layers:

@@ -28,8 +28,9 @@ class VGG16(nn.Module):
         weights: a name of torchvision's, such as ``IMAGENET1K_FEATURES``, which the paper's training starts from; or a
             file, in torchvision's layout or that of ``vgg16_reducedfc``. Where it has the classifier's fully connected
             layers, fc6 and fc7 get every third row and column and every fourth channel of those.
-        mean, std: of pixels, by channel, red first, 0 … 255. Default: what belongs to ``weights``, Caffe's
-            if the file does not tell. Without weights ImageNet's, so that training from scratch begins at unit scale.
+        mean, std: of pixels, by channel, red first, 0 … 255. Default: what belongs to ``weights``, by the layout of the
+            file if its name does not tell. Without weights ImageNet's, so that training from scratch begins at unit
+            scale.
         bgr: the file's weights are for pictures with blue first. They are turned round when they are read.
     """
 
@@ -42,7 +43,8 @@ class VGG16(nn.Module):
     ) -> None:
         super().__init__()
         read = None if weights is None else read_weights("vgg16", weights)
-        usual_mean, usual_std = (IMAGENET_MEAN, IMAGENET_STD) if read is None else (CAFFE_MEAN, CAFFE_STD)
+        is_of_caffe = read is not None and _is_of_caffe(read.state)
+        usual_mean, usual_std = (CAFFE_MEAN, CAFFE_STD) if is_of_caffe else (IMAGENET_MEAN, IMAGENET_STD)
         self.normalize = Normalization(
             mean or (read and read.mean) or usual_mean,
             std or (read and read.std) or usual_std,
@@ -107,6 +109,12 @@ class VGG16(nn.Module):
         if bgr:
             taken["conv1_1.weight"] = taken["conv1_1.weight"].flip(1)
         self.load_state_dict(taken, strict=False)
+
+
+def _is_of_caffe(state: dict[str, Tensor]) -> bool:
+    """By the layout of its file: ``vgg16_reducedfc``, or torchvision's of features alone, whose classifier is NaN."""
+    classifier = state.get("classifier.0.weight")
+    return "0.weight" in state or (classifier is not None and not bool(classifier.isfinite().all()))
 
 
 class L2Norm(nn.Module):

@@ -58,6 +58,7 @@ def run(name: str, config_name: str, about: str, examples: list[str], task: Call
     # Hydra would print part of a traceback and hide the rest; here it hands the error over.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        _refuse_lists_for_groups(arguments)
         sys.argv[1:] = _continue_in_run_folder(arguments)
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(_tidy(name, task))()
     except KeyboardInterrupt:
@@ -162,6 +163,17 @@ class RunFolderGuard(Callback):
             )
         except OSError as error:
             _fail(str(config.hydra.job.name), f"hydra.run.dir: {folder} cannot be made ({error})")
+
+
+def _refuse_lists_for_groups(arguments: list[str]) -> None:
+    """Where people type numbers for a group's option, Hydra fails in its own code."""
+    for group, key in (("box_scales", "scales"), ("aspect_ratios", "aspect_ratios")):
+        for argument in arguments:
+            if argument.startswith(f"{group}=["):
+                raise ValueError(
+                    f"{group}: expected the name of an option, got {argument.partition('=')[2]}; "
+                    f"numbers go to model.default_boxes.{key}=[…]"
+                )
 
 
 def _continue_in_run_folder(arguments: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 
 def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
-    """What ``trainer`` in the config names; where it leaves the precision open, the fastest is chosen."""
+    """What ``trainer`` in the config names; where it leaves the precision open, it is for training and the fastest."""
     precision = config.get("precision") or fastest_precision(config.get("accelerator", "auto"))
     return instantiate(config, precision=precision, **arguments, _convert_="all")
 

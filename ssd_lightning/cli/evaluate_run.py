@@ -14,7 +14,6 @@ from rich.table import Table
 from ssd_lightning import review
 from ssd_lightning.average_precision import average_curves, coco_average_precision, precision_recall_curves
 from ssd_lightning.checkpoint import CONFIG_KEY, load_detector, read_checkpoint, rebuild
-from ssd_lightning.cli.devices import make_trainer
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
 from ssd_lightning.module import SSDModule
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
@@ -39,7 +38,14 @@ def evaluate(config: DictConfig) -> float:
     )
     datamodule.prepare_data()
     module = SSDModule(detector.model, postprocess=detector.postprocess)
-    trainer = make_trainer(config.trainer, logger=False, enable_checkpointing=False)
+    # In float32, whatever is fastest: a score must not depend on the machine.
+    trainer = instantiate(
+        config.trainer,
+        precision=config.trainer.precision or "32-true",
+        logger=False,
+        enable_checkpointing=False,
+        _convert_="all",
+    )
     trainer.validate(module, datamodule, verbose=False)
 
     detections, objects = module.scores.detections(), module.scores.objects()

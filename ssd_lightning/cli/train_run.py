@@ -21,6 +21,7 @@ from rich.table import Table
 from ssd_lightning import review
 from ssd_lightning.allocator import keep_freed_memory
 from ssd_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
+from ssd_lightning.cli.command import GROUPS
 from ssd_lightning.cli.devices import make_trainer
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.module import SSDModule
@@ -151,6 +152,7 @@ def _finish(
         "images_per_second": round(steps * config.batch_size * trainer.accumulate_grad_batches / max(seconds, 1e-9), 2),
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "default_boxes": len(module.model.default_boxes),
+        "choices": {group: option for group, option in HydraConfig.get().runtime.choices.items() if group in GROUPS},
         "classes": list(datamodule.classes),
         "train_pictures": len(datamodule.train_pictures),
         "val_pictures": len(datamodule.val_pictures),
@@ -183,8 +185,10 @@ def _what_is_trained(
     assert datamodule.train_pictures is not None
     assert datamodule.val_pictures is not None
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
+    detector = HydraConfig.get().runtime.choices.get("model", "resumed")
     return (
-        f"{config.name}: {parameters / 1e6:.1f} M parameters, {len(module.model.default_boxes)} default boxes, "
+        f"{config.name}, {detector}: {parameters / 1e6:.1f} M parameters, "
+        f"{len(module.model.default_boxes)} default boxes, "
         f"{len(datamodule.train_pictures)} + {len(datamodule.val_pictures)} pictures, {len(datamodule.classes)} "
         f"classes, on {_device_name(trainer)} ({trainer.precision})"
     )
