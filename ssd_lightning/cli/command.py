@@ -104,7 +104,7 @@ def help_text(name: str, config_name: str, about: str, examples: list[str]) -> s
             if group in chosen:
                 options = sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
                 marked = ", ".join(f"{option}*" if option == chosen[group] else option for option in options)
-                lines += [f"  {group:<14} {GROUPS[group]}", f"  {'':<14}   {marked}"]
+                lines += [f"  {group:<16} {GROUPS[group]}", f"  {'':<16}   {marked}"]
     lines += ["", "Keys:"]
     lines += [
         f"  {key}={'(required)' if value == '???' else 'null' if value is None else value}"

@@ -6,7 +6,9 @@ from ssd_lightning.cli import command
 
 EXAMPLES = [
     "ssd-train                                        TinySSD on drawn bananas; no download",
-    "ssd-train trainer.max_epochs=8 optimizer.lr=2e-3",
+    "ssd-train trainer.max_epochs=12 optimizer.lr=2e-3",
+    "ssd-train model=ssdlite320_mobilenet_v2 optimizer=adamw",
+    "ssd-train data=voc_folder data.root=<folder>     your own pictures",
     "ssd-train loss=focal matcher=ignore_band",
     "ssd-train -m loss=multibox,focal seed=0,1,2      six runs",
     "ssd-train experiment=banana_d2l                  the recipe of d2l.ai",
