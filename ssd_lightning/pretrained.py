@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torchvision.models.detection import SSD300_VGG16_Weights
 
 from ssd_lightning.backbones.normalization import CAFFE_MEAN, CAFFE_STD, Normalization
+from ssd_lightning.default_boxes import AspectRatios, DefaultBoxes
 from ssd_lightning.model import SSD
 from ssd_lightning.weights import CONFIG_KEY, MODEL_PREFIX, read_file, state_dict
 
@@ -35,6 +37,27 @@ VOC_CLASSES = [
     "tvmonitor",
 ]
 """In the order of the amdegroot layout."""
+
+_STEPS = (8, 16, 32, 64, 100, 300)
+
+BOXES = (
+    (
+        "ssd300_torchvision",
+        "torchvision SSD300",
+        DefaultBoxes([0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05], AspectRatios([2, 3], [2]), _STEPS, "size"),
+    ),
+    (
+        "ssdlite320_torchvision",
+        "torchvision SSDLite320",
+        DefaultBoxes([0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0], AspectRatios([2, 3]), None, "size"),
+    ),
+    (
+        "ssd300_amdegroot",
+        "amdegroot",
+        DefaultBoxes([0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05], AspectRatios([2, 3], [2]), _STEPS, "centre_and_size"),
+    ),
+)
+"""Of each preset that is built as a foreign layout: its name, the layout, and the boxes that such files are for."""
 
 SCALING = "backbone.normalize."
 
@@ -77,6 +100,8 @@ class LoadReport(NamedTuple):
     """Those that the class head knows from the file; ``None``: it was taken over as it is."""
     new_classes: list[str]
     """Those that are to be learned."""
+    preset: str | None
+    """The option of ``model`` that has the file's default boxes, where those of the model are others."""
 
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.layout}): {len(self.loaded)} tensors loaded"]
@@ -84,6 +109,8 @@ class LoadReport(NamedTuple):
             lines.append(f"  classes by name: {', '.join(self.classes) or 'none'}")
             if self.new_classes:
                 lines.append(f"  classes to be learned: {', '.join(self.new_classes)}")
+        if self.preset is not None:
+            lines.append(f"  made for other default boxes, from which its offsets count: model={self.preset} has them")
         for title, names in (("skipped", self.skipped), ("not in the file", self.missing)):
             if names:
                 lines.append(f"  {title}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if names[6:] else ''}")
@@ -146,7 +173,8 @@ def load_pretrained(
                 module.load_state_dict(Normalization(foreign.mean, foreign.std).state_dict())
     missing = [name for name in own if name not in state and not name.startswith(SCALING)]
     new = [c for c in known or [] if by_name is not None and c not in by_name]
-    return LoadReport(str(path), foreign.layout, list(state), skipped, missing, by_name, new)
+    preset = next((name for name, layout, boxes in BOXES if layout == foreign.layout and not _has(model, boxes)), None)
+    return LoadReport(str(path), foreign.layout, list(state), skipped, missing, by_name, new, preset)
 
 
 def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> Foreign:
@@ -233,7 +261,7 @@ def _in_order(
     return {ours: state[name] for ours, name in zip(own, theirs, strict=True)}
 
 
-PRESETS = ("model=ssd300_torchvision", "model=ssd300_amdegroot", "model=ssdlite320_torchvision")
+PRESETS = tuple(f"model={name}" for name, _, _ in BOXES)
 
 
 def _rows_by_class(
@@ -251,6 +279,13 @@ def _rows_by_class(
         if found is not None:
             result[:, row] = theirs[:, found + 1]
     return result.flatten(0, 1)
+
+
+def _has(model: SSD, default_boxes: DefaultBoxes) -> bool:
+    if len(model.grids) != default_boxes.levels:
+        return False
+    expected = default_boxes(model.grids, model.image_size).to(model.default_boxes)
+    return expected.shape == model.default_boxes.shape and torch.allclose(expected, model.default_boxes, atol=1e-5)
 
 
 def _find(name: str, names: list[str]) -> int | None:

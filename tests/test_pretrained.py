@@ -23,12 +23,12 @@ from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
-from ssd_lightning.cli.command import CONFIG_FOLDER
 from ssd_lightning.losses import MultiBoxLoss
 from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.model import SSD
 from ssd_lightning.postprocess import PostProcess
-from ssd_lightning.pretrained import LoadReport, load_pretrained
+from ssd_lightning.presets import CONFIG_FOLDER, build_model
+from ssd_lightning.pretrained import BOXES, LoadReport, load_pretrained
 from ssd_lightning.structures import Losses, Objects, Predictions
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages"
@@ -274,7 +274,7 @@ def test_all_of_the_file_is_used_and_all_of_the_model_is_filled(pair: Pair):
     assert str(pair.report) == f"{pair.file} ({pair.case.layout}): {len(in_file)} tensors loaded"
     assert len(set(pair.report.loaded)) == len(in_file)
     assert pair.report._replace(loaded=[]) == LoadReport(
-        str(pair.file), pair.case.layout, loaded=[], skipped=[], missing=[], classes=None, new_classes=[]
+        str(pair.file), pair.case.layout, loaded=[], skipped=[], missing=[], classes=None, new_classes=[], preset=None
     )
 
 
@@ -621,6 +621,23 @@ def test_the_caller_can_name_the_classes_of_a_file(twenty: Saved):
             assert torch.equal(by_class(ours[name], 6), expected), name
         assert report.classes == [c for c in classes if c != "thing 21"]
         assert report.new_classes == [c for c in classes if c == "thing 21"]
+
+
+def test_boxes_that_the_file_is_not_made_for_are_told(twenty: Saved):
+    """Weights fit, and every offset would be wrong."""
+    assert load_pretrained(preset("ssdlite320_torchvision", 20), twenty.file).preset is None
+    report = load_pretrained(build_model("ssdlite320_torchvision", 20, "box_scales=coco"), twenty.file)
+    assert not report.skipped
+    assert report.preset == "ssdlite320_torchvision"
+    assert "other default boxes" in str(report)
+    assert "model=ssdlite320_torchvision" in str(report)
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in BOXES])
+def test_boxes_of_foreign_files_are_those_of_their_preset(name: str):
+    [expected] = [boxes for own, _, boxes in BOXES if own == name]
+    model = build_model(name, 1)
+    assert torch.equal(model.default_boxes, expected(model.grids, model.image_size))
 
 
 @pytest.mark.parametrize(
