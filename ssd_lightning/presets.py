@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # commands import this file before torch, to answer at once
+    from omegaconf import DictConfig
+
+    from ssd_lightning.default_boxes import DefaultBoxes
     from ssd_lightning.model import SSD
 
 PACKAGE = Path(__file__).parent
@@ -23,11 +26,29 @@ def build_model(name: str, num_classes: int, *choices: str) -> "SSD":
         num_classes: object classes, without background.
         choices: as on the command line: other options of the groups, other values.
     """
-    from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
+
+    return instantiate(_compose(name, f"+model.num_classes={num_classes}", *choices).model, _convert_="all")
+
+
+def default_boxes_of(name: str) -> "DefaultBoxes":
+    """The default boxes of one of :func:`model_names`, without its network."""
+    from hydra.utils import instantiate
+
+    return instantiate(_compose(name).model.default_boxes, _convert_="all")
+
+
+def _compose(name: str, *choices: str) -> "DictConfig":
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     if name not in model_names():
         raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", [f"model={name}", f"+model.num_classes={num_classes}", *choices])
-    return instantiate(config.model, _convert_="all")
+    # Commands are Hydra jobs themselves, and there is room for one.
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            return compose("train", [f"model={name}", *choices])
+    finally:
+        GlobalHydra.instance().hydra = running

@@ -10,8 +10,9 @@ from torch import Tensor
 from torchvision.models.detection import SSD300_VGG16_Weights
 
 from ssd_lightning.backbones.normalization import CAFFE_MEAN, CAFFE_STD, Normalization
-from ssd_lightning.default_boxes import AspectRatios, DefaultBoxes
+from ssd_lightning.default_boxes import DefaultBoxes
 from ssd_lightning.model import SSD
+from ssd_lightning.presets import default_boxes_of
 from ssd_lightning.weights import CONFIG_KEY, MODEL_PREFIX, read_file, state_dict
 
 VOC_CLASSES = [
@@ -38,26 +39,12 @@ VOC_CLASSES = [
 ]
 """In the order of the amdegroot layout."""
 
-_STEPS = (8, 16, 32, 64, 100, 300)
-
-BOXES = (
-    (
-        "ssd300_torchvision",
-        "torchvision SSD300",
-        DefaultBoxes([0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05], AspectRatios([2, 3], [2]), _STEPS, "size"),
-    ),
-    (
-        "ssdlite320_torchvision",
-        "torchvision SSDLite320",
-        DefaultBoxes([0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0], AspectRatios([2, 3]), None, "size"),
-    ),
-    (
-        "ssd300_amdegroot",
-        "amdegroot",
-        DefaultBoxes([0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05], AspectRatios([2, 3], [2]), _STEPS, "centre_and_size"),
-    ),
-)
-"""Of each preset that is built as a foreign layout: its name, the layout, and the boxes that such files are for."""
+PRESETS = {
+    "torchvision SSD300": "ssd300_torchvision",
+    "torchvision SSDLite320": "ssdlite320_torchvision",
+    "amdegroot": "ssd300_amdegroot",
+}
+"""The option of ``model`` that is built as the files of a layout are, with the default boxes that they are for."""
 
 SCALING = "backbone.normalize."
 
@@ -173,7 +160,9 @@ def load_pretrained(
                 module.load_state_dict(Normalization(foreign.mean, foreign.std).state_dict())
     missing = [name for name in own if name not in state and not name.startswith(SCALING)]
     new = [c for c in known or [] if by_name is not None and c not in by_name]
-    preset = next((name for name, layout, boxes in BOXES if layout == foreign.layout and not _has(model, boxes)), None)
+    preset = PRESETS.get(foreign.layout)
+    if preset is not None and _has(model, default_boxes_of(preset)):
+        preset = None
     return LoadReport(str(path), foreign.layout, list(state), skipped, missing, by_name, new, preset)
 
 
@@ -245,23 +234,20 @@ def _in_order(
         if name.startswith(("backbone.", "extra_layers.")) and not re.search(r"\.normalize\.|\.l2_norm\.", name)
     ]
     theirs, own = ([n for n in names if not n.endswith("num_batches_tracked")] for names in (theirs, own))
-    if len(theirs) != len(own):
-        raise ValueError(
-            f"pretrained: {path} ({layout}) has {len(theirs)} tensors before its head, the model has {len(own)}; it is "
-            f"built otherwise. The presets {', '.join(PRESETS)} are built as such files"
-        )
     tensors = model.state_dict()
-    for ours, name in zip(own, theirs, strict=True):
-        if tensors[ours].shape != state[name].shape:
-            raise ValueError(
-                f"pretrained: {path} ({layout}) has {name} of {_shape(state[name])} where the model has {ours} of "
-                f"{_shape(tensors[ours])}; it is built otherwise. The presets {', '.join(PRESETS)} are built as "
-                "such files"
-            )
+    differing = [
+        f"{name} of {_shape(state[name])} where the model has {ours} of {_shape(tensors[ours])}"
+        for ours, name in zip(own, theirs, strict=False)
+        if tensors[ours].shape != state[name].shape
+    ]
+    if len(theirs) != len(own):
+        differing.insert(0, f"{len(theirs)} tensors before its head, the model has {len(own)}")
+    if differing:
+        raise ValueError(
+            f"pretrained: {path} ({layout}) has {differing[0]}; it is built otherwise. "
+            f"model={PRESETS[layout]} is built as such files"
+        )
     return {ours: state[name] for ours, name in zip(own, theirs, strict=True)}
-
-
-PRESETS = tuple(f"model={name}" for name, _, _ in BOXES)
 
 
 def _rows_by_class(

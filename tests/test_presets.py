@@ -26,6 +26,15 @@ def test_an_unknown_name_is_told_the_known_ones():
         build_model("ssd300", 2)
 
 
+def test_a_running_command_goes_on():
+    """A command is a Hydra job, and Hydra has room for one."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        build_model("tiny_ssd", 2)
+        with pytest.raises(ValueError, match="tiny_ssd"):
+            build_model("ssd300", 2)
+        assert "model" in compose("train")
+
+
 @pytest.mark.parametrize("name", model_names())
 @torch.no_grad()
 def test_each_comes_back_from_a_checkpoint(name: str, tmp_path: Path):

@@ -28,7 +28,7 @@ from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.model import SSD
 from ssd_lightning.postprocess import PostProcess
 from ssd_lightning.presets import CONFIG_FOLDER, build_model
-from ssd_lightning.pretrained import BOXES, LoadReport, load_pretrained
+from ssd_lightning.pretrained import LoadReport, load_pretrained
 from ssd_lightning.structures import Losses, Objects, Predictions
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages"
@@ -631,13 +631,6 @@ def test_boxes_that_the_file_is_not_made_for_are_told(twenty: Saved):
     assert report.preset == "ssdlite320_torchvision"
     assert "other default boxes" in str(report)
     assert "model=ssdlite320_torchvision" in str(report)
-
-
-@pytest.mark.parametrize("name", [name for name, _, _ in BOXES])
-def test_boxes_of_foreign_files_are_those_of_their_preset(name: str):
-    [expected] = [boxes for own, _, boxes in BOXES if own == name]
-    model = build_model(name, 1)
-    assert torch.equal(model.default_boxes, expected(model.grids, model.image_size))
 
 
 @pytest.mark.parametrize(

@@ -65,13 +65,21 @@ def refusal(path: Path) -> str:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     assert "No such file" in refusal(tmp_path / "gone.npz")
-    refusal(tmp_path)  # a folder
+    assert "Is a directory" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"a text\n", b"PK\x03\x04", pickle.dumps([1, 2])])
-def test_a_file_of_something_else(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "No data left in file"),
+        (b"a text\n", "pickled"),
+        (b"PK\x03\x04", "not a zip file"),
+        (pickle.dumps([1, 2]), "pickled"),
+    ],
+)
+def test_a_file_of_something_else(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "detections.npz").write_bytes(content)
-    refusal(tmp_path / "detections.npz")
+    assert reason in refusal(tmp_path / "detections.npz")
 
 
 def test_a_single_array(tmp_path: Path) -> None:

@@ -1,17 +1,6 @@
-"""The Trainer of a command, with the precision that its device is fastest in."""
+"""What the devices are good at."""
 
-from typing import Any
-
-import lightning
 import torch
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-
-
-def make_trainer(config: DictConfig, **arguments: Any) -> lightning.Trainer:
-    """What ``trainer`` in the config names; where it leaves the precision open, it is for training and the fastest."""
-    precision = config.get("precision") or fastest_precision(config.get("accelerator", "auto"))
-    return instantiate(config, precision=precision, **arguments, _convert_="all")
 
 
 def fastest_precision(accelerator: str) -> str:

@@ -22,7 +22,7 @@ from ssd_lightning import review
 from ssd_lightning.allocator import keep_freed_memory
 from ssd_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from ssd_lightning.cli.command import GROUPS
-from ssd_lightning.cli.devices import make_trainer
+from ssd_lightning.cli.devices import fastest_precision
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.module import SSDModule
 from ssd_lightning.pretrained import load_pretrained
@@ -106,12 +106,14 @@ def _without_weights(backbone: dict[str, Any]) -> dict[str, Any]:
 def build_trainer(config: DictConfig, timer: Timer) -> lightning.Trainer:
     callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
     logger = instantiate(config.logger, _convert_="all") if config.logger else False
-    return make_trainer(
+    return instantiate(
         config.trainer,
+        precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto")),
         callbacks=[timer, *callbacks],
         logger=logger,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=HydraConfig.get().runtime.output_dir,
+        _convert_="all",
     )
 
 
