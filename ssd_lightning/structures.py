@@ -41,6 +41,17 @@ class Sample(NamedTuple):
     difficult: Bool[np.ndarray, " objects"]
 
 
+class Truth(NamedTuple):
+    """What is known of one picture before it is decoded."""
+
+    size: tuple[int, int]
+    """(height, width) in pixels, upright."""
+    boxes: Float[np.ndarray, "objects 4"]
+    labels: Int[np.ndarray, " objects"]
+    """1 … C."""
+    difficult: Bool[np.ndarray, " objects"]
+
+
 class Objects(NamedTuple):
     """Ground truth of a batch, padded to the image with the most objects; what is not ``valid`` is padding."""
 
