@@ -156,7 +156,7 @@ def precision_recall_curves(
     Raises:
         ValueError: as :func:`voc_average_precision`.
     """
-    _check_records(detections, objects, num_classes)
+    check_records(detections, objects, num_classes)
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"Expected argument `iou_threshold` to be in (0, 1], but got {iou_threshold}")
 
@@ -187,8 +187,8 @@ def assign_detections(detections: DetectionRecords, objects: ObjectRecords, iou_
 
     The records are taken as they are; :func:`precision_recall_curves` is the border that checks them.
     """
-    pairs = _pairs_of_same_image_and_class(detections, objects)
-    pair_iou = _iou(detections.boxes[pairs.detection_rows], objects.boxes[pairs.object_rows])
+    pairs = pairs_of_same_image_and_class(detections, objects)
+    pair_iou = iou_of_pairs(detections.boxes[pairs.detection_rows], objects.boxes[pairs.object_rows])
 
     # Sorted by detection, then falling IoU: the first pair of each detection holds its object. The sort is stable
     # and pairs come in the order of the objects, so the first of equals stays first.
@@ -232,17 +232,20 @@ def coco_average_precision(
 
     Returns:
         ``map`` (mean over IoU 0.50, 0.55, …, 0.95), ``map_50``, ``map_75``, ``map_small``, ``map_medium``,
-        ``map_large``, ``mar_100`` (recall with ``max_detections`` = 100, else that number) as floats, 0 … 1, and
-        ``map_per_class`` as an array whose index 0 is class 1. NaN where the truth has no object to score.
+        ``map_large``, ``mar_100`` (recall with ``max_detections`` = 100, else that number), ``mar_small``,
+        ``mar_medium``, ``mar_large`` (with as many) as floats, 0 … 1, and ``map_per_class`` as an array whose index 0
+        is class 1. NaN where the truth has no object to score.
 
     Raises:
         ValueError: as :func:`voc_average_precision` for records, and when ``max_detections`` is less than 1.
     """
-    _check_records(detections, objects, num_classes)
+    check_records(detections, objects, num_classes)
     if max_detections < 1:
         raise ValueError(f"Expected argument `max_detections` to be at least 1, but got {max_detections}")
 
-    keys = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", f"mar_{max_detections}")
+    sizes = ("small", "medium", "large")
+    recall = f"mar_{max_detections}"
+    keys = ("map", "map_50", "map_75", *(f"map_{size}" for size in sizes), recall, *(f"mar_{size}" for size in sizes))
     scores = dict.fromkeys(keys, float("nan"))
     map_per_class = np.full(num_classes, np.nan)
     if len(objects.labels) == 0:  # without any image torchmetrics would warn instead of answering
@@ -301,12 +304,14 @@ def _per_image(
     return split(detection_images, detection_columns), split(object_images, object_columns)
 
 
-class _Pairs(NamedTuple):
+class Pairs(NamedTuple):
+    """Rows of the records that belong together."""
+
     detection_rows: Int[np.ndarray, " pairs"]
     object_rows: Int[np.ndarray, " pairs"]
 
 
-def _pairs_of_same_image_and_class(detections: DetectionRecords, objects: ObjectRecords) -> _Pairs:
+def pairs_of_same_image_and_class(detections: DetectionRecords, objects: ObjectRecords) -> Pairs:
     """Every detection with every object of its image and class; sorted by detection, then by object."""
     num_detections = len(detections.labels)
     _, images = np.unique(np.concatenate([detections.image_ids, objects.image_ids]), return_inverse=True)
@@ -324,10 +329,10 @@ def _pairs_of_same_image_and_class(detections: DetectionRecords, objects: Object
     detection_rows = np.repeat(np.arange(num_detections), counts)
     first_pairs = np.cumsum(counts) - counts
     positions = np.arange(len(detection_rows)) + np.repeat(starts - first_pairs, counts)
-    return _Pairs(detection_rows, sorted_objects[positions])
+    return Pairs(detection_rows, sorted_objects[positions])
 
 
-def _iou(a: Float[np.ndarray, "pairs 4"], b: Float[np.ndarray, "pairs 4"]) -> Float[np.ndarray, " pairs"]:
+def iou_of_pairs(a: Float[np.ndarray, "pairs 4"], b: Float[np.ndarray, "pairs 4"]) -> Float[np.ndarray, " pairs"]:
     """IoU of xyxy boxes row by row, in float64 whatever comes in; 0 where both boxes are empty.
 
     torchvision.ops compares all with all, which across the images of a data set would be mostly nothing.
@@ -348,8 +353,12 @@ def _envelope(precision: Float[np.ndarray, " points"]) -> Float[np.ndarray, " po
     return np.maximum.accumulate(precision[::-1])[::-1]
 
 
-def _check_records(detections: DetectionRecords, objects: ObjectRecords, num_classes: int) -> None:
-    """Refuse what would end in a wrong score, or in an error that does not name its cause."""
+def check_records(detections: DetectionRecords, objects: ObjectRecords, num_classes: int) -> None:
+    """Refuse what would end in a wrong score, or in an error that does not name its cause.
+
+    Raises:
+        ValueError: naming the column, what was expected of it, and the first row that is otherwise.
+    """
     if num_classes < 1:
         raise ValueError(f"Expected argument `num_classes` to be at least 1, but got {num_classes}")
     kinds = {

@@ -10,34 +10,11 @@ from torch import Tensor
 from torchvision.models.detection import SSD300_VGG16_Weights
 
 from ssd_lightning.backbones.normalization import CAFFE_MEAN, CAFFE_STD, Normalization
+from ssd_lightning.data.voc import VOC_CLASSES
 from ssd_lightning.default_boxes import DefaultBoxes
 from ssd_lightning.model import SSD
 from ssd_lightning.presets import default_boxes_of
 from ssd_lightning.weights import CONFIG_KEY, MODEL_PREFIX, read_file, state_dict
-
-VOC_CLASSES = [
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-]
-"""In the order of the amdegroot layout."""
 
 PRESETS = {
     "torchvision SSD300": "ssd300_torchvision",
@@ -221,7 +198,7 @@ def _amdegroot(state: dict[str, Tensor], model: SSD, path: Path | str) -> Foreig
             if name.startswith(part):
                 renamed[ours + name.removeprefix(part)] = value
     is_voc = len(state["conf.0.bias"]) * 4 == len(state["loc.0.bias"]) * (len(VOC_CLASSES) + 1)
-    return Foreign("amdegroot", renamed, VOC_CLASSES if is_voc else None, CAFFE_MEAN, CAFFE_STD)
+    return Foreign("amdegroot", renamed, list(VOC_CLASSES) if is_voc else None, CAFFE_MEAN, CAFFE_STD)
 
 
 def _in_order(

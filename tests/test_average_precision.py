@@ -444,7 +444,8 @@ def pycocotools_scores(
         evaluation.accumulate()
         evaluation.summarize()
     names = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large", "", "", f"mar_{max_detections}"]
-    scores = {name: nan_for_undefined(value) for name, value in zip(names, evaluation.stats, strict=False) if name}
+    names += ["mar_small", "mar_medium", "mar_large"]
+    scores = {name: nan_for_undefined(value) for name, value in zip(names, evaluation.stats, strict=True) if name}
     per_class = evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=(0, 1))
     return {**scores, "map_per_class": [nan_for_undefined(value) for value in per_class]}
 
@@ -478,6 +479,21 @@ def test_coco_equals_pycocotools(seed, difficult, max_detections):
     assert not np.isnan(ours["map_small"])
 
 
+@pytest.mark.parametrize(("seed", "difficult", "max_detections"), [(5, 0.0, 100), (6, 0.3, 100), (7, 0.3, 3)])
+def test_coco_of_small_medium_and_large_objects_equals_pycocotools(seed, difficult, max_detections):
+    """Every other image is three times as large: objects have sides of 15 … 60 or 45 … 180 pixels."""
+    detections, objects = (
+        records._replace(boxes=records.boxes * np.where(records.image_ids % 2, 1.0, 3.0)[:, None])
+        for records in random_scene(seed, difficult)
+    )
+    ours = coco_average_precision(detections, objects, 3, max_detections)
+    theirs = pycocotools_scores(detections, objects, 3, max_detections)
+    sizes = [f"{score}_{size}" for score in ("map", "mar") for size in ("small", "medium", "large")]
+    for key in sizes:
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-6), key
+    assert len({round(ours[key], 6) for key in sizes}) == 6, "no two of them are the same number by accident"
+
+
 @pytest.mark.parametrize(
     ("detections", "objects", "expected"),
     [
@@ -501,9 +517,9 @@ def test_coco_at_the_edges(detections, objects, expected, capfd):
         scores = coco_average_precision(make_detections(detections), make_objects(objects), 3)
     mean = next((value for value in expected if not np.isnan(value)), float("nan"))
     np.testing.assert_allclose(scores["map_per_class"], expected, atol=1e-6)
-    for key in ("map", "map_50", "map_75", "map_small", "mar_100"):
+    for key in ("map", "map_50", "map_75", "map_small", "mar_100", "mar_small"):
         assert scores[key] == pytest.approx(mean, nan_ok=True), key
-    assert np.isnan(scores["map_medium"])
+    assert np.isnan([scores[key] for key in ("map_medium", "map_large", "mar_medium", "mar_large")]).all()
     assert capfd.readouterr() == ("", "")
 
 

@@ -10,6 +10,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from in_memory import InMemoryPictures
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
@@ -22,14 +23,11 @@ BATCHES = 4
 """Of an epoch, with two pictures each."""
 
 
-class OddPictures:
+class OddPictures(InMemoryPictures):
     """Picture n is all of level n, and every second one has an object."""
 
     def __init__(self, length: int) -> None:
         self.paths = [Path(f"folder/picture {index}.png") for index in range(length)]
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
         count = index % 2

@@ -1,7 +1,6 @@
 """The commands, as a person uses them."""
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -9,9 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from banana_folder import write_banana_folder
@@ -20,12 +19,13 @@ from torchvision import models
 
 from ssd_lightning.average_precision import voc_average_precision
 from ssd_lightning.checkpoint import load_detector
-from ssd_lightning.cli import command, evaluate, predict, train
+from ssd_lightning.cli import command
 from ssd_lightning.cli.command import CONFIG_FOLDER, GROUPS
 from ssd_lightning.loggers import read_metrics
-from ssd_lightning.review import load_detections
+from ssd_lightning.review import load_detections, save_detections
+from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
-COMMANDS = {"ssd-train": train, "ssd-evaluate": evaluate, "ssd-predict": predict}
+COMMANDS = ("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-check")
 QUICK = [
     "model.image_size=64",
     "batch_size=4",
@@ -34,41 +34,6 @@ QUICK = [
     "trainer.max_epochs=1",
     "trainer.precision=32-true",
 ]
-
-
-class Outcome(NamedTuple):
-    exit_code: int
-    out: str
-    error: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    """Run a command in this process, from an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    # Hydra's handlers write to what pytest captures, which is closed afterwards.
-    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
-
-    def run_command(name: str, *arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
-        exit_code = 0
-        try:
-            COMMANDS[name].main()
-        except SystemExit as exit_:
-            exit_code = exit_.code if isinstance(exit_.code, int) else 1
-        finally:
-            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        captured = capsys.readouterr()
-        return Outcome(exit_code, captured.out, captured.err)
-
-    return run_command
-
-
-@pytest.fixture(scope="session")
-def bananas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_banana_folder(tmp_path_factory.mktemp("data") / "bananas", num_train=12, num_val=4, side=64)
 
 
 def subprocess_command(name: str, *arguments: str) -> list[str]:
@@ -88,7 +53,7 @@ def trained(bananas: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
 
 
 class TestHelp:
-    @pytest.mark.parametrize("name", list(COMMANDS))
+    @pytest.mark.parametrize("name", COMMANDS)
     def test_imports_nothing_heavy(self, name: str):
         program = (
             f"import sys; sys.argv = ['{name}', '--help']; from ssd_lightning.cli.{name[4:]} import main; main();"
@@ -341,6 +306,153 @@ class TestEvaluate:
         stored = load_detections(tmp_path / "scores/detections.npz")
         assert len(stored.paths) == 3
         assert len(stored.detections.scores) <= 3
+
+
+class TestEvaluateStoredDetections:
+    """``ssd-evaluate detections=…`` and what every run folder tells of its scores."""
+
+    @pytest.fixture
+    def published(self, tmp_path: Path) -> Path:
+        """The sample of tests/fixtures, as a run would have stored it."""
+        fixture = json.loads((Path(__file__).parent / "fixtures/average_precision.json").read_text())
+        truth, found = np.array(fixture["objects"]), np.array(fixture["detections"])
+
+        def edges(corner_and_size: np.ndarray) -> np.ndarray:
+            """Inclusive pixels x … x + width, as published, to edges."""
+            corner, size = np.split(corner_and_size, 2, axis=1)
+            return np.concatenate([corner - 1, corner + size], axis=1).astype(np.float32)
+
+        folder = tmp_path / "published"
+        folder.mkdir()
+        save_detections(
+            folder / "detections.npz",
+            DetectionRecords(
+                found[:, 0].astype(int) - 1, np.ones(len(found), int), edges(found[:, 2:]), found[:, 1].astype("f4")
+            ),
+            ObjectRecords(truth[:, 0] - 1, np.ones(len(truth), int), edges(truth[:, 1:]), np.zeros(len(truth), bool)),
+            [f"nowhere/{number}.png" for number in range(7)],
+            ["[b]object[/b] 物"],
+        )
+        return folder
+
+    @pytest.mark.parametrize("source", ["published", "published/detections.npz"])
+    def test_published_sample(self, run, published: Path, tmp_path: Path, source: str):
+        outcome = run("ssd-evaluate", f"detections={source}", "iou_threshold=0.3", "hydra.run.dir=scores")
+        assert outcome.exit_code == 0, outcome.error
+        table = pd.read_csv(tmp_path / "scores/scores.csv", index_col="class")
+        assert table.index.tolist() == ["[b]object[/b] 物", "mean"]
+        assert (100 * table["VOC12 AP at IoU 0.3"]).round(2).tolist() == [24.57] * 2
+        assert (100 * table["VOC07 AP at IoU 0.3"]).round(2).tolist() == [26.84] * 2
+        assert table["objects"].tolist() == [15, 15]
+        assert json.loads((tmp_path / "scores/scores.json").read_text())["iou_threshold"] == 0.3
+        assert "[b]object[/b] 物" in outcome.out
+        assert "0.246" in outcome.out
+
+    def test_says_what_it_wrote_and_what_to_do_next(self, run, published: Path, tmp_path: Path):
+        outcome = run("ssd-evaluate", f"detections={published}", "hydra.run.dir=scores")
+        assert {str(path.relative_to(tmp_path / "scores")) for path in (tmp_path / "scores").rglob("*.*")} >= {
+            "scores.csv",
+            "scores.json",
+            "confusion.csv",
+            "detections.npz",
+            "figures/precision_recall.png",
+            "figures/per_class.png",
+            "figures/confusion.png",
+        }
+        assert not (tmp_path / "scores/figures/detections.png").exists()
+        assert "no detections are drawn" in outcome.out
+        *_, results, advice = outcome.out.strip().splitlines()
+        assert f"Results: {tmp_path / 'scores'}" in results
+        assert advice.split(":", 1)[1].strip() == f"ssd-evaluate detections={tmp_path / 'scores'} iou_threshold=0.75"
+        again = run("ssd-evaluate", *advice.split()[2:], "hydra.run.dir=again")
+        assert again.exit_code == 0, again.error
+        assert "VOC12 AP at IoU 0.75" in (tmp_path / "again/scores.csv").read_text()
+
+    def test_score_threshold_leaves_out_what_scores_no_more(self, run, published: Path, tmp_path: Path):
+        stored = load_detections(published / "detections.npz")
+        threshold = float(np.median(stored.detections.scores))
+        outcome = run("ssd-evaluate", f"detections={published}", f"score_threshold={threshold}", "hydra.run.dir=scores")
+        assert outcome.exit_code == 0, outcome.error
+        kept = load_detections(tmp_path / "scores/detections.npz").detections.scores
+        expected = stored.detections.scores[stored.detections.scores > threshold]
+        np.testing.assert_array_equal(kept, expected)
+        assert 0 < len(kept) < len(stored.detections.scores)
+
+    def test_draw_threshold_is_that_of_the_confusion_matrix(self, run, published: Path, tmp_path: Path):
+        run("ssd-evaluate", f"detections={published}", "draw_threshold=0", "hydra.run.dir=all")
+        run("ssd-evaluate", f"detections={published}", "draw_threshold=1", "hydra.run.dir=none")
+        found, missed = (
+            pd.read_csv(tmp_path / name / "confusion.csv", index_col="truth").to_numpy().sum(axis=0)
+            for name in ("all", "none")
+        )
+        stored = load_detections(published / "detections.npz")
+        assert found[0] == len(stored.detections.scores)
+        assert missed.tolist() == [0, 15]
+
+    def test_a_training_run_scored_again_is_what_it_was(self, run, trained: tuple[Path, str], tmp_path: Path):
+        folder = trained[0]
+        outcome = run("ssd-evaluate", f"detections={folder}", "hydra.run.dir=scores")
+        assert outcome.exit_code == 0, outcome.error
+        for name in ("scores.csv", "confusion.csv"):
+            assert (tmp_path / "scores" / name).read_text() == (folder / name).read_text()
+        for name in ("precision_recall.png", "per_class.png", "confusion.png"):
+            assert (folder / "figures" / name).exists()
+        assert (tmp_path / "scores/figures/detections.png").exists()
+        table = pd.read_csv(folder / "scores.csv", index_col="class")
+        summary = json.loads((folder / "summary.json").read_text())["scores"]
+        assert table.loc["mean", "VOC07 AP"] == pytest.approx(summary["val/map_voc07"], abs=1e-6)
+        assert table.loc["mean", "COCO AP"] == pytest.approx(summary["val/map"], abs=1e-6)
+
+    def test_thresholds_are_a_checkpoints_too(self, run, trained: tuple[Path, str], tmp_path: Path):
+        """A score threshold afterwards is as good as one of post-processing, which keeps the best anyway."""
+        checkpoint = f"checkpoint={trained[0]}/checkpoints/best.ckpt"
+        quick = ("num_workers=0", "trainer=cpu", "iou_threshold=0.25")
+        threshold = np.median(load_detections(trained[0] / "detections.npz").detections.scores)
+        for setting, name in (("score_threshold", "after"), ("+postprocess.score_threshold", "within")):
+            outcome = run("ssd-evaluate", checkpoint, *quick, f"{setting}={threshold}", f"hydra.run.dir={name}")
+            assert outcome.exit_code == 0, outcome.error
+        after, within = ((tmp_path / name / "scores.csv").read_text() for name in ("after", "within"))
+        assert after == within
+        assert "VOC12 AP at IoU 0.25" in after
+
+    def test_one_job_for_each_threshold(self, run, published: Path, tmp_path: Path):
+        arguments = ["-m", f"detections={published}", "iou_threshold=0.3,0.5", "hydra.sweep.dir=sweep"]
+        outcome = run("ssd-evaluate", *arguments)
+        assert outcome.exit_code == 0, outcome.error
+        columns = [list(pd.read_csv(tmp_path / "sweep" / job / "scores.csv")) for job in ("0", "1")]
+        assert "VOC12 AP at IoU 0.3" in columns[0]
+        assert "VOC12 AP" in columns[1]
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ([], "expected one of checkpoint=<file> and detections=<run folder>, got neither"),
+            (["checkpoint=a.ckpt", "detections=published"], "got both"),
+            (["detections=nowhere"], "detections: nowhere cannot be read as stored detections"),
+            (["detections=."], "detections: detections.npz cannot be read"),
+            (["detections=published", "data=banana"], "data: expected only with a checkpoint"),
+            (["detections=published", "+postprocess.nms_threshold=1"], "postprocess: expected only with a checkpoint"),
+            (["detections=published", "iou_threshold=0"], "iou_threshold: expected a number in (0, 1], got 0"),
+            (["detections=published", "iou_threshold=half"], "iou_threshold: expected a number in (0, 1], got half"),
+            (["detections=published", "iou_threshold=nan"], "iou_threshold: expected a number in (0, 1], got nan"),
+            (["detections=published", "score_threshold=2"], "score_threshold: expected a number in [0, 1], got 2"),
+            (["detections=published", "draw_threshold=null"], "draw_threshold: expected a number in [0, 1], got None"),
+            (["checkpoint=a.ckpt", "iou_threshold=2"], "iou_threshold: expected a number in (0, 1], got 2"),
+        ],
+    )
+    def test_mistakes(self, run, published: Path, tmp_path: Path, arguments: list[str], message: str):
+        outcome = run("ssd-evaluate", *arguments, "hydra.run.dir=scores")
+        assert outcome.exit_code == 1
+        last_line = outcome.error.strip().splitlines()[-1]
+        assert last_line.startswith("ssd-evaluate: ")
+        assert message in last_line
+        assert "Traceback" not in outcome.error
+        assert not (tmp_path / "scores").exists()
+
+    def test_help_shows_how(self, run):
+        out = run("ssd-evaluate", "--help").out
+        assert "ssd-evaluate detections=<run folder> iou_threshold=0.3" in out
+        assert "  iou_threshold=0.5" in out
 
 
 class TestPredict:

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_memory import InMemoryPictures
 
+from ssd_lightning.data.colours import BrightnessContrast
 from ssd_lightning.data.datamodule import (
     DetectionDataModule,
     Item,
@@ -18,18 +20,16 @@ from ssd_lightning.data.datamodule import (
     collate,
     free_cores,
 )
-from ssd_lightning.data.transforms import Augmentation, BrightnessContrast, ZoomIn
+from ssd_lightning.data.transforms import Augmentation
+from ssd_lightning.data.windows import ZoomIn
 from ssd_lightning.structures import Batch, Sample
 
 
-class NumberedPictures:
+class NumberedPictures(InMemoryPictures):
     """Picture n is 10 + n pixels high and 20 wide, all of colour n, and has n % 3 objects."""
 
     def __init__(self, length: int) -> None:
         self.paths = [Path(f"{index}.png") for index in range(length)]
-
-    def __len__(self) -> int:
-        return len(self.paths)
 
     def __getitem__(self, index: int) -> Sample:
         return sample(height=10 + index, width=20, colour=index, objects=index % 3)
@@ -63,7 +63,7 @@ def sample(height: int = 8, width: int = 8, colour: int = 0, objects: int = 1) -
 
 
 def datamodule(data: NumberedData | None = None, batch_size: int = 3, **settings) -> DetectionDataModule:
-    settings = {"num_workers": 0, "augmentation": Augmentation(ZoomIn(), 0.5, 0.5, [BrightnessContrast()])} | settings
+    settings = {"num_workers": 0, "augmentation": Augmentation([ZoomIn()], 0.5, 0.5, [BrightnessContrast()])} | settings
     module = DetectionDataModule(data or NumberedData(), image_size=16, batch_size=batch_size, **settings)
     module.setup("fit")
     return module
@@ -127,7 +127,7 @@ def test_epochs_and_seeds_differ_in_order_and_in_augmentation() -> None:
 
 
 def test_what_a_picture_looks_like_depends_on_its_key_alone() -> None:
-    dataset = SampleDataset(NumberedPictures(9), Augmentation(ZoomIn(1.0)), (16, 16), seed=5)
+    dataset = SampleDataset(NumberedPictures(9), Augmentation([ZoomIn(1.0)]), (16, 16), seed=5)
     first, *_, again = (dataset[Key(3, 8)] for _ in range(3))
     np.testing.assert_array_equal(first.sample.image, again.sample.image)
     np.testing.assert_array_equal(first.sample.boxes, again.sample.boxes)

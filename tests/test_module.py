@@ -17,8 +17,10 @@ from ssd_lightning.backbones.tiny import Tiny
 from ssd_lightning.callbacks import StopOnNonFiniteLoss, StopOnSignal, StoppedBySignal
 from ssd_lightning.checkpoint import CONFIG_KEY, AtomicCheckpointIO
 from ssd_lightning.data.banana import Bananas
+from ssd_lightning.data.colours import BrightnessContrast
 from ssd_lightning.data.datamodule import DetectionDataModule
-from ssd_lightning.data.transforms import Augmentation, BrightnessContrast, ZoomIn
+from ssd_lightning.data.transforms import Augmentation
+from ssd_lightning.data.windows import ZoomIn
 from ssd_lightning.default_boxes import DefaultBoxes
 from ssd_lightning.loggers import MetricsFile, read_metrics
 from ssd_lightning.losses import MeanOverBoxesLoss, MultiBoxLoss
@@ -48,7 +50,7 @@ def make_module(**parts: Any) -> SSDModule:
 
 
 def make_data(root: Path, num_workers: int = 0) -> DetectionDataModule:
-    augmentation = Augmentation(ZoomIn(), 0.5, 0.5, [BrightnessContrast()])
+    augmentation = Augmentation([ZoomIn()], 0.5, 0.5, [BrightnessContrast()])
     return DetectionDataModule(Bananas(root), SIDE, BATCH_SIZE, augmentation, num_workers=num_workers, seed=3)
 
 

@@ -175,18 +175,69 @@ def test_suffixes_are_lower_case_with_a_dot() -> None:
     assert all(suffix.startswith(".") and suffix == suffix.lower() for suffix in PICTURE_SUFFIXES)
 
 
-def test_picture_size_is_height_and_width_as_stored(tmp_path: Path, pixels: np.ndarray) -> None:
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_picture_size_is_that_of_the_upright_picture(tmp_path: Path, pixels: np.ndarray, name: str, orientation: int):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    Image.fromarray(pixels).save(tmp_path / name, exif=exif)
+    assert picture_size(tmp_path / name) == read_picture(tmp_path / name).shape[:2]
+    assert picture_size(tmp_path / name) == ((20, 30) if orientation <= 4 else (30, 20))
+
+
+def test_a_jpeg_that_is_filled_up_after_its_end_is_whole(tmp_path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.jpg")
+    with (tmp_path / "a.jpg").open("ab") as file:
+        file.write(b"\0" * 7)
+    assert picture_size(tmp_path / "a.jpg") == (20, 30)
+
+
+# --- decoding at a reduced size ---
+
+
+@pytest.mark.parametrize(
+    ("least", "expected"),
+    [
+        (None, (600, 800)),
+        ((600, 800), (600, 800)),
+        ((151, 100), (600, 800)),
+        ((150, 200), (300, 400)),
+        ((75, 100), (150, 200)),
+        ((1, 1), (75, 100)),
+        ((5000, 1), (600, 800)),
+    ],
+)
+def test_a_jpeg_is_decoded_at_no_less_than_twice_of_what_is_needed(tmp_path: Path, least, expected) -> None:
+    Image.new("RGB", (800, 600)).save(tmp_path / "a.jpg")
+    assert read_picture(tmp_path / "a.jpg", least).shape[:2] == expected
+
+
+def test_reduced_and_turned(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
-    assert picture_size(tmp_path / "a.png") == (20, 30)
-    assert read_picture(tmp_path / "a.png").shape == (30, 20, 3)
+    Image.new("RGB", (800, 200)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_picture(tmp_path / "a.jpg", (200, 50)).shape[:2] == (400, 100)
+    assert read_picture(tmp_path / "a.jpg", (50, 200)).shape[:2] == (800, 200)
 
 
-def test_picture_size_reads_the_header_alone(tmp_path: Path, pixels: np.ndarray) -> None:
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:100])
-    assert picture_size(tmp_path / "a.png") == (20, 30)
+def test_reduced_decoding_shows_the_same(tmp_path: Path) -> None:
+    """Reduced further by resampling, as augmentation does, it is the whole picture's reduction within a few levels."""
+    rows, columns = np.mgrid[:600, :800]
+    image = np.stack((columns / 800 * 255, rows / 600 * 255, 127 + 100 * np.sin(columns / 40)), -1).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.jpg", quality=95)
+    whole, reduced = read_picture(tmp_path / "a.jpg"), read_picture(tmp_path / "a.jpg", (100, 100))
+    assert reduced.shape == (300, 400, 3)
+    of_whole, of_reduced = (
+        np.asarray(Image.fromarray(image).resize((100, 100), Image.Resampling.BILINEAR), int)
+        for image in (whole, reduced)
+    )
+    assert np.abs(of_whole - of_reduced).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_reduced_decoding_of_other_colours(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (800, 600)).save(tmp_path / "a.jpg")
+    assert read_picture(tmp_path / "a.jpg", (100, 100)).shape == (300, 400, 3)
 
 
 # --- what is no picture ---
@@ -199,11 +250,12 @@ def truncated(path: Path, share: float) -> None:
 
 @pytest.mark.parametrize("name", ["broken.png", "broken.jpg", "broken.gif", "broken.bmp", "broken.tif", "broken.webp"])
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9])
-def test_truncated_files_are_named(tmp_path: Path, pixels: np.ndarray, name: str, share: float) -> None:
+@pytest.mark.parametrize("read", [read_picture, picture_size])
+def test_truncated_files_are_named(tmp_path: Path, pixels: np.ndarray, name: str, share: float, read) -> None:
     Image.fromarray(pixels).resize((90, 60)).save(tmp_path / name)
     truncated(tmp_path / name, share)
     with pytest.raises(PictureError, match=f"{name}: cannot be read as a picture"):
-        read_picture(tmp_path / name)
+        read(tmp_path / name)
 
 
 @pytest.mark.parametrize("read", [read_picture, picture_size])

@@ -4,23 +4,18 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from PIL import Image
+from random_boxes import random_boxes
 
-from ssd_lightning.data.transforms import (
-    FILL,
-    WHOLE,
-    Augmentation,
-    BrightnessContrast,
-    Window,
-    ZoomIn,
-    boxes_in_window,
-    mirror_boxes,
-    mirror_image,
-    resample,
-)
-from ssd_lightning.structures import Sample
+from ssd_lightning.cli.command import CONFIG_FOLDER
+from ssd_lightning.data.colours import BrightnessContrast, PhotometricDistortion
+from ssd_lightning.data.transforms import FILL, Augmentation, View, mirror_boxes, resample
+from ssd_lightning.data.windows import WHOLE, MinIoUCrop, Window, ZoomIn, ZoomOut
+from ssd_lightning.structures import Sample, Truth
 
 SIDE = 256
 IN_PICTURE = 255
@@ -41,13 +36,6 @@ def sample_with(*boxes: tuple[float, float, float, float], image: np.ndarray | N
         np.arange(1, len(boxes) + 1),
         np.arange(len(boxes)) % 2 == 1,
     )
-
-
-def random_boxes(rng: np.random.Generator, count: int, width: int = 500, height: int = 375) -> np.ndarray:
-    """Boxes with edges on the pixels of a picture, as annotations have them."""
-    columns = np.sort(rng.permuted(np.tile(np.arange(width + 1), (count, 1)), axis=1)[:, :2], axis=1) / width
-    rows = np.sort(rng.permuted(np.tile(np.arange(height + 1), (count, 1)), axis=1)[:, :2], axis=1) / height
-    return np.stack((columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]), axis=1).astype(np.float32)
 
 
 def assert_frames_the_same_pixels(result: Sample, new_box: np.ndarray, old_box: np.ndarray, tolerance: float) -> None:
@@ -72,6 +60,12 @@ def assert_frames_the_same_pixels(result: Sample, new_box: np.ndarray, old_box: 
 # --- windows: picture and boxes together ---
 
 
+def tolerance_of(view: View, size: tuple[int, int]) -> float:
+    """Half a pixel of the map, which may be wide in the result, and what the filter bends at the picture's border."""
+    left, top, right, bottom = view.window
+    return 0.5 * max(size[1] / (right - left), size[0] / (bottom - top)) / SIDE + 0.25
+
+
 @pytest.mark.parametrize("mirrored", list(itertools.product((False, True), repeat=2)))
 @pytest.mark.parametrize("size", [(256, 256), (300, 300), (96, 160)])
 def test_boxes_frame_the_same_pixels_before_and_after(size: tuple[int, int], mirrored: tuple[bool, bool]) -> None:
@@ -81,13 +75,35 @@ def test_boxes_frame_the_same_pixels_before_and_after(size: tuple[int, int], mir
     for box in random_boxes(rng, 20):
         left, top = rng.uniform(-0.5, 0.5, 2)
         window = Window(left, top, left + rng.uniform(0.5, 1.5), top + rng.uniform(0.5, 1.5))
-        augment = Augmentation(lambda sample, rng, window=window: window, horizontally, vertically)
+        augment = Augmentation([lambda truth, rng, window=window: window], horizontally, vertically)
         result = augment(sample_with(box), size, rng)
         assert result.image.shape == (*size, 3)
         if len(result.boxes):
-            # A picture pixel may be as wide as 300 / 256 / 0.5 = 2.3 pixels of the result; half of it, and half of one
-            # for the border of the picture, which falls on a whole pixel.
-            assert_frames_the_same_pixels(result, result.boxes[0], box, tolerance=1.7)
+            assert_frames_the_same_pixels(result, result.boxes[0], box, tolerance_of(View(window, *mirrored), size))
+
+
+def preset(name: str) -> Augmentation:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return instantiate(compose("train", [f"augmentation={name}"]).augmentation, _convert_="all")
+
+
+@pytest.mark.parametrize("decoded_side", [SIDE, SIDE // 2])
+@pytest.mark.parametrize("name", ["paper", "ssdlite", "light", "banana_zoom"])
+def test_boxes_frame_the_same_pixels_in_the_presets(name: str, decoded_side: int) -> None:
+    """Also where the picture was decoded at half its size."""
+    augment, size, framed = preset(name), (200, 300), 0
+    augment.colours = []  # they would change what the pixels tell
+    image = resample(picture_of_places(), WHOLE, (decoded_side, decoded_side))
+    for seed, boxes in enumerate(random_boxes(np.random.default_rng(1), 3 * 100).reshape(100, 3, 4)):
+        rng = np.random.default_rng(seed)
+        truth = Truth((SIDE, SIDE), *sample_with(*boxes)[1:])
+        view = augment.plan(truth, rng)
+        result = augment.show(image, truth, view, size, rng)
+        tolerance = tolerance_of(view, size) * SIDE / decoded_side
+        for box, label in zip(result.boxes, result.labels, strict=True):
+            assert_frames_the_same_pixels(result, box, boxes[label - 1], tolerance)
+            framed += 1
+    assert framed > 150
 
 
 def test_without_arguments_it_only_resizes() -> None:
@@ -134,41 +150,125 @@ def test_a_window_that_reaches_beyond_one_corner() -> None:
     assert (result[:, 20:] == FILL).all()
 
 
-def test_resampling_leaves_the_picture_as_it_is() -> None:
-    image = picture_of_places()
-    Augmentation(colours=[BrightnessContrast()])(sample_with(image=image), (64, 64), np.random.default_rng(0))
-    np.testing.assert_array_equal(image, picture_of_places())
+def test_pixels_that_the_picture_covers_in_part_are_filled() -> None:
+    """Its edges lie in the middle of pixels: those between are where they belong, and not stretched."""
+    ramp = picture_of_places()
+    result = resample(ramp, Window(-0.375, -0.375, 1.625, 1.625), (20, 20))  # from 3.75 to 13.75
+    assert (result[3] == FILL).all()
+    assert (result[13] == FILL).all()
+    assert (result[4:13, 4:13, 2] == IN_PICTURE).all()
+    # Pixel 8 shows from 8 to 9: of the picture from 4.25 tenths to 5.25.
+    np.testing.assert_allclose(result[8, 8, :2], 0.475 * SIDE, atol=1)
 
 
-# --- which objects stay ---
-
-
-def test_an_object_stays_if_its_centre_is_seen() -> None:
-    boxes = np.array(
-        [
-            (0.1, 0.1, 0.3, 0.3),  # inside
-            (0.4, 0.1, 0.58, 0.3),  # centre at 0.49: cut
-            (0.4, 0.1, 0.62, 0.3),  # centre at 0.51: gone, though much of it is seen
-            (0.6, 0.6, 0.9, 0.9),  # outside
-            (-0.2, 0.0, 0.9, 1.0),  # larger than the window, centred in it
-        ],
-        dtype=np.float32,
+@pytest.mark.parametrize("window", [Window(1.5, 0.0, 2.5, 1.0), Window(-99.7, -99.7, 100.3, 100.3)])
+def test_where_nothing_is_seen_of_the_picture_all_is_filled(window: Window) -> None:
+    """Beside it, and so far away that it is smaller than a pixel."""
+    result = Augmentation([lambda truth, rng: window], colours=[BrightnessContrast()])(
+        sample_with((0.2, 0.2, 0.4, 0.4)), (30, 20), np.random.default_rng(0)
     )
-    moved, kept = boxes_in_window(boxes, Window(0.0, 0.0, 0.5, 1.0))
-    np.testing.assert_array_equal(kept, [True, True, False, False, True])
-    np.testing.assert_allclose(moved, [(0.2, 0.1, 0.6, 0.3), (0.8, 0.1, 1, 0.3), (0, 0, 1, 1)], atol=1e-6)
-    assert moved.dtype == np.float32
+    assert result.image.shape == (30, 20, 3)
+    assert (result.image == FILL).all()
 
 
-def test_no_objects_in_no_objects_out() -> None:
-    moved, kept = boxes_in_window(np.zeros((0, 4), dtype=np.float32), Window(0.2, 0.2, 0.4, 0.4))
-    assert moved.shape == (0, 4)
-    assert kept.shape == (0,)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1)])
+def test_pictures_of_one_pixel(shape: tuple[int, int]) -> None:
+    image = np.full((*shape, 3), 200, dtype=np.uint8)
+    augment = preset("paper")
+    augment.colours = []
+    for seed in range(50):
+        result = augment(sample_with((0, 0, 1, 1), image=image), (30, 30), np.random.default_rng(seed))
+        is_picture = (result.image == 200).all(axis=-1)
+        assert (is_picture | (result.image == FILL).all(axis=-1)).all()
+        assert is_picture.any()
+        assert len(result.boxes) == 1
+
+
+def test_a_window_is_that_part_of_the_whole_picture_at_its_scale() -> None:
+    """Rows and columns shrink differently; averages at the window's border take in what is beyond it."""
+    image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    whole = np.asarray(Image.fromarray(image).resize((30, 40), Image.Resampling.BILINEAR))
+    part = resample(image, Window(1 / 3, 0.5, 1.0, 1.0), (20, 20))
+    assert np.abs(part.astype(int) - whole[20:, 10:]).max() <= 1
+
+
+def test_nothing_is_changed_in_place() -> None:
+    boxes = ((0.1, 0.2, 0.5, 0.6), (0.4, 0.4, 0.9, 0.8))
+    sample, untouched = sample_with(*boxes), sample_with(*boxes)
+    augment = preset("paper")
+    for seed in range(20):
+        augment(sample, (64, 64), np.random.default_rng(seed))
+        for now, before in zip(sample, untouched, strict=True):
+            np.testing.assert_array_equal(now, before)
+
+
+# --- views: what is decided before a pixel is read ---
+
+
+def test_each_window_is_a_part_of_the_one_before() -> None:
+    seen: list[Truth] = []
+
+    def right_half(truth: Truth, rng: np.random.Generator) -> Window:
+        seen.append(truth)
+        return Window(0.5, 0.0, 1.0, 1.0)
+
+    def twice_as_far(truth: Truth, rng: np.random.Generator) -> Window:
+        seen.append(truth)
+        return Window(-0.5, -0.5, 1.5, 1.5)
+
+    boxes = np.array([(0.1, 0.1, 0.2, 0.2), (0.4, 0.2, 0.8, 0.6), (0.7, 0.7, 0.9, 1.0)], dtype=np.float32)
+    truth = Truth((300, 400), boxes, np.array([1, 2, 3]), np.array([False, True, False]))
+    augment = Augmentation([right_half, twice_as_far, right_half])
+    view = augment.plan(truth, np.random.default_rng(0))
+    # Half of the picture, then half as much again around it, then the right half of that.
+    assert view == View(Window(0.75, -0.5, 1.25, 1.5), False, False)
+    assert [each.size for each in seen] == [(300, 400), (300, 200), (600, 400)]
+    np.testing.assert_allclose(seen[1].boxes, [(0, 0.2, 0.6, 0.6), (0.4, 0.7, 0.8, 1.0)], atol=1e-6)
+    # What the first window had cut is there again.
+    np.testing.assert_allclose(seen[2].boxes, [(0.15, 0.35, 0.55, 0.55), (0.45, 0.6, 0.65, 0.75)], atol=1e-6)
+    for each in seen[1:]:
+        np.testing.assert_array_equal(each.labels, [2, 3])
+        np.testing.assert_array_equal(each.difficult, [True, False])
+
+
+@given(
+    left=st.floats(-3, 0.9),
+    top=st.floats(-3, 0.9),
+    sides=st.tuples(st.floats(0.05, 4), st.floats(0.05, 4)),
+    size=st.tuples(st.integers(1, 600), st.integers(1, 600)),
+)
+def test_the_least_size_is_the_smallest_that_is_enough(
+    left: float, top: float, sides: tuple[float, float], size: tuple[int, int]
+) -> None:
+    view = View(Window(left, top, left + sides[0], top + sides[1]), False, True)
+    height, width = view.least_size(size)
+    rounding = 1e-9
+    assert height * sides[1] >= size[0] * (1 - rounding)
+    assert (height - 1) * sides[1] < size[0] * (1 + rounding)
+    assert width * sides[0] >= size[1] * (1 - rounding)
+    assert (width - 1) * sides[0] < size[1] * (1 + rounding)
+
+
+def test_the_whole_picture_needs_the_size_of_the_result() -> None:
+    assert View(WHOLE, True, False).least_size((300, 512)) == (300, 512)
+
+
+def test_a_call_is_a_plan_and_its_showing() -> None:
+    augment, sample = preset("paper"), sample_with((0.3, 0.3, 0.6, 0.5), (0.1, 0.7, 0.2, 0.8))
+    truth = Truth((SIDE, SIDE), *sample[1:])
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        shown = augment.show(sample.image, truth, augment.plan(truth, rng), (60, 50), rng)
+        for one, other in zip(augment(sample, (60, 50), np.random.default_rng(seed)), shown, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+# --- objects ---
 
 
 def test_labels_and_flags_go_with_their_boxes() -> None:
     sample = sample_with((0.6, 0.6, 0.9, 0.9), (0.1, 0.1, 0.2, 0.2), (0.2, 0.2, 0.4, 0.4))
-    augment = Augmentation(lambda sample, rng: Window(0.0, 0.0, 0.5, 0.5))
+    augment = Augmentation([lambda truth, rng: Window(0.0, 0.0, 0.5, 0.5)])
     result = augment(sample, (64, 64), np.random.default_rng(0))
     np.testing.assert_array_equal(result.labels, [2, 3])
     np.testing.assert_array_equal(result.difficult, [True, False])
@@ -190,10 +290,11 @@ def test_mirrored_boxes_by_hand() -> None:
 
 
 def test_mirrored_pictures_are_those_of_numpy() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(mirror_image(image, True, False), np.fliplr(image))
-    np.testing.assert_array_equal(mirror_image(image, False, True), np.flipud(image))
-    np.testing.assert_array_equal(mirror_image(image, True, True), np.rot90(image, 2))
+    image, rng = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8), np.random.default_rng(0)
+    sample = sample_with(image=image)
+    np.testing.assert_array_equal(Augmentation((), 1, 0)(sample, (5, 7), rng).image, np.fliplr(image))
+    np.testing.assert_array_equal(Augmentation((), 0, 1)(sample, (5, 7), rng).image, np.flipud(image))
+    np.testing.assert_array_equal(Augmentation((), 1, 1)(sample, (5, 7), rng).image, np.rot90(image, 2))
 
 
 def test_probability_of_mirroring() -> None:
@@ -211,150 +312,7 @@ def test_probabilities_are_checked(name: str, value: float) -> None:
         Augmentation(**{name: value})
 
 
-# --- zooming in ---
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    box=hnp.arrays(np.float32, (2, 2), elements=st.floats(0, 1, width=32), unique=True),
-    largest=st.floats(1, 10),
-    seed=st.integers(0, 2**32),
-)
-def test_the_chosen_object_is_entirely_seen(box: np.ndarray, largest: float, seed: int) -> None:
-    """For boxes of any size, also where rounding errors leave no room at all."""
-    left_top, right_bottom = box.min(axis=0), box.max(axis=0)
-    sample = sample_with((*left_top.tolist(), *right_bottom.tolist()), image=np.zeros((2, 2, 3), dtype=np.uint8))
-    window = ZoomIn(probability=1.0, largest=largest)(sample, np.random.default_rng(seed))
-    rounding = 1e-12
-    assert (np.array([window.left, window.top]) <= left_top + rounding).all()
-    assert (np.array([window.right, window.bottom]) >= right_bottom - rounding).all()
-    assert min(window.left, window.top) >= 0
-    assert max(window.right, window.bottom) <= 1 + rounding
-    sides = window.right - window.left, window.bottom - window.top
-    assert sides[0] == pytest.approx(sides[1])  # the picture's own shape
-    assert sides[0] >= 1 / largest - rounding
-
-
-def test_boxes_on_the_pixels_of_ordinary_pictures() -> None:
-    """Their edges are no binary fractions, and for one in nine rounding used to raise an error."""
-    rng = np.random.default_rng(0)
-    image = np.zeros((2, 2, 3), dtype=np.uint8)
-    zoom = ZoomIn(probability=1.0)
-    for box in random_boxes(rng, 2000):
-        window = zoom(sample_with(tuple(box.tolist()), image=image), rng)
-        moved, kept = boxes_in_window(box[None], window)
-        assert kept.all()
-        # Nothing was cut off: the box has the size that the factor gives it.
-        side = window.right - window.left
-        np.testing.assert_allclose(moved[0, 2:] - moved[0, :2], (box[2:] - box[:2]) / side, atol=1e-5)
-
-
-def test_boxes_that_begin_next_to_the_border() -> None:
-    """1 - (1 - ε) is not ε: the first place for the window may come after the last one."""
-    rng, image = np.random.default_rng(0), np.zeros((2, 2, 3), dtype=np.uint8)
-    for epsilon in np.geomspace(1e-12, 1e-3, 200):
-        window = ZoomIn(probability=1.0, largest=1.02)(sample_with((epsilon, 0.2, 0.99, 0.8), image=image), rng)
-        assert 0 <= window.left <= epsilon * 1.001
-        assert window.right >= np.float32(0.99) - 1e-12
-
-
-def test_one_object_of_many_is_chosen_each_in_turn() -> None:
-    corners = [(0.0, 0.0, 0.1, 0.1), (0.9, 0.0, 1.0, 0.1), (0.0, 0.9, 0.1, 1.0), (0.9, 0.9, 1.0, 1.0)]
-    sample, rng = sample_with(*corners, image=np.zeros((2, 2, 3), dtype=np.uint8)), np.random.default_rng(0)
-    zoom, seen = ZoomIn(probability=1.0, largest=4.0), np.zeros(4)
-    for _ in range(200):
-        _, kept = boxes_in_window(sample.boxes, zoom(sample, rng))
-        assert kept.any()
-        seen += kept
-    assert (seen > 20).all()
-
-
-def test_the_factor_is_uniform_in_its_logarithm() -> None:
-    sample, rng = sample_with(image=np.zeros((2, 2, 3), dtype=np.uint8)), np.random.default_rng(0)
-    windows = [ZoomIn(probability=1.0, largest=3.0)(sample, rng) for _ in range(2000)]
-    assert all(0 <= w.left <= w.right <= 1 + 1e-12 and 0 <= w.top <= w.bottom <= 1 + 1e-12 for w in windows)
-    exponents = np.sort([-np.log(w.right - w.left) / np.log(3) for w in windows])
-    distance = np.abs(exponents - (np.arange(2000) + 0.5) / 2000).max()
-    assert distance < 1.63 / np.sqrt(2000)  # Kolmogorov and Smirnov, 1 %
-    # Without an object the window is anywhere: in the middle on average.
-    assert np.mean([w.left + w.right for w in windows]) == pytest.approx(1, abs=0.03)
-
-
-@pytest.mark.parametrize(("probability", "least", "most"), [(0.0, 0, 0), (0.5, 440, 560), (1.0, 1000, 1000)])
-def test_probability_of_zooming(probability: float, least: int, most: int) -> None:
-    sample, rng = sample_with((0.4, 0.4, 0.5, 0.5), image=np.zeros((2, 2, 3), dtype=np.uint8)), np.random.default_rng(0)
-    zoomed = sum(ZoomIn(probability)(sample, rng) != WHOLE for _ in range(1000))
-    assert least <= zoomed <= most
-
-
-def test_largest_of_one_and_objects_as_large_as_the_picture_leave_it_whole() -> None:
-    rng = np.random.default_rng(0)
-    small, full = sample_with((0.4, 0.4, 0.5, 0.5)), sample_with((0.0, 0.0, 1.0, 1.0))
-    assert ZoomIn(1.0, largest=1.0)(small, rng) == WHOLE
-    assert ZoomIn(1.0, largest=1.0)(sample_with(), rng) == WHOLE
-    assert ZoomIn(1.0, largest=3.0)(full, rng) == WHOLE
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"probability": 1.5}, r"probability: expected a number in \[0, 1\], got 1.5"),
-        ({"probability": -0.5}, r"probability: expected a number in \[0, 1\], got -0.5"),
-        ({"largest": 0.5}, "largest: expected a factor of at least 1, got 0.5"),
-        ({"largest": float("nan")}, "largest: expected a factor of at least 1, got nan"),
-    ],
-)
-def test_zoom_arguments_are_checked(arguments: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ZoomIn(**arguments)
-
-
 # --- colours ---
-
-ALL_LEVELS = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
-
-
-def test_no_change_of_colours_is_no_change() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(BrightnessContrast(0, 0, 0)(image, np.random.default_rng(0)), image)
-
-
-def test_brightness_shifts_all_levels_alike_and_at_most_by_its_share() -> None:
-    rng, shifts = np.random.default_rng(0), []
-    for _ in range(300):
-        changed = BrightnessContrast(brightness=0.2, contrast=0, tint=0)(ALL_LEVELS, rng).astype(int)
-        middle = changed[0, 60:196] - ALL_LEVELS[0, 60:196]  # far enough from both ends not to be cut there
-        assert (middle == middle[0, 0]).all()
-        shifts.append(middle[0, 0])
-    assert -52 <= min(shifts) < -40  # 0.2 · 255 is 51
-    assert 40 < max(shifts) <= 51
-
-
-def test_contrast_turns_levels_about_middle_grey() -> None:
-    rng, slopes = np.random.default_rng(0), []
-    for _ in range(300):
-        changed = BrightnessContrast(brightness=0, contrast=0.3, tint=0)(ALL_LEVELS, rng).astype(int)
-        assert np.abs(changed[0, 127:129] - 127.5).max() <= 1.5
-        assert (changed[..., 0] == changed[..., 1]).all()
-        assert (np.diff(changed[0, :, 0]) >= 0).all()
-        slopes.append((changed[0, 158, 0] - changed[0, 97, 0]) / 61)
-    assert 0.68 <= min(slopes) < 0.75
-    assert 1.25 < max(slopes) <= 1.32
-
-
-def test_tint_changes_each_channel_for_itself() -> None:
-    rng = np.random.default_rng(0)
-    changed = BrightnessContrast(brightness=0, contrast=0, tint=0.1)(ALL_LEVELS, rng)
-    slopes = {(int(changed[0, 200, channel]) - int(changed[0, 50, channel])) / 150 for channel in range(3)}
-    assert len(slopes) == 3
-    assert all(0.89 <= slope <= 1.11 for slope in slopes)
-
-
-@pytest.mark.parametrize("name", ["brightness", "contrast", "tint"])
-@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
-def test_colour_arguments_are_checked(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name}: expected a number in \[0, 1\), got {value}"):
-        BrightnessContrast(**{name: value})
 
 
 def test_colours_change_in_the_given_order_and_see_the_small_picture() -> None:
@@ -372,11 +330,38 @@ def test_colours_change_in_the_given_order_and_see_the_small_picture() -> None:
     assert seen == [(16, 24, 3)]
 
 
+def test_what_is_beyond_the_picture_keeps_its_colour() -> None:
+    def negative(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return 255 - image
+
+    augment = Augmentation([lambda truth, rng: Window(0.0, 0.0, 2.0, 2.0)], 1.0, 0.0, [negative])
+    result = augment(sample_with(image=np.full((50, 50, 3), 250, dtype=np.uint8)), (40, 40), np.random.default_rng(0))
+    assert (result.image[:20, 20:] == 5).all()  # mirrored
+    assert (result.image[:, :20] == FILL).all()
+    assert (result.image[20:] == FILL).all()
+
+
+@pytest.mark.parametrize("mirrored", list(itertools.product((0.0, 1.0), repeat=2)))
+def test_changes_of_colours_get_rows_that_lie_in_order(mirrored: tuple[float, float]) -> None:
+    contiguous = []
+
+    def look(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        contiguous.append(image.flags.c_contiguous)
+        return image
+
+    for size in ((SIDE, SIDE), (40, 50)):
+        result = Augmentation((), *mirrored, [look])(sample_with(), size, np.random.default_rng(0))
+        assert result.image.flags.c_contiguous
+    assert all(contiguous)
+
+
 # --- randomness ---
 
 
 def test_the_generator_decides_everything() -> None:
-    augment = Augmentation(ZoomIn(), 0.5, 0.5, [BrightnessContrast()])
+    augment = Augmentation(
+        [ZoomOut(), MinIoUCrop(), ZoomIn()], 0.5, 0.5, [PhotometricDistortion(), BrightnessContrast()]
+    )
     sample = sample_with((0.3, 0.3, 0.6, 0.5), (0.1, 0.7, 0.2, 0.8))
 
     def result(seed: int) -> Sample:

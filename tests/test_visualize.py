@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from ssd_lightning.data.banana import Bananas
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.pictures import read_picture
-from ssd_lightning.data.transforms import Augmentation, ZoomIn
+from ssd_lightning.data.transforms import Augmentation
+from ssd_lightning.data.windows import ZoomIn
 from ssd_lightning.loggers import MetricsFile
 from ssd_lightning.structures import DetectionRecords, ObjectRecords, Sample
 from ssd_lightning.visualize import (
@@ -200,7 +201,7 @@ def test_pictures_are_chosen_evenly(pictures: int, count: int, chosen: list[int]
 
 def test_training_pictures_are_shown_as_the_network_sees_them(tmp_path: Path) -> None:
     root = write_banana_folder(tmp_path, num_train=6, num_val=1, side=64)
-    data = DetectionDataModule(Bananas(root), (32, 48), 2, Augmentation(ZoomIn(1.0), 0.5), num_workers=0)
+    data = DetectionDataModule(Bananas(root), (32, 48), 2, Augmentation([ZoomIn(1.0)], 0.5), num_workers=0)
     data.setup("fit")
     figure = draw_training_pictures(data, count=5)
     loader = data.train_dataloader()

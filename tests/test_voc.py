@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd_lightning.data.voc import VOCFolder, VOCPictures, read_annotations
+from ssd_lightning.data.annotations import AnnotatedPictures, annotated_pictures, as_columns
+from ssd_lightning.data.voc import VOCFolder, read_xml
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 Box = tuple[str, float, float, float, float]
@@ -40,10 +41,12 @@ def write_pair(folder: Path, stem: str, objects: Sequence[Box] = (), **settings:
 
 
 def one_sample(tmp_path: Path, objects: Sequence[Box], classes: Sequence[str] = ("cat", "dog"), **settings):
-    return VOCPictures(read_annotations([write_pair(tmp_path, "a", objects, **settings)]), classes)[0]
+    return annotated_pictures(
+        as_columns([read_xml(str(write_pair(tmp_path, "a", objects, **settings)))], "voc"), classes
+    )[0]
 
 
-def stems(pictures: VOCPictures) -> list[str]:
+def stems(pictures: AnnotatedPictures) -> list[str]:
     return [path.stem for path in pictures.paths]
 
 
@@ -120,14 +123,14 @@ def test_names_with_spaces_and_other_letters_and_a_path_of_another_computer(tmp_
     write_xml(tmp_path / "größe 1.xml")
     write_picture(tmp_path / "named.png")
     write_xml(tmp_path / "other.xml", filename="C:\\pictures\\named.png")
-    found = read_annotations(sorted(tmp_path.glob("*.xml")))
-    assert [annotation.picture.name for annotation in found] == ["größe 1.JPG", "named.png"]
+    found = [read_xml(str(path)) for path in sorted(tmp_path.glob("*.xml"))]
+    assert [Path(annotation.picture).name for annotation in found] == ["größe 1.JPG", "named.png"]
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
 def test_pictures_of_any_mode(tmp_path: Path, mode: str):
     write_picture(tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}", mode=mode)
-    pictures = VOCPictures(read_annotations([write_xml(tmp_path / "a.xml")]), ["cat"])
+    pictures = annotated_pictures(as_columns([read_xml(str(write_xml(tmp_path / "a.xml")))], "voc"), ["cat"])
     assert pictures[0].image.shape == (20, 40, 3)
 
 
@@ -156,14 +159,14 @@ def test_a_bad_object_is_named_with_its_file(tmp_path: Path, objects, told: list
 def test_bad_files_are_named(tmp_path: Path):
     (tmp_path / "broken.xml").write_text("<annotation>")
     with pytest.raises(ValueError, match=r"broken\.xml: cannot be read as xml"):
-        read_annotations([tmp_path / "broken.xml"])
+        read_xml(str(tmp_path / "broken.xml"))
     with pytest.raises(ValueError, match=r"gone\.xml: no such file"):
-        read_annotations([tmp_path / "gone.xml"])
+        read_xml(str(tmp_path / "gone.xml"))
     with pytest.raises(ValueError, match=r"alone\.xml: its picture alone\.png is neither"):
-        read_annotations([write_xml(tmp_path / "alone.xml")])
+        read_xml(str(write_xml(tmp_path / "alone.xml")))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text\.png: cannot be read as a picture"):
-        VOCPictures(read_annotations([write_xml(tmp_path / "text.xml")]), ["cat"])
+        read_xml(str(write_xml(tmp_path / "text.xml")))
 
 
 def test_a_folder_without_either_side_is_refused(tmp_path: Path):

@@ -93,9 +93,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def help_text(name: str, config_name: str, about: str, examples: list[str]) -> str:
-    config = yaml.safe_load((CONFIG_FOLDER / f"{config_name}.yaml").read_text())
-    defaults = [entry for entry in config.pop("defaults", []) if isinstance(entry, dict)]
-    chosen = {group.removeprefix("optional "): option for entry in defaults for group, option in entry.items()}
+    chosen, config = _defaults_and_keys(config_name)
     lines = [f"{name} - {about}", "", "Usage:", f"  {name} [key=value ...]", "", "Examples:"]
     lines += [f"  {example}" for example in examples]
     if chosen:
@@ -118,6 +116,20 @@ def help_text(name: str, config_name: str, about: str, examples: list[str]) -> s
         f"  {name} --hydra-help       all of Hydra's own options",
     ]
     return "\n".join(lines)
+
+
+def _defaults_and_keys(config_name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
+    """Of a main config and those that it includes: the option of each group, and its own keys."""
+    keys = yaml.safe_load((CONFIG_FOLDER / f"{config_name}.yaml").read_text())
+    chosen: dict[str, str | None] = {}
+    included: dict[str, Any] = {}
+    for entry in keys.pop("defaults", []):
+        if isinstance(entry, dict):
+            chosen |= {group.removeprefix("optional "): option for group, option in entry.items()}
+        elif entry != "_self_":
+            more_chosen, more_keys = _defaults_and_keys(entry)
+            chosen, included = chosen | more_chosen, included | more_keys
+    return chosen, included | keys
 
 
 def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

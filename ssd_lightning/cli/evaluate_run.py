@@ -2,27 +2,63 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
+from jaxtyping import UInt8
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ssd_lightning import review
-from ssd_lightning.average_precision import average_curves, coco_average_precision, precision_recall_curves
 from ssd_lightning.checkpoint import CONFIG_KEY, load_detector, read_checkpoint, rebuild
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
+from ssd_lightning.data.pictures import picture_size, read_picture
 from ssd_lightning.module import SSDModule
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
+from ssd_lightning.review.scores import COCO_COLUMNS
+from ssd_lightning.structures import DetectionRecords, Sample, Truth
 from ssd_lightning.visualize import draw_detections, save_figure
 
 
 def evaluate(config: DictConfig) -> float:
-    """Score a checkpoint on the validation pictures of a data group, by default of the one it was trained on."""
+    """Score a checkpoint, or stored detections, and fill the run folder. Returns the AP at IoU 0.5."""
+    _check(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
+    found = load(config.detections) if config.checkpoint is None else detect(config)
+    if config.score_threshold is not None:
+        is_kept = found.detections.scores > config.score_threshold
+        found = found._replace(detections=DetectionRecords(*(column[is_kept] for column in found.detections)))
+    detections, objects, paths, classes = found
+    table = review.write_report(folder, detections, objects, classes, config.iou_threshold, config.draw_threshold)
+    review.save_detections(folder / "detections.npz", detections, objects, paths, classes)
+    (folder / "scores.json").write_text(json.dumps(_as_json(table, config, len(paths)), indent=2) + "\n")
+    pictures = StoredPictures(found)
+    has_pictures = len(paths) > 0 and all(path.is_file() for path in pictures.paths)
+    if has_pictures:
+        save_figure(
+            draw_detections(pictures, detections, objects, classes, threshold=config.draw_threshold),
+            folder / "figures" / "detections.png",
+        )
+    console = Console()
+    voc = review.voc_columns(config.iou_threshold)
+    console.print(_class_table(table[["objects", *voc, "COCO AP"]], len(paths)))
+    console.print(_coco_table(table))
+    other = 0.75 if config.iou_threshold == 0.5 else 0.5
+    for line in (
+        *([] if has_pictures else ["The pictures are not where they were, so no detections are drawn."]),
+        f"Results: {folder} (look at figures/confusion.png)",
+        f"Next:    ssd-evaluate detections={folder} iou_threshold={other}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return float(table["COCO AP50"].iloc[-1])
+
+
+def detect(config: DictConfig) -> review.StoredDetections:
+    """What a checkpoint finds in the validation pictures of a data group, by default of the one it was trained on."""
     detector = load_detector(config.checkpoint, dict(config.postprocess))
     data: DetectionData = (
         instantiate(config.data, _convert_="all")
@@ -47,69 +83,91 @@ def evaluate(config: DictConfig) -> float:
         _convert_="all",
     )
     trainer.validate(module, datamodule, verbose=False)
-
-    detections, objects = module.scores.detections(), module.scores.objects()
-    table = score_by_class(detections, objects, detector.classes)
     assert datamodule.val_pictures is not None
-    review.save_detections(
-        folder / "detections.npz", detections, objects, datamodule.val_pictures.paths, detector.classes
-    )
-    table.to_csv(folder / "scores.csv")
-    (folder / "scores.json").write_text(json.dumps(_as_json(table, config, len(datamodule.val_pictures)), indent=2))
-    save_figure(
-        draw_detections(datamodule.val_pictures, detections, objects, detector.classes),
-        folder / "figures" / "detections.png",
-    )
-    console = Console()
-    console.print(_rich(table))
-    console.print(f"Results: {folder}", highlight=False, markup=False, soft_wrap=True)
-    return float(table.loc["mean", "COCO AP50"])
+    paths = tuple(str(path) for path in datamodule.val_pictures.paths)
+    return review.StoredDetections(module.scores.detections(), module.scores.objects(), paths, detector.classes)
 
 
-def score_by_class(detections: DetectionRecords, objects: ObjectRecords, classes: tuple[str, ...]) -> pd.DataFrame:
-    """All protocols, a row for each class and one for their mean; NaN for a class without objects."""
-    curves, num_objects = precision_recall_curves(detections, objects, len(classes))
-    coco = coco_average_precision(detections, objects, len(classes))
-    voc07 = average_curves(curves, num_objects, "11-point")
-    voc12 = average_curves(curves, num_objects, "area")
-    table = pd.DataFrame(
-        {
-            "objects": num_objects,
-            "VOC07 AP": voc07.average_precision,
-            "VOC12 AP": voc12.average_precision,
-            "COCO AP": coco["map_per_class"],
-        },
-        index=pd.Index(classes, name="class"),
-    )
-    mean = {"objects": num_objects.sum(), "VOC07 AP": voc07.mean, "VOC12 AP": voc12.mean, "COCO AP": coco["map"]}
-    table.loc["mean"] = mean
-    # COCO's other numbers are of all classes together.
-    for column, key in COCO_COLUMNS.items():
-        table[column] = np.where(table.index == "mean", coco[key], np.nan)
-    return table.astype({"objects": int})
+def load(source: str) -> review.StoredDetections:
+    """The detections of a run folder, or of a file."""
+    path = Path(source).expanduser()
+    return review.load_detections(path / "detections.npz" if path.is_dir() else path)
 
 
-COCO_COLUMNS = {
-    "COCO AP50": "map_50",
-    "COCO AP75": "map_75",
-    "COCO AP small": "map_small",
-    "COCO AP medium": "map_medium",
-    "COCO AP large": "map_large",
-    "COCO AR100": "mar_100",
-}
+class StoredPictures:
+    """Pictures of stored detections, with the truth that is stored beside them."""
+
+    def __init__(self, stored: review.StoredDetections) -> None:
+        self.paths = [Path(path) for path in stored.paths]
+        self.objects = stored.objects
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def truth(self, index: int) -> Truth:
+        height, width = picture_size(self.paths[index])
+        mine = self.objects.image_ids == index
+        boxes = self.objects.boxes[mine] / np.array([width, height, width, height], dtype=np.float32)
+        return Truth((height, width), boxes, self.objects.labels[mine], self.objects.difficult[mine])
+
+    def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        return read_picture(self.paths[index], least)
+
+    def __getitem__(self, index: int) -> Sample:
+        truth = self.truth(index)
+        return Sample(self.image(index), truth.boxes, truth.labels, truth.difficult)
 
 
-def _as_json(table: pd.DataFrame, config: DictConfig, pictures: int) -> dict[str, object]:
-    scores = {name: {k: v for k, v in row.items() if v == v} for name, row in table.to_dict("index").items()}
-    return {"checkpoint": str(config.checkpoint), "pictures": pictures, "scores": scores}
+def _check(config: DictConfig) -> None:
+    if (config.checkpoint is None) == (config.detections is None):
+        given = "neither" if config.checkpoint is None else "both"
+        raise ValueError(
+            f"checkpoint, detections: expected one of checkpoint=<file> and detections=<run folder>, got {given}"
+        )
+    if config.detections is not None:
+        for key in ("data", "postprocess"):
+            if config.get(key):
+                raise ValueError(f"{key}: expected only with a checkpoint; stored detections are of their own pictures")
+    thresholds = {"iou_threshold": "(0, 1]", "draw_threshold": "[0, 1]", "score_threshold": "[0, 1]"}
+    for key, interval in thresholds.items():
+        value = config[key]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_unset = key == "score_threshold" and value is None
+        if not is_unset and not (is_number and 0 <= value <= 1 and (value > 0 or interval[0] == "[")):
+            raise ValueError(f"{key}: expected a number in {interval}, got {value}")
 
 
-def _rich(table: pd.DataFrame) -> Table:
-    printed = Table(title="Scores of the validation pictures")
-    printed.add_column("class")
+def _as_json(table: pd.DataFrame, config: DictConfig, pictures: int) -> dict[str, Any]:
+    rows = zip(table.index, table.to_dict("records"), strict=True)
+    return {
+        "checkpoint": config.checkpoint,
+        "detections": config.detections,
+        "iou_threshold": config.iou_threshold,
+        "score_threshold": config.score_threshold,
+        "pictures": pictures,
+        "scores": {name: {k: v for k, v in row.items() if v == v} for name, row in rows},
+    }
+
+
+def _class_table(table: pd.DataFrame, pictures: int) -> Table:
+    printed = Table(title=f"Scores of {pictures} pictures")
+    printed.add_column("class", overflow="fold")
     for column in table.columns:
         printed.add_column(column, justify="right")
-    for name, row in table.iterrows():
-        cells = (str(int(v)) if c == "objects" else "" if v != v else f"{v:.3f}" for c, v in row.items())
-        printed.add_row(str(name), *cells, style="bold" if name == "mean" else None)
+    for place, (name, *row) in enumerate(table.itertuples(), start=1):
+        cells = (str(int(v)) if c == "objects" else _cell(v) for c, v in zip(table.columns, row, strict=True))
+        printed.add_row(escape(str(name)), *cells, style="bold" if place == len(table) else None)
     return printed
+
+
+def _coco_table(table: pd.DataFrame) -> Table:
+    printed = Table(title="COCO, all classes")
+    mean = table.iloc[-1]
+    for column in COCO_COLUMNS:
+        printed.add_column(column.removeprefix("COCO "), justify="right")
+    printed.add_row(*(_cell(mean[column]) for column in COCO_COLUMNS))
+    return printed
+
+
+def _cell(value: float) -> str:
+    return "" if value != value else f"{value:.3f}"

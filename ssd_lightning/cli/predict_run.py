@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ssd_lightning.allocator import keep_freed_memory
 from ssd_lightning.checkpoint import Detector, load_detector
 from ssd_lightning.data.datamodule import free_cores
-from ssd_lightning.data.pictures import PICTURE_SUFFIXES, PictureError, read_picture
+from ssd_lightning.data.pictures import PICTURE_SUFFIXES, PictureError, picture_size, read_picture
 from ssd_lightning.data.transforms import WHOLE, resample
 from ssd_lightning.visualize import draw_boxes
 
@@ -142,14 +142,15 @@ class PicturesToPredict(Dataset):
     def __getitem__(self, index: int) -> Loaded:
         path = self.paths[index]
         try:
-            picture = read_picture(path)
+            height, width = picture_size(path)
+            scale = min(1.0, LARGEST_DRAWING / max(height, width))
+            small = max(1, round(height * scale)), max(1, round(width * scale))
+            # For the network at the size that it is decoded at for scoring, so that detections are the same.
+            image = resample(read_picture(path, self.image_size), WHOLE, self.image_size)
+            canvas = resample(read_picture(path, small), WHOLE, small) if self.with_canvas else None
         except PictureError as error:
             return Loaded(path, error=str(error))
-        height, width = picture.shape[:2]
-        scale = min(1.0, LARGEST_DRAWING / max(height, width))
-        small = max(1, round(height * scale)), max(1, round(width * scale))
-        canvas = resample(picture, WHOLE, small) if self.with_canvas else None
-        return Loaded(path, image=resample(picture, WHOLE, self.image_size), canvas=canvas, size=(height, width))
+        return Loaded(path, image=image, canvas=canvas, size=(height, width))
 
 
 def find_pictures(sources: list[str]) -> list[Path]:

@@ -61,7 +61,7 @@ def build_datamodule(config: DictConfig) -> DetectionDataModule:
     """Loaders; the data is there and has been read when this returns."""
     datamodule = DetectionDataModule(
         instantiate(config.data, _convert_="all"),
-        image_size=_plain(config.model.image_size),
+        image_size=plain_values(config.model.image_size),
         batch_size=config.batch_size,
         augmentation=instantiate(config.augmentation, _convert_="all"),
         num_workers=config.num_workers,
@@ -76,11 +76,10 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
     """The module, with the number of classes of the data; what is needed to rebuild the model goes along."""
     with open_dict(config):
         config.model.num_classes = len(datamodule.classes)
-    plain = _plain(config)
-    # A checkpoint has the weights, and must not ask for the file that they once came from.
-    without_weights = {**plain["model"], "backbone": _without_weights(plain["model"]["backbone"])}
+    plain = plain_values(config)
+    model = without_weights(plain["model"])
     module = SSDModule(
-        model=instantiate(without_weights if config.resume else config.model, _convert_="all"),
+        model=instantiate(model if config.resume else config.model, _convert_="all"),
         matcher=instantiate(config.matcher, _convert_="all"),
         loss=instantiate(config.loss, _convert_="all"),
         postprocess=instantiate(config.postprocess, _convert_="all"),
@@ -88,7 +87,7 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
         lr_scheduler=instantiate(config.lr_scheduler, _convert_="all"),
         parameter_groups=instantiate(config.parameter_groups, _convert_="all"),
         config={
-            "model": without_weights,
+            "model": model,
             "postprocess": plain["postprocess"],
             "classes": list(datamodule.classes),
             "config": plain,
@@ -99,8 +98,9 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
     return module
 
 
-def _without_weights(backbone: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in backbone.items() if key != "weights"}
+def without_weights(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's config, without the file that its weights once came from: a checkpoint has them itself."""
+    return {**model, "backbone": {key: value for key, value in model["backbone"].items() if key != "weights"}}
 
 
 def build_trainer(config: DictConfig, timer: Timer) -> lightning.Trainer:
@@ -172,6 +172,7 @@ def _finish(
         figures / "validation_detections.png",
     )
     save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
+    review.write_report(folder, detections, objects, datamodule.classes)
     console.print(_table(summary))
     for line in (
         f"Results: {folder} (look at figures/validation_detections.png)",
@@ -228,7 +229,7 @@ SCORES = {
 """Scores of the final table, and how people call them."""
 
 
-def _plain(node: Any) -> Any:
+def plain_values(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssd_lightning.data.annotations import AnnotatedPictures
 from ssd_lightning.data.banana_generator import generate_bananas
 from ssd_lightning.data.download import Archive, download_and_extract
-from ssd_lightning.data.pictures import PICTURE_SUFFIXES, read_picture
-from ssd_lightning.structures import Sample
+from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
 
 CLASSES = ("banana",)
 COLUMNS = ("img_name", "label", "xmin", "ymin", "xmax", "ymax")
@@ -100,7 +100,7 @@ class GeneratedBananas(Bananas):
         return self.root / f"bananas_{name}"
 
 
-class BananaPictures:
+class BananaPictures(AnnotatedPictures):
     """One split, as samples by position.
 
     Everything is read once at the start, so that a bad file stops a run before it begins.
@@ -120,30 +120,27 @@ class BananaPictures:
         for path, what in ((labels, "a label.csv"), (images, "a folder images")):
             if not path.exists():
                 raise ValueError(f"{path} is missing: a banana data set has {what} in {folder}")
-        self.paths = sorted(
+        paths = sorted(
             (path for path in images.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES),
             key=lambda path: (len(path.name), path.name),
         )
-        if not self.paths:
+        if not paths:
             raise ValueError(f"{images}: no pictures here")
         with ThreadPoolExecutor() as pool:
-            sizes = dict(zip((p.name for p in self.paths), pool.map(_size_if_sound, self.paths), strict=True))
-        rows: dict[str, list[_Row]] = {path.name: [] for path in self.paths}
+            sizes = dict(zip((path.name for path in paths), pool.map(picture_size, paths), strict=True))
+        rows: dict[str, list[_Row]] = {path.name: [] for path in paths}
         for row in _read_rows(labels):
             if row.name not in rows:
                 raise ValueError(f"{row.place}: picture {images / row.name} is missing")
             _check_box(row, *sizes[row.name])
             rows[row.name].append(row)
-        self._boxes = [_as_fractions(rows[path.name], *sizes[path.name]) for path in self.paths]
-        self._labels = [np.array([row.label + 1 for row in rows[path.name]], dtype=np.int64) for path in self.paths]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Sample:
-        labels = self._labels[index]
-        return Sample(
-            read_picture(self.paths[index]), self._boxes[index], labels, difficult=np.zeros(len(labels), dtype=bool)
+        in_order = [row for path in paths for row in rows[path.name]]
+        super().__init__(
+            paths,
+            np.array([sizes[path.name] for path in paths]),
+            np.array([len(rows[path.name]) for path in paths]),
+            np.concatenate([_as_fractions(rows[path.name], *sizes[path.name]) for path in paths]),
+            np.array([row.label + 1 for row in in_order], dtype=np.int64),
         )
 
 
@@ -200,11 +197,6 @@ def _check_box(row: _Row, height: int, width: int) -> None:
             f"{row.place}: expected a box inside {row.name} of {width}×{height} pixels, got xmin={left:g} ymin={top:g} "
             f"xmax={right:g} ymax={bottom:g}"
         )
-
-
-def _size_if_sound(path: Path) -> tuple[int, int]:
-    height, width, _ = read_picture(path).shape
-    return height, width
 
 
 def _as_fractions(rows: list[_Row], height: int, width: int) -> np.ndarray:

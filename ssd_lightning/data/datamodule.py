@@ -8,22 +8,30 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import lightning
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssd_lightning.data.transforms import Augmentation
-from ssd_lightning.structures import Batch, ImageSize, Objects, Sample, height_and_width
+from ssd_lightning.structures import Batch, ImageSize, Objects, Sample, Truth, height_and_width
 
 
 @runtime_checkable
 class Pictures(Protocol):
-    """A data set: samples by position, and the file each of them is from."""
+    """A data set by position. :class:`~ssd_lightning.data.annotations.AnnotatedPictures` is one for picture files."""
 
     paths: list[Path]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def truth(self, index: int) -> Truth:
+        """Known without decoding, so that augmentation can plan first."""
+
+    def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        """Decoded, and possibly reduced, but not below ``least`` (height, width); ``None``: as it is."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """Both, as they are."""
 
 
 @runtime_checkable
@@ -92,6 +100,9 @@ class DetectionDataModule(lightning.LightningDataModule):
             self.train_pictures = self.data.train()
         if self.val_pictures is None:
             self.val_pictures = self.data.val()
+        for pictures, purpose in ((self.train_pictures, "training"), (self.val_pictures, "scoring")):
+            if pictures is not None and len(pictures) == 0:
+                raise ValueError(f"data: expected at least one picture for {purpose}, got none")
 
     def train_dataloader(self) -> DataLoader:
         assert self.train_pictures is not None
@@ -170,10 +181,11 @@ class SampleDataset(Dataset):
         return len(self.pictures)
 
     def __getitem__(self, key: Key) -> Item:
-        sample = self.pictures[key.position]
+        truth = self.pictures.truth(key.position)
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
-        size = (sample.image.shape[0], sample.image.shape[1])
-        return Item(self.augmentation(sample, self.image_size, rng), key.position, size)
+        view = self.augmentation.plan(truth, rng)
+        image = self.pictures.image(key.position, view.least_size(self.image_size))
+        return Item(self.augmentation.show(image, truth, view, self.image_size, rng), key.position, truth.size)
 
 
 NO_EPOCH = -1

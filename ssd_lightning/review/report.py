@@ -1,0 +1,52 @@
+"""What a run folder tells about its scores, in tables and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ssd_lightning.average_precision import precision_recall_curves
+from ssd_lightning.review.confusion import confusion_matrix, confusion_table
+from ssd_lightning.review.figures import draw_average_precision, draw_confusion, draw_precision_recall
+from ssd_lightning.review.scores import score_by_class
+from ssd_lightning.structures import DetectionRecords, ObjectRecords
+from ssd_lightning.visualize import DRAW_THRESHOLD, save_figure
+
+
+def write_report(
+    folder: Path | str,
+    detections: DetectionRecords,
+    objects: ObjectRecords,
+    classes: Sequence[str],
+    iou_threshold: float = 0.5,
+    draw_threshold: float = DRAW_THRESHOLD,
+) -> pd.DataFrame:
+    """Write ``scores.csv``, ``confusion.csv`` and, in ``figures``, ``precision_recall``, ``per_class``, ``confusion``.
+
+    Args:
+        folder: the run folder.
+        detections: of the whole data set, boxes in pixels.
+        objects: its ground truth.
+        classes: names; the class of label n is at n - 1.
+        iou_threshold: from which on a detection finds an object. COCO has its own.
+        draw_threshold: the confusion matrix is of detections with at least this score.
+
+    Returns:
+        What ``scores.csv`` holds; see :func:`ssd_lightning.review.score_by_class`.
+
+    Raises:
+        ValueError: as :func:`ssd_lightning.average_precision.voc_average_precision`.
+    """
+    folder = Path(folder)
+    table = score_by_class(detections, objects, classes, iou_threshold)
+    counts = confusion_matrix(detections, objects, len(classes), iou_threshold, draw_threshold)
+    curves = precision_recall_curves(detections, objects, len(classes), iou_threshold)
+    table.to_csv(folder / "scores.csv")
+    confusion_table(counts, classes).to_csv(folder / "confusion.csv")
+    for name, figure in (
+        ("precision_recall", draw_precision_recall(curves, classes, iou_threshold, draw_threshold)),
+        ("per_class", draw_average_precision(table, iou_threshold)),
+        ("confusion", draw_confusion(counts, classes, iou_threshold, draw_threshold)),
+    ):
+        save_figure(figure, folder / "figures" / f"{name}.png")
+    return table
