@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from ssd_lightning import review
 from ssd_lightning.allocator import keep_freed_memory
@@ -47,7 +48,7 @@ def train(config: DictConfig) -> float:
         report = load_pretrained(module.model, config.pretrained, datamodule.classes)
         Console().print(str(report), highlight=False, markup=False)
     timer = Timer()
-    trainer = build_trainer(config, timer)
+    trainer = build_trainer(config, timer, module.model)
     if trainer.is_global_zero:
         Console().print(_what_is_trained(config, trainer, module, datamodule), highlight=False, markup=False)
     last = folder / "checkpoints" / "last.ckpt"
@@ -103,12 +104,12 @@ def without_weights(model: dict[str, Any]) -> dict[str, Any]:
     return {**model, "backbone": {key: value for key, value in model["backbone"].items() if key != "weights"}}
 
 
-def build_trainer(config: DictConfig, timer: Timer) -> lightning.Trainer:
+def build_trainer(config: DictConfig, timer: Timer, model: nn.Module) -> lightning.Trainer:
     callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
     logger = instantiate(config.logger, _convert_="all") if config.logger else False
     return instantiate(
         config.trainer,
-        precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto")),
+        precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto"), model),
         callbacks=[timer, *callbacks],
         logger=logger,
         plugins=[AtomicCheckpointIO()],

@@ -210,16 +210,20 @@ class _Entry(NamedTuple):
     is_crowd: bool
 
 
+PARTS = ("images", "annotations", "categories")
+"""Of a json, that are read. Others need not be lists."""
+
+
 def _parsed(path: Path) -> dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as json ({error})") from error
-    for key in ("images", "annotations", "categories"):
+    for key in PARTS:
         entries = content.get(key) if isinstance(content, dict) else None
         if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-            raise ValueError(f"{path}: expected lists of objects named images, annotations and categories, as in COCO")
-    return content
+            raise ValueError(f"{path}: expected lists of objects named {', '.join(PARTS)}, as in COCO")
+    return {key: content[key] for key in PARTS}
 
 
 def _number(entry: dict[str, Any], key: str, path: Path) -> int:
