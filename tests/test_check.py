@@ -1,6 +1,7 @@
 """``ssd-check`` finds what is wrong, says so, and ends accordingly."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -156,6 +157,22 @@ def test_remarks_are_no_problems(run, folder: Path, tmp_path: Path):
     assert findings(tmp_path / "check") == [("remark", "names"), ("remark", "same"), ("remark", "same")]
     assert "may be one class: 'Cat', 'cat'" in outcome.out
     assert "a.png has 2 objects of one class with the same box" in outcome.out
+
+
+def test_a_file_name_that_is_no_text(run, folder: Path, tmp_path: Path):
+    name = b"caf\xe9"  # Latin-1
+    for suffix in (b".xml", b".png"):
+        Path(os.fsdecode(bytes(folder / "train" / "a") + suffix)).rename(
+            os.fsdecode(bytes(folder / "train") + b"/" + name + suffix)
+        )
+    assert check(run, folder).exit_code == 0
+    write_xml(
+        Path(os.fsdecode(bytes(folder / "train") + b"/" + name + b".xml")), [("cat", 5, 5, 90, 40)], filename="a.png"
+    )
+    outcome = check(run, folder, "hydra.run.dir=second")
+    assert outcome.exit_code == 1
+    assert "caf\ufffd.xml, object 1: expected a box inside" in outcome.out
+    assert name in (tmp_path / "second" / "findings.csv").read_bytes()
 
 
 def test_bananas_too(run, bananas: Path):

@@ -284,7 +284,8 @@ def test_fractions_of_pixels_and_spaces_around_words(tmp_path: Path):
 
 def test_xml_in_other_encodings(tmp_path: Path):
     write_picture(tmp_path / "a.png")
-    text = "<annotation><object><name>Bär</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object></annotation>"
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>"
+    text = f"<annotation><object><name>Bär</name>{box}</object></annotation>"
     for encoding in ("utf-8", "utf-16", "iso-8859-1"):
         header = f'<?xml version="1.0" encoding="{encoding}"?>'
         (tmp_path / "a.xml").write_bytes((header + text).encode(encoding))

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssd_lightning.cli.train_run import plain_values, without_weights
-from ssd_lightning.data.annotations import FIXED, AnnotatedPictures, Finding, check_objects
+from ssd_lightning.data.annotations import FIXED, AnnotatedPictures, Finding, check_objects, printable
 from ssd_lightning.data.check import odd_names, read_contents, repeated_objects, same_pictures, undecodable
 from ssd_lightning.data.coco import COCO
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
@@ -116,7 +116,7 @@ def truth_scored(pictures: AnnotatedPictures, num_classes: int) -> list[Finding]
 
 
 def write_findings(path: Path, problems: list[Finding], fixed: list[Finding], remarks: list[Finding]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("what", "kind", "text"))
         for what, findings in (("problem", problems), ("fixed", fixed), ("remark", remarks)):
@@ -127,7 +127,7 @@ def told(name: str, findings: list[Finding]) -> Iterator[str]:
     """The first of each kind, and how many there are."""
     by_kind = defaultdict(list)
     for kind, text in findings:
-        by_kind[kind].append(text)
+        by_kind[kind].append(printable(text))
     for kind, texts in by_kind.items():
         yield f"{name}, {kind}: {len(texts)}"
         yield from (f"  {text}" for text in texts[:MOST_SHOWN])

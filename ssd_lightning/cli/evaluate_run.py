@@ -65,14 +65,14 @@ def detect(config: DictConfig) -> review.StoredDetections:
         if config.get("data")
         else rebuild(read_checkpoint(config.checkpoint)[CONFIG_KEY]["config"]["data"], config.checkpoint)
     )
-    if tuple(data.classes) != detector.classes:
-        raise ValueError(
-            f"data: its classes {list(data.classes)} are not those of the checkpoint {list(detector.classes)}"
-        )
     datamodule = DetectionDataModule(
         data, detector.model.image_size, batch_size=config.batch_size, num_workers=config.num_workers
     )
     datamodule.prepare_data()
+    if datamodule.classes != detector.classes:
+        raise ValueError(
+            f"data: its classes {list(datamodule.classes)} are not those of the checkpoint {list(detector.classes)}"
+        )
     module = SSDModule(detector.model, postprocess=detector.postprocess)
     # In float32, whatever is fastest: a score must not depend on the machine.
     trainer = instantiate(

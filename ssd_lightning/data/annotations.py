@@ -312,7 +312,7 @@ def annotated_pictures(
             "%d objects or pictures are not as they should be; fix=%s. The first: %s",
             len(findings),
             fix,
-            findings[0].text,
+            printable(findings[0].text),
         )
     label_of_name = np.array([_label(name, classes) for name in annotations.vocabulary], dtype=np.int64)
     pictures = annotations.picture_of_object()
@@ -353,7 +353,12 @@ def refuse_unreadable(findings: Sequence[Finding], fix: Fix | None) -> None:
     if fix != "skip":
         refuse(findings)
     elif findings:
-        logger.warning("%d pictures are left out; fix=skip. The first: %s", len(findings), findings[0].text)
+        logger.warning("%d pictures are left out; fix=skip. The first: %s", len(findings), printable(findings[0].text))
+
+
+def printable(text: str) -> str:
+    """What is left to be read of a text with names of files that are no UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def check_fix(fix: str | None) -> None:

@@ -240,9 +240,8 @@ class VOC(VOCPictures):
         for part in [part for parts in self.parts.values() for part in parts]:
             year, _, name = part.partition("/")
             picture_list = PurePath(f"VOCdevkit/VOC{year}/ImageSets/Main/{name}.txt")
-            if not (self.devkit.parent / picture_list).is_file():
-                hint = f"Or let data.root name a folder that holds {picture_list}, wherever it comes from."
-                download_and_extract(ARCHIVE_OF[part], self.devkit.parent, picture_list, hint=hint)
+            hint = f"Or let data.root name a folder that holds {picture_list}, wherever it comes from."
+            download_and_extract(ARCHIVE_OF[part], self.devkit.parent, picture_list, hint=hint)
 
     def xml_files(self) -> tuple[list[str], list[str]]:
         train, val = (
