@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 """Okabe and Ito's palette, which the colour-blind can tell apart; class n has colour n - 1, round and round."""
 
-TRUTH = "#FFFFFF"
-
 DRAW_THRESHOLD = 0.5
 """Detections are drawn from this score on."""
 
@@ -77,14 +75,16 @@ def draw_detections(
         ax.imshow(pictures[int(index)].image)
         mine = objects.image_ids == index
         for box in objects.boxes[mine]:
-            _rectangle(ax, box, TRUTH, "dashed")
+            # Black with white dashes is seen on every ground.
+            _rectangle(ax, box, "black", "solid")
+            _rectangle(ax, box, "white", "dashed")
         mine = (detections.image_ids == index) & (detections.scores >= threshold)
         for box, label, score in zip(
             detections.boxes[mine], detections.labels[mine], detections.scores[mine], strict=True
         ):
             _rectangle(ax, box, colour(label), "solid", f"{classes[label - 1]} {score:.2f}")
     handles = [
-        Line2D([], [], color="black", linestyle="dashed", label="truth (white, dashed)"),
+        Line2D([], [], color="black", linestyle="dashed", label="truth (black and white)"),
         Line2D([], [], color=colour(1), label=f"detection, score from {threshold:g}"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)

@@ -18,7 +18,6 @@ from ssd_lightning.loggers import MetricsFile
 from ssd_lightning.structures import DetectionRecords, ObjectRecords, Sample
 from ssd_lightning.visualize import (
     COLOURS,
-    TRUTH,
     colour,
     draw_boxes,
     draw_curves,
@@ -170,15 +169,15 @@ def rectangles(figure: Figure, index: int) -> list[tuple[tuple[float, ...], str,
 def test_truth_is_dashed_and_detections_are_solid() -> None:
     found = detections((0, 1, 0.9), (0, 2, 0.5), (0, 1, 0.49), (1, 1, 0.8))
     figure = draw_detections(GreyPictures(3), found, objects(0, 2), CLASSES)
-    truth = ((4, 5, 24, 15), TRUTH, "dashed")
+    truth = [((4, 5, 24, 15), "#000000", "solid"), ((4, 5, 24, 15), "#FFFFFF", "dashed")]
     assert rectangles(figure, 0) == [
-        truth,
+        *truth,
         ((5, 6, 25, 16), COLOURS[0], "solid"),
         ((5, 6, 25, 16), COLOURS[1], "solid"),
     ]
     assert [text.get_text() for text in figure.axes[0].texts] == ["banana 0.90", "plantain 0.50"]
     assert rectangles(figure, 1) == [((5, 6, 25, 16), COLOURS[0], "solid")]
-    assert rectangles(figure, 2) == [truth]
+    assert rectangles(figure, 2) == truth
     for index in range(3):
         assert (figure.axes[index].images[0].get_array() == 10 * index).all()
 
