@@ -344,15 +344,17 @@ def test_an_unknown_class_is_left_out_by_skip_and_by_nothing_else():
 
 
 def test_a_wrong_class_is_the_error_though_clip_would_deal_with_what_comes_before():
-    rows = [row(("dog", (0, 0, 99, 9)), told_size=(9, 9)), row(("cow", (0, 0, 99, 9)), source="b.xml")]
+    rows = [row(("dog", (0, 0, 99, 9))), row(("cow", (0, 0, 99, 9)), source="b.xml")]
     with pytest.raises(ValueError, match=r"^b\.xml, object 1: name: .*got 'cow'$"):
         mended(rows, "clip")
 
 
-def test_a_picture_of_another_size_is_left_out_or_kept_with_its_boxes():
+def test_a_picture_of_another_size_is_left_out_by_skip_alone():
+    """Where its boxes belong cannot be told."""
     rows = [row(("dog", (1, 2, 50, 4)), told_size=(30, 60)), row(("cat", (0, 0, 9, 9)), picture="b.png")]
     assert mended(rows, "skip") == [("b.png", [[1, 0, 0, 9, 9]])]
-    assert mended(rows, "clip") == [("a.png", [[2, 1, 2, 40, 4]]), ("b.png", [[1, 0, 0, 9, 9]])]
+    with pytest.raises(ValueError, match=r"^a\.xml: size: expected"):
+        mended(rows, "clip")
     with pytest.raises(ValueError, match=r"^a\.xml: size: .* \(1 more: ssd-check lists them\)$"):
         mended(rows, None)
 

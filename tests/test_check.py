@@ -13,6 +13,8 @@ from PIL import Image
 from test_voc import write_xml
 from torchvision.ops import box_convert, box_iou
 
+from ssd_lightning.cli import check_run
+from ssd_lightning.cli.check_run import truth_scored
 from ssd_lightning.data.annotations import AnnotatedPictures
 from ssd_lightning.data.check import odd_names, read_contents, repeated_objects, same_pictures
 from ssd_lightning.default_boxes import DefaultBoxes
@@ -147,6 +149,35 @@ def test_the_advice_is_what_helps(run, folder: Path):
     assert "; data.fix=skip would deal with them" in check(run, folder, "hydra.run.dir=second").error
     repeat_across_splits(folder)
     assert "data.fix" not in check(run, folder, "hydra.run.dir=third").error
+
+
+def test_faults_of_what_is_scored_on_are_found_too(run, folder: Path):
+    write_xml(folder / "val" / "e.xml", [("cat", 5, 5, 90, 40)])
+    outcome = check(run, folder)
+    assert outcome.exit_code == 1
+    assert "e.xml, object 1: expected a box inside" in outcome.out
+
+
+def test_when_nothing_is_right_it_is_told_as_well(run, folder: Path, tmp_path: Path):
+    for path in (folder / "val").glob("*.xml"):
+        path.write_text("<foo/>")
+    outcome = check(run, folder)
+    assert outcome.exit_code == 1
+    assert "expected <annotation> as in VOC, got <foo>" in outcome.out
+    assert "nothing is left without them" in outcome.error
+    assert findings(tmp_path / "check") == [("problem", "unreadable")] * 2
+
+
+def test_the_threshold_is_the_matchers(run, folder: Path):
+    assert "no IoU of 0.5" in check(run, folder).out
+    assert "no IoU of 0.9" in check(run, folder, "+matcher.iou_threshold=0.9", "hydra.run.dir=second").out
+
+
+def test_the_truth_itself_is_perfect_and_what_is_not_is_told(monkeypatch: pytest.MonkeyPatch):
+    parts = pictures([Path("a")], [2], [(0.1, 0.1, 0.5, 0.5), (0.2, 0.2, 0.9, 0.9)], [1, 2])
+    assert truth_scored(parts, 2) == []
+    monkeypatch.setattr(check_run, "score", lambda *_: {"map_50": 0.5, "map": 1.0})
+    assert truth_scored(parts, 2) == [("scores", "map_50 of the truth itself: expected 1, got 0.5")]
 
 
 def test_remarks_are_no_problems(run, folder: Path, tmp_path: Path):

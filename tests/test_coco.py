@@ -450,7 +450,7 @@ def test_pictures_that_are_not_there_or_none(tmp_path: Path, caplog: pytest.LogC
     path = write_data(tmp_path, said)
     said["images"][0]["file_name"] = name
     write_json(path, said)
-    told = f"{path}, image 1: file_name: expected a picture in {tmp_path}, {tmp_path}, "
+    told = f"{path}, image 1: file_name: expected a picture in {tmp_path}, {tmp_path}/images, "
     for fix in (None, "clip"):
         with pytest.raises(ValueError, match="file_name") as error:
             COCO(tmp_path, path, path, fix=fix).train()

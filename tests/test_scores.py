@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_lightning.average_precision import coco_average_precision, voc_average_precision
+from ssd_lightning.average_precision import coco_average_precision, precision_recall_curves, voc_average_precision
 from ssd_lightning.review import confusion_matrix, confusion_table, score_by_class, voc_columns, write_report
 from ssd_lightning.review.scores import COCO_COLUMNS
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
@@ -274,12 +274,22 @@ def test_report_can_be_read_again(tmp_path: Path, detections, objects):
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == {
         "scores.csv",
         "confusion.csv",
+        "precision_recall.csv",
         "figures/precision_recall.png",
         "figures/per_class.png",
         "figures/confusion.png",
     }
     read = pd.read_csv(io.StringIO((tmp_path / "scores.csv").read_text(encoding="utf-8")), index_col="class")
     pd.testing.assert_frame_equal(read, table, check_dtype=False)
+    points = pd.read_csv(tmp_path / "precision_recall.csv")
+    curves = precision_recall_curves(make_detections(*detections), make_objects(*objects), 5).curves
+    for name, curve in zip(AWKWARD, curves, strict=True):
+        mine = points[points["class"] == name]
+        np.testing.assert_allclose(
+            mine[["score", "recall", "precision"]].to_numpy().T,
+            [curve.scores, curve.recall, curve.precision],
+            rtol=1e-5,
+        )
     confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="truth")
     assert confusion.index.tolist() == confusion.columns.tolist() == [*AWKWARD, "background"]
     counts = confusion_matrix(make_detections(*detections), make_objects(*objects), 5)

@@ -3,8 +3,9 @@
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,14 @@ from rich.table import Table
 
 from ssd_lightning.cli.train_run import plain_values, without_weights
 from ssd_lightning.data.annotations import FIXED, AnnotatedPictures, Finding, check_objects, printable
-from ssd_lightning.data.check import odd_names, read_contents, repeated_objects, same_pictures, undecodable
+from ssd_lightning.data.check import (
+    absent_classes,
+    odd_names,
+    read_contents,
+    repeated_objects,
+    same_pictures,
+    undecodable,
+)
 from ssd_lightning.data.coco import COCO
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
 from ssd_lightning.data.voc import VOCPictures
@@ -49,14 +57,27 @@ def check(config: DictConfig) -> None:
         # With what is right the rest can be looked at nevertheless.
         data = instantiate(config.data, _convert_="all", fix="skip")
     datamodule = DetectionDataModule(data, plain_values(config.model.image_size), config.batch_size, num_workers=0)
-    datamodule.setup("fit")
+    try:
+        datamodule.setup("fit")
+    except ValueError:
+        if not found:
+            raise
+        write_findings(folder / "findings.csv", found, [], [])
+        _print(console, told("Problem", found))
+        _fail(folder, found, data, "nothing is left without them")
     train, val = datamodule.train_pictures, datamodule.val_pictures
     if not (isinstance(train, AnnotatedPictures) and isinstance(val, AnnotatedPictures)):
         raise ValueError(f"data: expected AnnotatedPictures to look at, got {type(train).__name__}")
     contents = read_contents([*train.paths, *val.paths])
     in_both, twice = same_pictures(train, val, contents)
     found += undecodable(contents) + in_both + truth_scored(val, len(data.classes))
-    remarks = [*odd_names(data.classes), *twice, *repeated_objects(train), *repeated_objects(val)]
+    remarks = [
+        *absent_classes(train, data.classes),
+        *odd_names(data.classes),
+        *twice,
+        *repeated_objects(train),
+        *repeated_objects(val),
+    ]
     problems = [finding for finding in found if finding.kind not in FIXED[fix]]
     fixed = [finding for finding in found if finding.kind in FIXED[fix]]
     write_findings(folder / "findings.csv", problems, fixed, remarks)
@@ -82,16 +103,22 @@ def check(config: DictConfig) -> None:
     console.print(_table(_worst(by_class), f"Default boxes of {model_name}, and the objects", threshold))
     console.print(_table(by_size, "By size in the network's input", threshold))
     for name, findings in (("Problem", problems), (f"Left to fix={fix}", fixed), ("Remark", remarks)):
-        for line in told(name, findings):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _print(console, told(name, findings))
     console.print(f"Results: {folder} (look at figures/data.png)", highlight=False, markup=False, soft_wrap=True)
     if problems:
-        print(
-            f"ssd-check: {len(problems)} problems, all in {folder / 'findings.csv'}{advice(problems, data)}",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        _fail(folder, problems, data, "")
     console.print("Next:    ssd-train with the same arguments", highlight=False, markup=False)
+
+
+def _print(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _fail(folder: Path, problems: list[Finding], data: DetectionData, more: str) -> NoReturn:
+    text = f"ssd-check: {len(problems)} problems, all in {folder / 'findings.csv'}"
+    print("; ".join(part for part in (text, more, advice(problems, data)) if part), file=sys.stderr)
+    sys.exit(1)
 
 
 def annotation_findings(data: DetectionData) -> list[Finding]:
@@ -99,7 +126,8 @@ def annotation_findings(data: DetectionData) -> list[Finding]:
     if not isinstance(data, VOCPictures | COCO):
         return []
     train, val, findings = data.annotations
-    return [*findings, *check_objects(train, data.classes), *check_objects(val, data.classes)]
+    objects = [finding for part in (train, val) for finding in check_objects(part, data.classes)]
+    return [*findings, *objects]
 
 
 def truth_scored(pictures: AnnotatedPictures, num_classes: int) -> list[Finding]:
@@ -137,7 +165,7 @@ def told(name: str, findings: list[Finding]) -> Iterator[str]:
 
 def advice(problems: list[Finding], data: DetectionData) -> str:
     ways = [f"data.fix={way}" for way in ("clip", "skip") if all(kind in FIXED[way] for kind, _ in problems)]
-    return f"; {' or '.join(ways)} would deal with them" if ways and hasattr(data, "fix") else ""
+    return f"{' or '.join(ways)} would deal with them" if ways and hasattr(data, "fix") else ""
 
 
 def _worst(by_class: pd.DataFrame) -> pd.DataFrame:

@@ -60,6 +60,9 @@ def evaluate(config: DictConfig) -> float:
 def detect(config: DictConfig) -> review.StoredDetections:
     """What a checkpoint finds in the validation pictures of a data group, by default of the one it was trained on."""
     detector = load_detector(config.checkpoint, dict(config.postprocess))
+    if config.get("data") and "classes" in config.data and config.data.classes is None:
+        # Those of these pictures may be fewer.
+        config.data.classes = list(detector.classes)
     data: DetectionData = (
         instantiate(config.data, _convert_="all")
         if config.get("data")

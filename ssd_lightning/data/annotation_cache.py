@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -83,8 +83,23 @@ def read_annotations(
     order = np.argsort(np.concatenate((kept, np.array(readable, dtype=np.int64))), kind="stable")
     annotations = concatenate(parts).select(order)
     position = np.sort(np.concatenate((kept, np.array(readable, dtype=np.int64))))
-    save(key, Stored(annotations, now[position], stamps(annotations.pictures)))
+    stored = Stored(annotations, now[position], stamps(annotations.pictures))
+    save(key, stored if known is None else _with_others(stored, known, sources))
     return annotations, findings
+
+
+def _with_others(stored: Stored, known: Stored, sources: Sequence[str]) -> Stored:
+    """And what was known of other files that are still there: several lists may be read from one folder."""
+    asked_for = set(sources)
+    there = stamps(known.annotations.sources)[:, 1] >= 0
+    rows = np.array([row for row, s in enumerate(known.annotations.sources) if there[row] and s not in asked_for], int)
+    if len(rows) == 0:
+        return stored
+    return Stored(
+        concatenate([stored.annotations, known.annotations.select(rows)]),
+        np.concatenate((stored.source_stamps, known.source_stamps[rows])),
+        np.concatenate((stored.picture_stamps, known.picture_stamps[rows])),
+    )
 
 
 def _read(source: str, read: Callable[[str], PictureAnnotation]) -> PictureAnnotation | Finding:
@@ -114,16 +129,19 @@ def load(key: str) -> Stored | None:
     """What was saved under that name; None if there is nothing, or nothing that can be read."""
     try:
         with np.load(cache_file(key), allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files}
+            return _stored({name: file[name] for name in file.files})
     except FileNotFoundError:
         return None
     except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
         logger.warning("%s cannot be read and is made anew (%s)", cache_file(key), error)
         return None
+
+
+def _stored(columns: dict[str, Any]) -> Stored:
     texts = {name: _split(columns.pop(name)) for name in TEXTS}
     source_stamps, picture_stamps = columns.pop("source_stamps"), columns.pop("picture_stamps")
     return Stored(
-        Annotations(box_format=str(columns.pop("box_format")), **texts, **columns),  # type: ignore[arg-type]
+        Annotations(**{**columns, **texts, "box_format": str(columns["box_format"])}),
         source_stamps,
         picture_stamps,
     )
@@ -139,18 +157,21 @@ def save(key: str, stored: Stored) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             written = Path(folder) / path.name
-            np.savez(written, allow_pickle=False, **columns)
+            np.savez(written, **columns)
             os.replace(written, path)
     except OSError as error:
         logger.warning("Annotations are not cached: %s", error)
 
 
+def cache_folder() -> Path:
+    if "SSD_CACHE" in os.environ:
+        return Path(os.environ["SSD_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_lightning"
+
+
 def cache_file(key: str) -> Path:
-    folder = os.environ.get("SSD_CACHE")
-    if folder is None:
-        folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_lightning")
     name = hashlib.sha256(f"{LAYOUT} {key}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    return Path(folder) / f"annotations-{name}.npz"
+    return cache_folder() / f"annotations-{name}.npz"
 
 
 def _joined(texts: Sequence[str]) -> np.ndarray:

@@ -24,8 +24,8 @@ BORDER = 1.0
 
 Fix = Literal["skip", "clip"]
 """What is done about objects that are wrong. ``skip``: they are left out, those of unknown classes too, and so are
-pictures that cannot be read or have another size than their annotation says. ``clip``: boxes are cut at the edge of
-their picture, whatever size the annotation says, and left out where nothing remains."""
+pictures that cannot be read or have another size than their annotation says.
+``clip``: boxes are cut at the edge of their picture, and left out where nothing remains."""
 
 Format = Literal["voc", "coco"]
 """How an annotation writes a box: ``voc`` has first and last pixel counted from 1, ``coco`` corner, width, height."""
@@ -140,15 +140,27 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
 
 
 Kind = Literal[
-    "unreadable", "size", "class", "reversed", "empty", "outside", "undecodable", "both", "scores", "same", "names"
+    "unreadable",
+    "undecodable",
+    "size",
+    "class",
+    "reversed",
+    "empty",
+    "outside",
+    "both",
+    "scores",
+    "same",
+    "names",
+    "absent",
 ]
 """``unreadable``: the annotation, or the header or the end of its picture. ``undecodable``: what is between those.
 ``both``: a picture is trained and scored on. ``scores``: the truth itself is not scored as perfect. ``same``: a
-picture, or an object of one, is there twice. ``names``: of classes, that may be one."""
+picture, or an object of one, is there twice. ``names``: of classes, that may be one. ``absent``: a class without
+objects to train on."""
 
 FIXED: dict[str | None, frozenset[Kind]] = {
     None: frozenset(),
-    "clip": frozenset({"size", "reversed", "empty", "outside"}),
+    "clip": frozenset({"reversed", "empty", "outside"}),
     "skip": frozenset({"unreadable", "size", "class", "reversed", "empty", "outside"}),
 }
 """What training does something about, by ``fix``."""
@@ -376,6 +388,8 @@ def distinct(classes: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ValueError: if there are none, or one of them twice.
     """
+    if isinstance(classes, str):
+        raise ValueError(f"classes: expected a list of names such as [{classes}], got {classes}")
     names = tuple(classes)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"classes: expected at least one name, and none twice, got {list(names)}")

@@ -78,6 +78,12 @@ def odd_names(classes: tuple[str, ...]) -> list[Finding]:
     return [Finding("names", f"may be one class: {', '.join(map(repr, n))}") for n in alike.values() if len(n) > 1]
 
 
+def absent_classes(train: AnnotatedPictures, classes: tuple[str, ...]) -> list[Finding]:
+    """Classes that cannot be learned."""
+    counts = np.bincount(train.labels, minlength=len(classes) + 1)[1:]
+    return [Finding("absent", f"no object to train on: {classes[row]!r}") for row in np.flatnonzero(counts == 0)]
+
+
 def repeated_objects(pictures: AnnotatedPictures) -> list[Finding]:
     """Objects of the same class with the same box in the same picture."""
     picture = np.repeat(np.arange(len(pictures)), pictures.counts)

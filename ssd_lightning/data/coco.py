@@ -179,7 +179,8 @@ def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annot
         objects[image].append(
             _Entry(categories[category], (left, top, left + width, top + height), bool(entry.get("iscrowd", 0)))
         )
-    folders = [folder] if folder else [path.parent, root, root / "images", root / path.stem.rpartition("_")[2]]
+    usual = (path.parent, root, root / "images", root / path.stem.rpartition("_")[2])
+    folders = [folder] if folder else list(dict.fromkeys(usual))
 
     def read(entry: dict[str, Any]) -> PictureAnnotation | Finding:
         source = f"{path}, image {entry['id']}"

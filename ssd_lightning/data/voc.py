@@ -1,5 +1,6 @@
 """Folders of pictures with PASCAL VOC's xml beside them: VOC itself, and what labelling tools write."""
 
+import logging
 import math
 import os
 import xml.etree.ElementTree as ElementTree
@@ -79,8 +80,12 @@ ARCHIVE_OF = {
 }
 """Year and list of pictures, and what they are downloaded as. The truth of 2012's test is not public."""
 
-VAL_NAMES = ("val", "valid", "validation", "test")
-"""What the folder or list of pictures to score on may be called."""
+SPLITS = (("train", ("val", "valid", "validation", "test")), ("trainval", ("test",)))
+"""What the folders or lists of pictures to train and to score on may be called."""
+
+SPLIT_NAMES = {name for train, others in SPLITS for name in (train, *others)}
+
+logger = logging.getLogger(__name__)
 
 
 class VOCPictures:
@@ -162,8 +167,9 @@ class VOCFolder(VOCPictures):
     """Anybody's VOC-style folder.
 
     Which pictures are for training and which for scoring is told by lists ``ImageSets/Main/train.txt`` and
-    ``val.txt``, or by folders of these names; ``test``, ``valid`` and ``validation`` stand for ``val``. Where neither
-    is there, a share of all is drawn for scoring. A picture lies beside its xml or in ``JPEGImages``.
+    ``val.txt``, or by folders of these names; ``trainval`` stands for ``train``, and ``test``, ``valid`` and
+    ``validation`` for ``val``. Where neither is there, a share of all is drawn for scoring. A picture lies beside its
+    xml or in ``JPEGImages``.
 
     Args:
         root, classes, difficult, fix: see :class:`VOCPictures`; the folder is searched with its subfolders.
@@ -187,16 +193,24 @@ class VOCFolder(VOCPictures):
         self.seed = seed
 
     def xml_files(self) -> tuple[list[str], list[str]]:
-        lists = self.root / "ImageSets" / "Main"
-        val_name = next((name for name in VAL_NAMES if (lists / f"{name}.txt").is_file()), None)
-        if (lists / "train.txt").is_file() and val_name is not None:
-            return _listed(self.root, "train"), _listed(self.root, val_name)
-        val_name = next((name for name in VAL_NAMES if (self.root / name).is_dir()), None)
-        if (self.root / "train").is_dir() and val_name is not None:
-            return _found(self.root / "train"), _found(self.root / val_name)
+        lists = {path.stem for path in (self.root / "ImageSets" / "Main").glob("*.txt")}
+        for train_name, val_names in SPLITS:
+            val_name = next((name for name in val_names if name in lists), None)
+            if train_name in lists and val_name is not None:
+                return _listed(self.root, train_name), _listed(self.root, val_name)
+        if lists & SPLIT_NAMES:
+            raise ValueError(
+                f"data.root: {self.root}/ImageSets/Main has {', '.join(sorted(lists & SPLIT_NAMES))}; expected lists "
+                "train and val, or trainval and test"
+            )
+        for train_name, val_names in SPLITS:
+            val_name = next((name for name in val_names if (self.root / name).is_dir()), None)
+            if (self.root / train_name).is_dir() and val_name is not None:
+                return _found(self.root / train_name), _found(self.root / val_name)
         files = _found(self.root)
         order = np.random.default_rng(self.seed).permutation(len(files))
         count = round(self.val_share * len(files))
+        logger.info("%s tells no split: %d of %d pictures are drawn for scoring", self.root, count, len(files))
         train, val = ([files[i] for i in sorted(chosen)] for chosen in (order[count:], order[:count]))
         return train, val
 
@@ -214,17 +228,17 @@ class VOC(VOCPictures):
     def __init__(
         self,
         root: Path | str,
-        train: Sequence[str] = ("2007/trainval", "2012/trainval"),
-        val: Sequence[str] = ("2007/test",),
+        train: str | Sequence[str] = ("2007/trainval", "2012/trainval"),
+        val: str | Sequence[str] = "2007/test",
         difficult: bool = True,
         fix: Fix | None = "clip",
     ) -> None:
         super().__init__(root, VOC_CLASSES, difficult, fix)
         for name, parts in (("train", train), ("val", val)):
-            for part in parts:
+            for part in _as_list(parts):
                 if part not in ARCHIVE_OF:
                     raise ValueError(f"{name}: expected some of {', '.join(ARCHIVE_OF)}, got {part!r}")
-        self.parts = {"train": list(train), "val": list(val)}
+        self.parts = {"train": _as_list(train), "val": _as_list(val)}
 
     @property
     def devkit(self) -> Path:
@@ -249,6 +263,10 @@ class VOC(VOCPictures):
             for parts in self.parts.values()
         )
         return train, val
+
+
+def _as_list(parts: str | Sequence[str]) -> list[str]:
+    return [parts] if isinstance(parts, str) else list(parts)
 
 
 def _listed(root: Path, name: str) -> list[str]:
@@ -289,6 +307,8 @@ def read_xml(path: str) -> PictureAnnotation:
         raise ValueError(f"{path}: no such file") from None
     except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:  # LookupError: of its encoding
         raise ValueError(f"{path}: cannot be read as xml ({error})") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{path}: expected <annotation> as in VOC, got <{root.tag}>")
     objects = root.findall("object")
     picture = _picture_of(path, root.findtext("filename") or "")
     return PictureAnnotation(

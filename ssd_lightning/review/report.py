@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ssd_lightning.average_precision import precision_recall_curves
+from ssd_lightning.average_precision import PrecisionRecall, precision_recall_curves
 from ssd_lightning.review.confusion import confusion_matrix, confusion_table
 from ssd_lightning.review.figures import draw_average_precision, draw_confusion, draw_precision_recall
 from ssd_lightning.review.scores import score_by_class
@@ -21,7 +21,7 @@ def write_report(
     iou_threshold: float = 0.5,
     draw_threshold: float = DRAW_THRESHOLD,
 ) -> pd.DataFrame:
-    """Write ``scores.csv``, ``confusion.csv`` and, in ``figures``, ``precision_recall``, ``per_class``, ``confusion``.
+    """Write ``scores.csv``, ``confusion.csv``, ``precision_recall.csv``, and figures of the same in ``figures``.
 
     Args:
         folder: the run folder.
@@ -43,6 +43,7 @@ def write_report(
     curves = precision_recall_curves(detections, objects, len(classes), iou_threshold)
     table.to_csv(folder / "scores.csv")
     confusion_table(counts, classes).to_csv(folder / "confusion.csv")
+    _points(curves, classes).to_csv(folder / "precision_recall.csv", index=False, float_format="%.6g")
     for name, figure in (
         ("precision_recall", draw_precision_recall(curves, classes, iou_threshold, draw_threshold)),
         ("per_class", draw_average_precision(table, iou_threshold)),
@@ -50,3 +51,12 @@ def write_report(
     ):
         save_figure(figure, folder / "figures" / f"{name}.png")
     return table
+
+
+def _points(curves: PrecisionRecall, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each detection that counts, by class, the best first."""
+    parts = [
+        pd.DataFrame({"class": name, "score": curve.scores, "recall": curve.recall, "precision": curve.precision})
+        for name, curve in zip(classes, curves.curves, strict=True)
+    ]
+    return pd.concat(parts)
