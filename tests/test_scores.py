@@ -285,11 +285,8 @@ def test_report_can_be_read_again(tmp_path: Path, detections, objects):
     curves = precision_recall_curves(make_detections(*detections), make_objects(*objects), 5).curves
     for name, curve in zip(AWKWARD, curves, strict=True):
         mine = points[points["class"] == name]
-        np.testing.assert_allclose(
-            mine[["score", "recall", "precision"]].to_numpy().T,
-            [curve.scores, curve.recall, curve.precision],
-            rtol=1e-5,
-        )
+        written = mine[["score", "recall", "precision"]].to_numpy(float).T
+        np.testing.assert_allclose(written, [curve.scores, curve.recall, curve.precision], rtol=1e-5)
     confusion = pd.read_csv(tmp_path / "confusion.csv", index_col="truth")
     assert confusion.index.tolist() == confusion.columns.tolist() == [*AWKWARD, "background"]
     counts = confusion_matrix(make_detections(*detections), make_objects(*objects), 5)
