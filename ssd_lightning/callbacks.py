@@ -1,4 +1,4 @@
-"""What happens beside training: stopping well."""
+"""What happens beside training: stopping and saving well, averaging weights, training some of them later."""
 
 import math
 import signal
@@ -9,8 +9,14 @@ from typing import Any, NoReturn
 
 import lightning
 import torch
+import torch.distributed
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ssd_lightning import collectives
+from ssd_lightning.parameter_groups import NEW
 from ssd_lightning.structures import Batch
 
 
@@ -59,7 +65,7 @@ class StopOnNonFiniteLoss(lightning.Callback):
         if math.isfinite(value):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "non_finite_batch.pt"
+        path = self.folder / f"non_finite_batch{f'_of_rank_{trainer.global_rank}' if trainer.global_rank else ''}.pt"
         # As plain dictionaries: that is what torch.load reads without trusting the file.
         torch.save({**launched.batch._asdict(), "objects": launched.batch.objects._asdict()}, path)
         paths = trainer.datamodule.train_pictures.paths if trainer.datamodule else None
@@ -100,8 +106,11 @@ IMPATIENCE = 1.0
 the process group brings as well, so that one request arrives twice."""
 
 
-class StopOnSignal(lightning.Callback):
+class StopOnSignal(Checkpoint):
     """Ctrl-C and SIGTERM end a run between two steps, after a checkpoint. A second Ctrl-C ends it at once.
+
+    As it is a Checkpoint, Lightning calls it after all callbacks that have something to save. Of several ranks it is
+    enough that one gets the signal; all end after the same step.
 
     Args:
         checkpoint: file to write; resuming from it gives the run that was not interrupted.
@@ -114,9 +123,13 @@ class StopOnSignal(lightning.Callback):
         self._received: signal.Signals | None = None
         self._received_at = 0.0
         self._former: dict[signal.Signals, Any] = {}
+        self._group: Any = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._received = None
+        if collectives.world_size() > 1:
+            # Of processes, so that no GPU is waited for.
+            self._group = torch.distributed.new_group(backend="gloo")
         self._former = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -126,7 +139,7 @@ class StopOnSignal(lightning.Callback):
             raise KeyboardInterrupt
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self._received is None or _more_belongs_to(batch_idx, trainer):
+        if _more_belongs_to(batch_idx, trainer) or not self._is_to_stop():
             return
         # Lightning logs the step when this hook has returned, which it does not.
         trainer._logger_connector.update_train_step_metrics()
@@ -134,13 +147,23 @@ class StopOnSignal(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         # Other callbacks have yet to look at the epoch, and may save it as the best: the end of training is the moment.
-        if self._received is not None:
+        if self._is_to_stop():
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._restore_handlers()
-        if self._received is not None:
+        if self._is_to_stop():
             self._save_and_stop(trainer)
+
+    def _is_to_stop(self) -> bool:
+        """Whether any rank has received a signal; the answer is the same on all, at the same step."""
+        if self._group is None:
+            return self._received is not None
+        number = torch.tensor(self._received or 0)
+        torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
+        if number:
+            self._received = signal.Signals(int(number))
+        return bool(number)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._restore_handlers()
@@ -155,6 +178,91 @@ class StopOnSignal(lightning.Callback):
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
+
+
+class SaveEverySteps(ModelCheckpoint):
+    """A checkpoint every ``every_n_train_steps``, from which a run goes on as if it had not been interrupted.
+
+    Lightning's own, but not after a step that validation follows: resumed from there, the validation would be left out.
+    What is saved after the validation serves as well.
+
+    Args:
+        every_n_train_steps: at least 1.
+        settings: of ModelCheckpoint.
+    """
+
+    def __init__(self, every_n_train_steps: int, **settings: Any) -> None:
+        if not every_n_train_steps >= 1:
+            raise ValueError(f"every_n_train_steps: expected at least 1, got {every_n_train_steps}")
+        super().__init__(every_n_train_steps=every_n_train_steps, **settings)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if trainer.global_step % self._every_n_train_steps or _more_belongs_to(batch_idx, trainer):
+            return
+        # Lightning logs the step when this hook has returned; a process that dies in between would leave a gap.
+        trainer._logger_connector.update_train_step_metrics()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class AveragedWeights(WeightAveraging):
+    """What is validated and saved is an exponential moving average of the weights; the module has it in the end.
+
+    Lightning's EMAWeightAveraging with two differences. It adds two products, which rounds, and moves even what does
+    not change, such as default boxes and frozen layers; interpolation leaves them as they are. And it keeps the average
+    after the run, and would exchange it for whatever weights are validated then.
+
+    Args:
+        decay: share of the average that a step keeps, in [0, 1). 0.999 looks back over about 1000 steps.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
+        super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Not yet: other callbacks save the run in this hook."""
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_end(trainer, pl_module)
+        self._average_model = None
+
+
+class HeadsFirst(lightning.Callback):
+    """For a while only new layers learn; then the backbone, which knows something, joins them.
+
+    Until then the gradients of the backbone are computed but not used, and its batch norms do not move. Nothing else
+    changes, neither what is trained nor groups of the optimizer, so that it goes with several devices, and a resumed
+    run needs to know nothing more.
+
+    Args:
+        epochs: that the backbone waits; or
+        steps: of the optimizer that it waits.
+    """
+
+    def __init__(self, epochs: int | None = None, steps: int | None = None) -> None:
+        if (epochs is None) == (steps is None):
+            raise ValueError(f"epochs, steps: expected one of them, got epochs={epochs} and steps={steps}")
+        self.epochs = epochs
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        learns = not self._waits(trainer)
+        for name, part in pl_module.model.backbone.named_children():
+            if part.training != learns and not f"backbone.{name}.".startswith(NEW):
+                part.train(learns)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        if self._waits(trainer):
+            for name, parameter in pl_module.model.named_parameters():
+                if name.startswith("backbone.") and not name.startswith(NEW):
+                    parameter.grad = None
+
+    def _waits(self, trainer: Any) -> bool:
+        if self.epochs is not None:
+            return trainer.current_epoch < self.epochs
+        assert self.steps is not None
+        return trainer.global_step < self.steps
 
 
 def _more_belongs_to(batch_idx: int, trainer: Any) -> bool:

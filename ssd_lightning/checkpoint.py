@@ -30,6 +30,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write the file as a whole or not at all.
+
+        Raises:
+            OSError: naming the file and what the system says, such as that the disk is full.
+        """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -39,8 +44,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
+        except (OSError, RuntimeError) as error:
+            # torch.save loses count when a write fails, and tells of that instead.
+            cause = _cause_in_the_system(error)
+            if cause is None:
+                raise
+            raise OSError(f"checkpoint: {path} could not be written: {cause.strerror}") from error
         finally:
             part.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
+        """Read a file, from which a run goes on; what a killed process left half written beside it is removed."""
+        for part in Path(path).parent.glob(".*.part"):
+            part.unlink(missing_ok=True)
+        return super().load_checkpoint(path, *args, **settings)
+
+
+def _cause_in_the_system(error: BaseException | None) -> OSError | None:
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 import torch
 from in_memory import InMemoryPictures
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from ssd_lightning import callbacks
-from ssd_lightning.callbacks import NonFiniteLossError, StopOnNonFiniteLoss, StopOnSignal, StoppedBySignal
+from ssd_lightning.callbacks import (
+    AveragedWeights,
+    NonFiniteLossError,
+    SaveEverySteps,
+    StopOnNonFiniteLoss,
+    StopOnSignal,
+    StoppedBySignal,
+)
 from ssd_lightning.data.datamodule import DetectionDataModule, Item, collate
 from ssd_lightning.structures import Batch, Sample
 
@@ -92,7 +99,7 @@ def trainer_with(*own: lightning.Callback, epochs: int = 2, **settings: Any) -> 
         max_epochs=epochs,
         logger=False,
         callbacks=list(own),
-        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in own),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in own),
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -214,6 +221,24 @@ def test_a_signal_ends_the_run_after_the_step_it_came_in(
     assert current_handlers() == handlers
 
 
+def test_what_the_last_step_gives_to_other_callbacks_is_saved(tmp_path: Path) -> None:
+    """Wherever they stand in the list."""
+    module = Tiny()
+    weights = [1.0]
+
+    class Follow(lightning.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Tiny, *args: Any) -> None:
+            weights.append(pl_module.weight.item())
+
+    stop = StopOnSignal(tmp_path / "last.ckpt")
+    with pytest.raises(StoppedBySignal):
+        trainer_with(stop, Interrupt(2, signal.SIGTERM), AveragedWeights(0.5), Follow()).fit(module, data())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert len(weights) == 4
+    assert float(saved["current_model_state"]["weight"]) == weights[3]
+    assert float(saved["state_dict"]["weight"]) == pytest.approx(weights[1] / 4 + weights[2] / 4 + weights[3] / 2)
+
+
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_validation_belongs_to_the_last_step_of_an_epoch(tmp_path: Path, handlers: dict[int, Any], epoch: int) -> None:
     """It is run, the best weights are kept, and then everything is saved; also in the last epoch."""
@@ -324,3 +349,31 @@ def test_the_same_callback_serves_the_next_run(tmp_path: Path) -> None:
     trainer = trainer_with(stop)
     trainer.fit(Tiny(), data())
     assert trainer.global_step == 2 * BATCHES
+
+
+# --- a checkpoint every few steps ---
+
+
+@pytest.mark.parametrize(
+    ("every", "settings", "expected"),
+    [
+        (1, {}, [1, 2, 3, 5, 6, 7]),
+        (3, {}, [3, 6]),
+        (BATCHES, {}, []),  # the steps that validation follows
+        (1, {"check_val_every_n_epoch": 2}, [1, 2, 3, 5, 6, 7]),
+        (1, {"val_check_interval": 3}, [1, 2, 5, 6]),
+        (1, {"val_check_interval": 3, "check_val_every_n_epoch": None}, [1, 2, 5, 7]),
+        (1, {"accumulate_grad_batches": 2}, [1, 3]),
+        (1, {"accumulate_grad_batches": 3}, [1, 3]),
+    ],
+)
+def test_steps_that_are_saved(tmp_path: Path, every: int, settings: dict[str, Any], expected: list[int]) -> None:
+    saving = SaveEverySteps(every, dirpath=tmp_path, filename="{step}", save_top_k=-1)
+    trainer_with(saving, **settings).fit(Tiny(), data())
+    steps = sorted(torch.load(path, weights_only=True)["global_step"] for path in tmp_path.glob("*.ckpt"))
+    assert steps == expected
+
+
+def test_a_number_of_steps_is_at_least_one() -> None:
+    with pytest.raises(ValueError, match="every_n_train_steps: expected at least 1, got 0"):
+        SaveEverySteps(0)

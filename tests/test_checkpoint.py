@@ -2,10 +2,15 @@
 
 import copy
 import errno
+import itertools
+import multiprocessing
 import os
 import pickle
+import random
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +113,79 @@ def test_a_failure_at_the_first_time_leaves_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="No space left"):
         AtomicCheckpointIO().save_checkpoint({"epoch": 1}, tmp_path / "last.ckpt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def two_weights(tmp_path: Path) -> Path:
+    """A good checkpoint in a folder of its own."""
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(2)}, path)
+    return path
+
+
+MANY = torch.ones(100_000)
+
+
+def test_a_disk_that_is_really_full(two_weights: Path) -> None:
+    """The system's own full device, in place of the file that is written."""
+    before = two_weights.read_bytes()
+    two_weights.with_name(f".last.ckpt.{os.getpid()}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=rf"^checkpoint: {two_weights} could not be written: No space left on device$"):
+        AtomicCheckpointIO().save_checkpoint({"weights": MANY}, two_weights)
+    assert two_weights.read_bytes() == before
+    assert [entry.name for entry in two_weights.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("limit", [0, 100, 200_000])
+def test_a_limit_of_the_system(two_weights: Path, limit: int) -> None:
+    """Files may not grow beyond it, as under a quota."""
+    before, (former, hard) = two_weights.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        with pytest.raises(OSError, match=rf"^checkpoint: {two_weights} could not be written: File too large$"):
+            AtomicCheckpointIO().save_checkpoint({"weights": MANY}, two_weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (former, hard))
+    assert two_weights.read_bytes() == before
+    assert [entry.name for entry in two_weights.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_folder_that_may_not_be_written(two_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="could not be written: Permission denied"):
+        AtomicCheckpointIO().save_checkpoint({"weights": MANY}, two_weights)
+
+
+def test_an_error_of_another_kind_stays_what_it_is(two_weights: Path) -> None:
+    with pytest.raises(AttributeError, match="local object"):
+        AtomicCheckpointIO().save_checkpoint({"function": lambda: None}, two_weights)
+    assert read_checkpoint(two_weights)["weights"].tolist() == [0, 0]
+
+
+def write_for_ever(path: Path) -> None:
+    for number in itertools.count():
+        AtomicCheckpointIO().save_checkpoint({"number": number, "weights": torch.full((300_000,), number)}, path)
+
+
+def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
+    """At any moment of its writing, and it does nothing else; what it left half written goes when a run goes on."""
+    path, rng, left = tmp_path / "last.ckpt", random.Random(0), 0
+    AtomicCheckpointIO().save_checkpoint({"number": 0, "weights": torch.zeros(300_000)}, path)
+    for _ in range(20):
+        writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,))
+        writer.start()
+        time.sleep(rng.uniform(0, 0.1))
+        writer.kill()
+        writer.join()
+        content = read_checkpoint(path)
+        assert (content["weights"] == content["number"]).all()
+        left += len(list(tmp_path.glob(".*.part")))
+    assert left > 0, "no kill came while the file was written"
+    assert AtomicCheckpointIO().load_checkpoint(path)["number"] == content["number"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_folders_are_made(tmp_path: Path) -> None:

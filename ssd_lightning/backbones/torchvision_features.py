@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from difflib import get_close_matches
 from typing import Any
 
@@ -78,6 +79,16 @@ class TorchvisionFeatures(nn.Module):
         by_name = self.body(self.normalize(images))
         maps = [by_name[node] for node in self.nodes]
         return [lift(m) for lift, m in zip(self.lift, maps, strict=True)] if self.lift else maps
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TorchvisionFeatures":
+        duplicate = type(self).__new__(type(self))
+        memo[id(self)] = duplicate
+        duplicate.__dict__ = deepcopy(self.__dict__, memo)
+        # torchvision's copy of the body is in training mode, whatever the mode of the original.
+        duplicate.body.train(self.body.training)
+        for layer, original in zip(duplicate.body.modules(), self.body.modules(), strict=True):
+            layer.training = original.training
+        return duplicate
 
 
 def _classifier(network: str, options: Mapping[str, Any]) -> nn.Module:

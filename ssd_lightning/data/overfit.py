@@ -1,0 +1,54 @@
+"""Training and scoring on the same few pictures, to see whether a detector can learn them by heart."""
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ssd_lightning.data.datamodule import DetectionData, Pictures
+from ssd_lightning.structures import Sample, Truth
+
+
+class FirstPictures:
+    """The first pictures of a data set.
+
+    Raises:
+        ValueError: if ``count`` is below 1.
+    """
+
+    def __init__(self, pictures: Pictures, count: int) -> None:
+        if not count >= 1:
+            raise ValueError(f"overfit_pictures: expected at least 1, got {count}")
+        self.pictures = pictures
+        self.paths = list(pictures.paths)[:count]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def truth(self, index: int) -> Truth:
+        return self.pictures.truth(index)
+
+    def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        return self.pictures.image(index, least)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.pictures[index]
+
+
+class OverfitData:
+    """The first training pictures of ``data``, for training and for scoring."""
+
+    def __init__(self, data: DetectionData, count: int) -> None:
+        self.data = data
+        self.count = count
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.classes
+
+    def prepare(self) -> None:
+        self.data.prepare()
+
+    def train(self) -> Pictures:
+        return FirstPictures(self.data.train(), self.count)
+
+    def val(self) -> Pictures:
+        return self.train()
