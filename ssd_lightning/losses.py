@@ -8,11 +8,11 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ssd_lightning import collectives
 from ssd_lightning.boxes import cxcywh_to_xyxy, decode, encode
 from ssd_lightning.host import can_read
 from ssd_lightning.structures import Losses, Matches, Predictions
@@ -24,8 +24,8 @@ IGNORED = -1
 class MultiBoxLoss(nn.Module):
     """(L_classification + α · L_localization) / N, where N is the number of positive default boxes.
 
-    N counts the whole batch over all ranks. Without any positive, N is taken as 1: the loss is finite, and the
-    background still gives a gradient.
+    In training, N counts the whole batch over all ranks; in evaluation each rank counts its own. Without any positive,
+    N is taken as 1: the loss is finite, and the background still gives a gradient.
 
     Args:
         classification: :class:`MinedCrossEntropy` (the paper, and the default) or :class:`FocalLoss`.
@@ -46,7 +46,7 @@ class MultiBoxLoss(nn.Module):
     def forward(self, predictions: Predictions, matches: Matches, default_boxes: Float[Tensor, "boxes 4"]) -> Losses:
         positive = matches.labels > 0
         with torch.autocast(predictions.logits.device.type, enabled=False):
-            normalizer = _share_of_positives(positive)
+            normalizer = _share_of_positives(positive) if self.training else positive.sum().float().clamp(min=1)
             classification = self.classification(predictions.logits.float(), matches.labels) / normalizer
             offsets = predictions.offsets.float()
             if can_read(positive):
@@ -254,8 +254,4 @@ def _share_of_positives(positive: Bool[Tensor, "batch boxes"]) -> Float[Tensor, 
 
     DDP averages the gradients of the ranks, so that dividing by this divides their sum by the whole count.
     """
-    count = positive.sum().float()
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return count.clamp(min=1)
-    torch.distributed.all_reduce(count)
-    return count.clamp(min=1) / torch.distributed.get_world_size()
+    return collectives.total(positive.sum().float()).clamp(min=1) / collectives.world_size()

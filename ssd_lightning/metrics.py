@@ -1,18 +1,27 @@
 """Scores of a data set, collected batch by batch."""
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssd_lightning import collectives
 from ssd_lightning.average_precision import average_curves, coco_average_precision, voc_average_precision
 from ssd_lightning.structures import Batch, DetectionRecords, Detections, ObjectRecords
+
+NO_ID, NO_BOX = np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.float32)
+NO_DETECTIONS = DetectionRecords(NO_ID, NO_ID, NO_BOX, np.zeros(0, dtype=np.float32))
+NO_OBJECTS = ObjectRecords(NO_ID, NO_ID, NO_BOX, np.zeros(0, dtype=bool))
+Records = TypeVar("Records", DetectionRecords, ObjectRecords)
 
 
 class DetectionScores:
     """Detections and ground truth of a data set, and the scores of all of them.
 
     Everything is kept in pixels of the original pictures and scored at the end, since average precision is no mean over
-    batches. A picture that comes twice, as padding by a distributed sampler, counts once.
+    batches. A picture that comes twice, as padding by a distributed sampler, counts once. Of several ranks each updates
+    with some of the pictures, and the first gets all of them by :meth:`gather`.
 
     Args:
         num_classes: without background.
@@ -24,8 +33,8 @@ class DetectionScores:
 
     def reset(self) -> None:
         self._seen: set[int] = set()
-        self._detections: list[DetectionRecords] = []
-        self._objects: list[ObjectRecords] = []
+        self._detections = [NO_DETECTIONS]
+        self._objects = [NO_OBJECTS]
 
     def update(self, batch: Batch, detections: Detections) -> None:
         """Take the ground truth and the detections of a batch. Copies to the host, so not for the training step."""
@@ -61,6 +70,21 @@ class DetectionScores:
         self._seen.add(image_id)
         return True
 
+    def gather(self) -> None:
+        """Bring to the first rank what all have, in the order of image ids, as one process would have it."""
+        if collectives.world_size() == 1:
+            return
+        ranks = collectives.gather((self._seen, self._detections, self._objects))
+        if ranks is None:
+            return
+        self.reset()
+        for seen, detections, objects in ranks:
+            self._detections += [_without(self._seen, records) for records in detections]
+            self._objects += [_without(self._seen, records) for records in objects]
+            self._seen |= seen
+        self._detections = [_in_order_of_ids(self.detections())]
+        self._objects = [_in_order_of_ids(self.objects())]
+
     def detections(self) -> DetectionRecords:
         return DetectionRecords(*map(np.concatenate, zip(*self._detections, strict=True)))
 
@@ -85,6 +109,16 @@ def score(detections: DetectionRecords, objects: ObjectRecords, num_classes: int
         "map_voc12": voc12.mean,
         **{key: float(value) for key, value in coco.items() if key in ("map_50", "map_75", "map")},
     }
+
+
+def _without(image_ids: set[int], records: Records) -> Records:
+    keep = ~np.isin(records.image_ids, list(image_ids))
+    return type(records)(*(column[keep] for column in records))
+
+
+def _in_order_of_ids(records: Records) -> Records:
+    order = records.image_ids.argsort(kind="stable")
+    return type(records)(*(column[order] for column in records))
 
 
 def _in_pixels(boxes: Tensor, image_sizes: Tensor) -> Tensor:

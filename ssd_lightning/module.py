@@ -1,5 +1,6 @@
 """The training of an SSD as a LightningModule. No maths of its own: it wires the parts and logs."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,9 +8,11 @@ import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ssd_lightning import collectives
 from ssd_lightning.checkpoint import CONFIG_KEY
 from ssd_lightning.losses import MultiBoxLoss, plain_errors
 from ssd_lightning.matching import BoxMatcher
@@ -18,11 +21,15 @@ from ssd_lightning.model import SSD
 from ssd_lightning.parameter_groups import ParameterGroups
 from ssd_lightning.postprocess import PostProcess
 from ssd_lightning.schedules import warmup_cosine
-from ssd_lightning.structures import Batch, Losses
+from ssd_lightning.structures import Batch
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]
 """From the optimizer and the number of steps of the whole run."""
+
+TRAINING_VALUES = ("train/loss", "train/loss_classification", "train/loss_localization")
+VALIDATION_VALUES = ("val/loss", "val/loss_classification", "val/loss_localization", "val/class_error", "val/box_mae")
+"""What is logged of each batch, beside the scores."""
 
 
 class SSDModule(lightning.LightningModule):
@@ -36,6 +43,9 @@ class SSDModule(lightning.LightningModule):
         optimizer: makes one from the parameters; default: AdamW at 1e-3.
         lr_scheduler: makes one from the optimizer and the number of steps; default: warm-up and cosine.
         parameter_groups: gives the optimizer its groups; default: all parameters alike.
+        lr_reference_batch: the pictures of a step for which the optimizer's learning rate is meant. With another
+            number, over all ranks and accumulated batches, it grows in proportion (arXiv 1706.02677). ``None``: it is
+            meant as it is.
         config: plain data stored in every checkpoint, from which
             :func:`ssd_lightning.checkpoint.load_detector` rebuilds the model.
 
@@ -52,9 +62,12 @@ class SSDModule(lightning.LightningModule):
         optimizer: MakeOptimizer | None = None,
         lr_scheduler: MakeScheduler | None = None,
         parameter_groups: ParameterGroups | None = None,
+        lr_reference_batch: int | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if lr_reference_batch is not None and not lr_reference_batch >= 1:
+            raise ValueError(f"lr_reference_batch: expected at least 1, got {lr_reference_batch}")
         # Channels-last is how pictures come, and the faster order for convolutions on CPUs and tensor cores.
         self.model = model.to(memory_format=torch.channels_last)
         self.matcher = matcher or BoxMatcher()
@@ -63,35 +76,56 @@ class SSDModule(lightning.LightningModule):
         self.make_optimizer = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
         self.make_scheduler = lr_scheduler or warmup_cosine
         self.parameter_groups = parameter_groups or ParameterGroups()
+        self.lr_reference_batch = lr_reference_batch
         self.config = config
         self.scores = DetectionScores(model.num_classes)
+        self._validated: list[tuple[int, torch.Tensor]] = []
+
+    def setup(self, stage: str) -> None:
+        # DDP would send the buffers in every step, also of validation, where a rank would wait for those before it.
+        buffers = [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         predictions = self.model(batch.images)
         matches = self.matcher(batch.objects, self.model.default_boxes)
         losses = self.loss(predictions, matches, self.model.default_boxes)
-        self._log("train", losses, len(batch.images))
+        # The shares of the ranks add up to the loss of the whole batch, which is their mean as it is that of gradients.
+        values = collectives.total(torch.stack(losses).detach()) / collectives.world_size()
+        self.log_dict(dict(zip(TRAINING_VALUES, values, strict=True)), batch_size=len(batch.images))
         return losses.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if len(batch.images) == 0:  # this batch is another rank's
+            return
         predictions = self.model(batch.images)
         matches = self.matcher(batch.objects, self.model.default_boxes)
         losses = self.loss(predictions, matches, self.model.default_boxes)
-        self._log("val", losses, len(batch.images))
         errors = plain_errors(predictions, matches, self.model.default_boxes)
-        self.log_dict({f"val/{name}": value for name, value in errors._asdict().items()}, batch_size=len(batch.images))
+        self._validated.append((len(batch.images), torch.stack([*losses, *errors])))
         self.scores.update(batch, self.postprocess(predictions, self.model.default_boxes))
 
     def on_validation_epoch_start(self) -> None:
         self.scores.reset()
+        self._validated = []
+        collectives.use_buffers_of_first_rank(self.model)
 
     def on_validation_epoch_end(self) -> None:
-        if not self.trainer.sanity_checking:
-            scores = self.scores.compute()
-            self.log_dict({f"val/{name}": value for name, value in scores.items()}, prog_bar=False)
+        if self.trainer.sanity_checking:
+            return
+        self.scores.gather()
+        ranks = collectives.gather([(count, values.tolist()) for count, values in self._validated])
+        scores = None
+        if ranks is not None:
+            batches = [batch for rank in ranks for batch in rank]
+            scores = mean_over_pictures(batches) | {f"val/{key}": value for key, value in self.scores.compute().items()}
+        # All ranks have the same numbers then, of which the maximum is each: a mean of three might be rounded.
+        self.log_dict(collectives.of_first_rank(scores), sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.new_optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] *= self._lr_factor_of_batch()
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self.make_scheduler(optimizer, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -102,14 +136,25 @@ class SSDModule(lightning.LightningModule):
             group["lr"] *= group["lr_factor"]
         return optimizer
 
+    def _lr_factor_of_batch(self) -> float:
+        if self.lr_reference_batch is None:
+            return 1.0
+        trainer: Any = self.trainer
+        pictures = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return pictures / self.lr_reference_batch
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.config is not None:
             checkpoint[CONFIG_KEY] = self.config
 
-    def _log(self, stage: str, losses: Losses, batch_size: int) -> None:
-        values = {
-            f"{stage}/loss": losses.total,
-            f"{stage}/loss_classification": losses.classification,
-            f"{stage}/loss_localization": losses.localization,
-        }
-        self.log_dict(values, batch_size=batch_size)
+
+def mean_over_pictures(batches: list[tuple[int, list[float]]]) -> dict[str, float]:
+    """The validation values, from the number of pictures and the means of each batch.
+
+    Sums are rounded once, so that the order of the batches does not matter.
+    """
+    pictures = sum(count for count, _ in batches)
+    return {
+        name: math.fsum(count * values[column] for count, values in batches) / pictures
+        for column, name in enumerate(VALIDATION_VALUES)
+    }

@@ -332,7 +332,7 @@ def test_workers_leave_signals_to_the_main_process() -> None:
 def test_the_default_number_of_workers_is_what_the_machine_has_to_spare() -> None:
     assert 0 <= free_cores() <= 8
     assert free_cores(most=0) == 0
-    assert DetectionDataModule(NumberedData(), 16, 1).num_workers == free_cores()
+    assert datamodule(num_workers=None).train_dataloader().num_workers == free_cores()
 
 
 # --- arguments ---

@@ -1,5 +1,6 @@
 """From data sets to batches."""
 
+import math
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         image_size: (height, width) of the network's input, or one number for both.
         batch_size: pictures of a batch, on each device.
         augmentation: of the training pictures; ``None``: they are only resized.
-        num_workers: processes that decode and augment; ``None``: as many as cores are free, at most 8.
+        num_workers: processes that decode and augment, for each device; ``None``: as many as cores are free, at most 8.
         seed: of shuffling and augmentation.
     """
 
@@ -81,7 +82,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         self.image_size = height_and_width(image_size)
         self.batch_size = batch_size
         self.augmentation = augmentation or Augmentation()
-        self.num_workers = free_cores() if num_workers is None else num_workers
+        self.num_workers = num_workers
         self.seed = seed
         self.train_pictures: Pictures | None = None
         self.val_pictures: Pictures | None = None
@@ -107,11 +108,18 @@ class DetectionDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         assert self.train_pictures is not None
         dataset = SampleDataset(self.train_pictures, self.augmentation, self.image_size, self.seed)
+        sampler = ShuffledKeys(len(dataset), self.seed, *self._rank_and_world_size())
+        if len(sampler) == 0:
+            raise ValueError(
+                f"data: expected at least a picture for training on each of {sampler.world_size} devices, "
+                f"got {len(dataset)}"
+            )
         # An incomplete last batch would weigh its few pictures more than the others.
         loader = ResumableLoader(
             dataset,
-            sampler=ShuffledKeys(len(dataset), self.seed, *self._rank_and_world_size()),
-            drop_last=len(dataset) >= self.batch_size,
+            sampler=sampler,
+            batch_size=self.batch_size,
+            drop_last=len(sampler) >= self.batch_size,
             **self._loader_arguments(),
         )
         state, self._resume_from = self._resume_from, {}
@@ -122,7 +130,22 @@ class DetectionDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         assert self.val_pictures is not None
         dataset = SampleDataset(self.val_pictures, Augmentation(), self.image_size, self.seed)
-        return DataLoader(dataset, sampler=[Key(0, index) for index in range(len(dataset))], **self._loader_arguments())
+        return DataLoader(dataset, batch_sampler=self._validation_batches(len(dataset)), **self._loader_arguments())
+
+    def _validation_batches(self, pictures: int) -> list[list["Key"]]:
+        """The same on all ranks, but only its own are filled: each has a part that hangs together.
+
+        So a batch is what it is on one rank, and so is what limits their number. All ranks take as many steps as the
+        others and end together.
+        """
+        rank, world_size = self._rank_and_world_size()
+        count = math.ceil(pictures / self.batch_size)
+        return [
+            [Key(0, index) for index in range(pictures)[number * self.batch_size :][: self.batch_size]]
+            if number * world_size // count == rank
+            else []
+            for number in range(count)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Where the epoch stands. Lightning saves it, and restores it before it asks for a loader.
@@ -140,12 +163,14 @@ class DetectionDataModule(lightning.LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader_arguments(self) -> dict[str, Any]:
+        num_workers = self.num_workers
+        if num_workers is None:
+            num_workers = free_cores(processes=1 if self.trainer is None else self.trainer.num_devices)
         return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
+            "num_workers": num_workers,
             "collate_fn": collate,
             "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": self.num_workers > 0,
+            "persistent_workers": num_workers > 0,
             "worker_init_fn": _leave_signals_to_the_main_process,
         }
 
@@ -247,9 +272,16 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "taken": self.taken}
+        return {"epoch": self.epoch, "taken": self.taken, "world_size": self.sampler.world_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Raises: ValueError: if the batches were those of another number of ranks."""
+        before = state.get("world_size", 1)
+        if before != self.sampler.world_size:
+            raise ValueError(
+                f"resume: expected as many devices as before, {before}, got {self.sampler.world_size}; with another "
+                "number the batches, and the steps of the learning rate, would be others"
+            )
         self.sampler.skip(state["epoch"], state["taken"] * self.batch_size)
 
 
@@ -259,15 +291,16 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def free_cores(most: int = 8) -> int:
-    """Processes that may load pictures while one computes."""
-    return min(most, suggested_max_num_workers(1))
+def free_cores(most: int = 8, processes: int = 1) -> int:
+    """Processes that may load pictures for each of those that compute on this machine."""
+    return min(most, suggested_max_num_workers(processes))
 
 
 def collate(items: list[Item]) -> Batch:
     """Stack pictures and pad objects. Pictures come out channels-last in memory, which is how decoders write them."""
-    images = torch.from_numpy(np.stack([item.sample.image for item in items])).permute(0, 3, 1, 2)
-    most = max(len(item.sample.labels) for item in items)
+    pixels = np.stack([item.sample.image for item in items]) if items else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    most = max((len(item.sample.labels) for item in items), default=0)
     boxes = np.zeros((len(items), most, 4), dtype=np.float32)
     labels = np.zeros((len(items), most), dtype=np.int64)
     difficult = np.zeros((len(items), most), dtype=bool)
@@ -281,6 +314,6 @@ def collate(items: list[Item]) -> Batch:
     return Batch(
         images,
         Objects(*map(torch.from_numpy, (boxes, labels, difficult, valid))),
-        torch.tensor([item.image_id for item in items]),
-        torch.tensor([item.image_size for item in items]),
+        torch.tensor([item.image_id for item in items], dtype=torch.int64),
+        torch.tensor([item.image_size for item in items], dtype=torch.int64).view(-1, 2),
     )

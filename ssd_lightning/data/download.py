@@ -85,8 +85,7 @@ def download(
     target = folder / archive.name
     if target.exists():  # before the lock, which cannot be created in a read-only folder
         return _verified(target, archive)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_one_process_in(folder):
+    with only_one_process_in(folder):
         if target.exists():  # another process fetched it while this one waited
             return _verified(target, archive)
         return _download_from_mirrors(archive, folder, hint, timeout, pauses)
@@ -106,8 +105,7 @@ def extract(
             is neither file nor folder (links, devices), or would replace a file. Nothing has been put into place then.
         ValueError: the file name has none of the known endings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _only_one_process_in(folder):
+    with only_one_process_in(folder):
         if expected is not None and (folder / expected).exists():
             return
         staging = folder / f".{archive_path.name}.extracting"
@@ -378,15 +376,16 @@ def _moves(source: Path, target: Path) -> Iterator[tuple[Path, Path]]:
 
 
 @contextmanager
-def _only_one_process_in(folder: Path) -> Iterator[None]:
+def only_one_process_in(folder: Path) -> Iterator[None]:
     """Waits until no other process or thread is in this block with the same folder.
 
     The system drops the lock with the process that holds it, however that ends. A lock that consists in the existence
     of a file would stay after a kill, and private .part files could not be resumed by another process.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".download.lock").open("ab") as lock:
         if not _try_lock(lock.fileno()):
-            logger.info("Waiting for another process that downloads or unpacks in %s", folder)
+            logger.info("Waiting for another process that works in %s", folder)
             while not _try_lock(lock.fileno()):
                 time.sleep(0.1)
         yield

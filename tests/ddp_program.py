@@ -1,0 +1,198 @@
+"""Trains and validates as one rank of several, or alone; what came out is saved for a test to compare.
+
+Run as ``ddp_program.py <folder>`` with the variables by which Lightning knows ranks that others have started.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from in_memory import InMemoryPictures
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
+
+from ssd_lightning.backbones.tiny import Tiny
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.default_boxes import DefaultBoxes
+from ssd_lightning.loggers import MetricsFile
+from ssd_lightning.model import SSD
+from ssd_lightning.module import SSDModule
+from ssd_lightning.presets import CONFIG_FOLDER
+from ssd_lightning.structures import Sample
+
+SIDE, BATCH, NUM_TRAIN, SEED = 64, 32, 36, 5
+LOSSES = sorted(path.stem for path in (CONFIG_FOLDER / "loss").glob("*.yaml"))
+WITHOUT_OBJECTS = {"none": slice(0), "those of the second of two ranks": slice(1, BATCH, 2), "all": slice(BATCH)}
+"""Of the pictures of the first step, in the order in which the ranks take them."""
+VALIDATIONS: dict[str, dict[str, Any]] = {
+    "5 pictures": {"pictures": 5},
+    "4 pictures": {"pictures": 4},
+    "3 pictures": {"pictures": 3},
+    "1 picture": {"pictures": 1},
+    "2 of 4 batches": {"pictures": 7, "limit_val_batches": 2},
+    "half of 4 batches": {"pictures": 7, "limit_val_batches": 0.5},
+}
+"""In batches of two."""
+
+
+class Pictures(InMemoryPictures):
+    def __init__(self, count: int, without_objects: slice = WITHOUT_OBJECTS["none"]) -> None:
+        self.paths = [Path(f"{number}.png") for number in range(count)]
+        self.empty = set(np.random.default_rng([SEED, 0]).permutation(count)[without_objects].tolist())
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng(index)
+        count = 0 if index in self.empty else 1 + index % 3
+        corner = rng.uniform(0, 0.5, (count, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.5, (count, 2))], axis=1).astype(np.float32)
+        labels = rng.integers(1, 3, count)
+        image = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        return Sample(image, boxes, labels, np.zeros(count, dtype=bool))
+
+
+class Data:
+    classes = ("first", "second")
+
+    def __init__(self, train: Pictures, val: Pictures) -> None:
+        self._train, self._val = train, val
+
+    def prepare(self) -> None:
+        pass
+
+    def train(self) -> Pictures:
+        return self._train
+
+    def val(self) -> Pictures:
+        return self._val
+
+
+class Gradients(lightning.Callback):
+    """As the optimizer gets them."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, torch.Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.by_name = {name: parameter.grad.clone() for name, parameter in pl_module.model.named_parameters()}
+
+
+class Fails(lightning.Callback):
+    """One of the ranks, before one of the steps."""
+
+    def __init__(self, rank: int, step: int, how: str) -> None:
+        self.rank, self.step, self.how = rank, step, how
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if (trainer.global_rank, trainer.global_step) != (self.rank, self.step):
+            return
+        if self.how == "is killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise (ValueError if self.how == "user's mistake" else TypeError)(f"rank {self.rank} fails")
+
+
+class SlowSteps(lightning.Callback):
+    """Tells which step is being taken, and leaves time for a signal."""
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.is_global_zero:
+            Path(trainer.default_root_dir, "step").write_text(str(trainer.global_step))
+        time.sleep(0.5)
+
+
+def make_module(frozen_batch_norm: bool = False, **parts: Any) -> SSDModule:
+    torch.manual_seed(0)
+    default_boxes = DefaultBoxes([0.2, 0.37, 0.54, 0.71, 0.88, 1.05], [[2]] * 5)
+    model = SSD(
+        Tiny((4, 8, 8), channels=8), default_boxes, num_classes=2, image_size=SIDE, frozen_batch_norm=frozen_batch_norm
+    )
+    return SSDModule(model, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3), **parts)
+
+
+def make_data(train: Pictures, val: Pictures, batch_size: int) -> DetectionDataModule:
+    return DetectionDataModule(Data(train, val), SIDE, batch_size, num_workers=0, seed=SEED)
+
+
+def make_trainer(ranks: int, *callbacks: lightning.Callback, **settings: Any) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
+        use_distributed_sampler=False,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        **{"logger": False, **settings},
+    )
+
+
+def gradients(ranks: int) -> dict[str, Any]:
+    """Of one step over all training pictures, and the loss that is logged, by loss and what is without objects."""
+    found = {}
+    for loss in LOSSES:
+        for name, without_objects in WITHOUT_OBJECTS.items():
+            module = make_module(
+                frozen_batch_norm=True, loss=instantiate(OmegaConf.load(CONFIG_FOLDER / f"loss/{loss}.yaml"))
+            )
+            seen = Gradients()
+            trainer = make_trainer(ranks, seen, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
+            trainer.fit(module, make_data(Pictures(NUM_TRAIN, without_objects), Pictures(2), BATCH // ranks))
+            found[f"{loss}, {name}"] = (seen.by_name, trainer.callback_metrics["train/loss"])
+    return found
+
+
+def validations(ranks: int) -> dict[str, Any]:
+    """Values as they are, and what was found."""
+    found = {}
+    for name, settings in VALIDATIONS.items():
+        settings = dict(settings)
+        module, pictures = make_module(), Pictures(settings.pop("pictures"))
+        [values] = make_trainer(ranks, **settings).validate(module, make_data(pictures, pictures, 2), verbose=False)
+        found[name] = values, *records(module)
+    return found
+
+
+def records(module: SSDModule) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of detections and objects; on the first rank those of all."""
+    both = module.scores.detections(), module.scores.objects()
+    detections, objects = ([torch.from_numpy(column) for column in record] for record in both)
+    return detections, objects
+
+
+def fit(ranks: int, folder: Path) -> dict[str, Any]:
+    """Two epochs with batch norm, whose statistics differ between the ranks."""
+    best = ModelCheckpoint(folder, filename=f"best_of_{ranks}", monitor="val/loss", save_top_k=-1)
+    trainer = make_trainer(ranks, best, max_epochs=2, logger=MetricsFile(folder / f"of_{ranks}"), log_every_n_steps=1)
+    module = make_module()
+    trainer.fit(module, make_data(Pictures(NUM_TRAIN), Pictures(5), 2))
+    return {
+        "values": {key: value for key, value in trainer.callback_metrics.items() if key.startswith("val/")},
+        "best": best.best_model_path,
+        "steps": trainer.global_step,
+        "parameters": dict(module.model.named_parameters()),
+    }
+
+
+def main(folder: Path, ranks: int) -> None:
+    warnings.simplefilter("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    found = {"validations": validations(ranks)}
+    if ranks <= 2:
+        found["gradients"] = gradients(ranks)
+    if ranks > 1:
+        found["fit"] = fit(ranks, folder)
+    torch.save(found, folder / f"{ranks}_ranks_{os.environ.get('LOCAL_RANK', 0)}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", 1)))
