@@ -4,6 +4,7 @@ Nothing heavy is imported here: torch and lightning come with the task, after th
 """
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
@@ -17,9 +18,10 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ssd_lightning.cli import ranks
 from ssd_lightning.presets import CONFIG_FOLDER
 
 GROUPS = {
@@ -40,34 +42,56 @@ GROUPS = {
     "parameter_groups": "which weights learn how fast, and which decay",
     "trainer": "devices, precision, length",
     "logger": "where numbers are written while training",
-    "callbacks": "checkpoints, progress, stopping",
+    "callbacks": "checkpoints, progress, stopping, averaging; several as callbacks=[ema,early_stopping]",
+    "debug": "a short run to look for what is wrong; it has the last word",
+    "hparams_search": "what Optuna looks for in a sweep, and how",
 }
 """Every config group, with what it decides."""
 
 
-def run(name: str, config_name: str, about: str, examples: list[str], task: Callable[[DictConfig], Any]) -> None:
+PLUGINS = {
+    r"hparams_search=(?!null)\w|hydra/sweeper=optuna": "hydra_optuna_sweeper",
+    r"hydra/launcher=submitit": "hydra_submitit_launcher",
+}
+"""Packages of the extra ``sweep``, by the arguments that need them."""
+
+WRITE_NOTHING = ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+"""Arguments by which Hydra keeps no files of this process."""
+
+
+def run(
+    name: str,
+    config_name: str,
+    about: str,
+    examples: list[str],
+    task: Callable[[DictConfig], Any],
+    understand: Callable[[list[str]], list[str]] = list,
+) -> None:
     """Run a command: ``task`` with the config composed from ``conf/<config_name>.yaml`` and the command line.
 
-    A user's mistake is told in one line and ends with exit code 1; HYDRA_FULL_ERROR=1 shows the traceback.
+    ``understand`` puts arguments that Hydra does not know into such that it does. A user's mistake is told in one line
+    and ends with exit code 1; HYDRA_FULL_ERROR=1 shows the traceback.
     """
     arguments = sys.argv[1:]
     if any(argument in ("--help", "-h") for argument in arguments):
         print(help_text(name, config_name, about, examples))
         return
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    ranks.wants_traceback = wants_traceback
     # Hydra would print part of a traceback and hide the rest; here it hands the error over.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _refuse_lists_for_groups(arguments)
-        sys.argv[1:] = _continue_in_run_folder(arguments)
+        require_plugins(arguments)
+        sys.argv[1:] = [*_continue_in_run_folder(understand(arguments)), *([] if ranks.is_first() else WRITE_NOTHING)]
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(_tidy(name, task))()
     except KeyboardInterrupt:
-        _fail(name, "interrupted", exit_code=130)
+        fail(name, "interrupted", exit_code=130)
     except Exception as error:
         explanation = explain(error)
         if wants_traceback or explanation is None:
             raise
-        _fail(name, explanation)
+        fail(name, explanation)
     finally:
         if not wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -143,11 +167,17 @@ def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
             hydra_config = HydraConfig.get()
             folder = Path(hydra_config.runtime.output_dir)
             own = {folder / ".hydra", folder / f"{hydra_config.job.name}.log"}
-            if config.get("resume") is None and folder != Path.cwd() and set(folder.iterdir()) <= own:
+            is_new = config.get("resume") is None and folder != Path.cwd()
+            if is_new and ranks.is_first() and set(folder.iterdir()) <= own:
                 shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, ranks.FailedElsewhere):
+                # Not as an exception, of which Hydra would tell.
+                sys.exit(1)
             if type(error).__name__ == "StoppedBySignal":
+                if not ranks.is_first():
+                    sys.exit(0)
                 # Not as an exception, after which a sweep would go on with its next job.
-                _fail(name, str(error))
+                fail(name, str(error))
             raise
 
     return tidy_task
@@ -157,24 +187,43 @@ class RunFolderGuard(Callback):
     """Refuses to start a run, or a sweep, in a folder that holds one."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        if (folder / "multirun.yaml").exists():
-            _fail(str(config.hydra.job.name), f"hydra.sweep.dir: {folder} holds a sweep already; choose another folder")
+        folder, name = Path(config.hydra.sweep.dir), str(config.hydra.job.name)
+        if config.get("resume_sweep") is not None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Making it is the claim here too. Hydra's own sweeper writes the same, others nothing.
+            with (folder / "multirun.yaml").open("x") as file:
+                OmegaConf.save(config, file)
+        except FileExistsError:
+            again = f", or go on with resume_sweep={folder}" if "resume_sweep" in config else ""
+            fail(name, f"hydra.sweep.dir: {folder} holds a sweep already; choose another folder{again}")
+        except OSError as error:
+            fail(name, f"hydra.sweep.dir: {folder} cannot be made ({error})")
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.run.dir)
+        is_chosen = any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
+        if ranks.is_one_of_several_started_alike() and not is_chosen:
+            fail(
+                str(config.hydra.job.name),
+                "hydra.run.dir: expected a folder that all ranks share, since torchrun or SLURM starts each of them; "
+                "the time in the name of the default may differ",
+            )
+        if not ranks.is_first():
+            return
         try:
             # Making it is the claim: of two runs that start in the same second, one fails here.
             (folder / ".hydra").mkdir(parents=True)
         except FileExistsError as error:
             what = "holds a run already" if (folder / ".hydra").is_dir() else f"cannot be made ({error})"
             # Hydra turns exceptions of callbacks into warnings.
-            _fail(
+            fail(
                 str(config.hydra.job.name),
                 f"hydra.run.dir: {folder} {what}; choose another folder, or continue a run with resume=<its folder>",
             )
         except OSError as error:
-            _fail(str(config.hydra.job.name), f"hydra.run.dir: {folder} cannot be made ({error})")
+            fail(str(config.hydra.job.name), f"hydra.run.dir: {folder} cannot be made ({error})")
 
 
 def _refuse_lists_for_groups(arguments: list[str]) -> None:
@@ -193,6 +242,8 @@ def _continue_in_run_folder(arguments: list[str]) -> list[str]:
     resumed = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
     if not resumed or resumed[-1] in ("", "null"):
         return arguments
+    if "--config-path" in arguments:  # the first rank has understood them
+        return arguments
     folder = Path(resumed[-1]).resolve()
     for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
         if not (folder / needed).is_file():
@@ -204,15 +255,44 @@ def _continue_in_run_folder(arguments: list[str]) -> list[str]:
             raise ValueError(
                 f"resume: a run goes on with its own choices and in its own folder, {other} is not possible"
             )
+    return [*run_in_folder(folder), f"resume={quote(folder)}", *others]
+
+
+def run_in_folder(folder: Path) -> list[str]:
+    """Arguments that run the config that is saved in a run folder, there."""
     saved = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
-    quoted = "'" + str(folder).replace("'", "\\'") + "'"
-    return [*saved, f"hydra.run.dir={quoted}", "hydra.output_subdir=null", f"resume={quoted}", *others]
+    return [*saved, f"hydra.run.dir={quote(folder)}", "hydra.output_subdir=null"]
+
+
+def chosen_options(folder: Path) -> dict[str, str]:
+    """The option of each group that a run was composed from, also where it goes on from its saved config."""
+    saved = folder / ".hydra" / "hydra.yaml"
+    choices = OmegaConf.load(saved).hydra.runtime.choices if saved.exists() else {}
+    return {group: option for group, option in choices.items() if group in GROUPS and option is not None}
+
+
+def quote(path: Path) -> str:
+    """For a value in Hydra's grammar."""
+    return "'" + str(path).replace("'", "\\'") + "'"
+
+
+def require_plugins(arguments: list[str]) -> None:
+    """Hydra would list the sweepers that it has.
+
+    Raises:
+        ValueError: if an argument needs a plugin that is not installed.
+    """
+    for argument in arguments:
+        for pattern, plugin in PLUGINS.items():
+            if re.match(pattern, argument) and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+                package = plugin.replace("_", "-")
+                raise ValueError(f"{argument}: expected {package} to be installed: uv sync --extra sweep")
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _fail(name: str, message: str, exit_code: int = 1) -> NoReturn:
+def fail(name: str, message: str, exit_code: int = 1) -> NoReturn:
     print(f"{name}: {message}", file=sys.stderr)
     sys.exit(exit_code)

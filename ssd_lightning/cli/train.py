@@ -1,8 +1,12 @@
 """``ssd-train``: train, score and draw a detector."""
 
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ssd_lightning.cli import command
+from ssd_lightning.cli import command, sweep
 
 EXAMPLES = [
     "ssd-train                                        TinySSD on drawn bananas; no download",
@@ -13,15 +17,20 @@ EXAMPLES = [
     "ssd-train -m loss=multibox,focal seed=0,1,2      six runs",
     "ssd-train experiment=banana_d2l                  the recipe of d2l.ai",
     "ssd-train resume=runs/banana_tiny/<time>         continue an interrupted run",
+    "ssd-train resume_sweep=runs/banana_tiny/sweep_<time>",
 ]
 
 
 def main() -> None:
-    command.run("ssd-train", "train", "train, score and draw a Single Shot MultiBox Detector", EXAMPLES, task)
+    about = "train, score and draw a Single Shot MultiBox Detector"
+    with sweep.local_jobs():
+        command.run("ssd-train", "train", about, EXAMPLES, task, sweep.understand)
 
 
-def task(config: DictConfig) -> float:
-    """One run. Returns the score that sweeps maximise."""
+def task(config: DictConfig) -> Any:
+    """One run, or one job of a sweep. Returns the score that sweeps maximise."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return sweep.run_job(config)
     from ssd_lightning.cli.train_run import train
 
     return train(config)

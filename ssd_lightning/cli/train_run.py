@@ -1,10 +1,12 @@
 """What ``ssd-train`` does once its config is composed; apart from it because torch takes seconds to import."""
 
+import contextlib
 import json
 import logging
 import platform
 import shutil
 import subprocess
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, Timer
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
@@ -22,9 +24,14 @@ from torch import nn
 from ssd_lightning import review
 from ssd_lightning.allocator import keep_freed_memory
 from ssd_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
-from ssd_lightning.cli.command import GROUPS
+from ssd_lightning.cli import ranks
+from ssd_lightning.cli.command import chosen_options, run_in_folder
 from ssd_lightning.cli.devices import fastest_precision
+from ssd_lightning.cli.other_ranks import SameOnAllRanks, together
+from ssd_lightning.data.annotation_cache import cache_folder
 from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.data.download import only_one_process_in
+from ssd_lightning.data.overfit import OverfitData
 from ssd_lightning.module import SSDModule
 from ssd_lightning.pretrained import load_pretrained
 from ssd_lightning.visualize import draw_curves, draw_detections, draw_training_pictures, save_figure
@@ -35,42 +42,65 @@ PACKAGES = ("ssd-lightning", "torch", "torchvision", "lightning", "hydra-core", 
 def train(config: DictConfig) -> float:
     """Train, validate the best checkpoint, and fill the run folder. Returns the best AP at IoU 0.5."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.resume:
-        # What was changed for the rest of the run belongs to its config.
-        OmegaConf.save(OmegaConf.merge(config, {"resume": None}), folder / ".hydra" / "config.yaml")
     keep_freed_memory()
-    # Lightning tells at length which devices it did not find.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # Lightning tells at length which devices it did not find, and each rank that it is there.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if not ranks.is_first():
+        warnings.simplefilter("ignore")  # the first has the same
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule)
     if config.pretrained and not config.resume:
         report = load_pretrained(module.model, config.pretrained, datamodule.classes)
-        Console().print(str(report), highlight=False, markup=False)
+        if ranks.is_first():
+            Console().print(str(report), highlight=False, markup=False)
     timer = Timer()
-    trainer = build_trainer(config, timer, module.model)
-    if trainer.is_global_zero:
-        Console().print(_what_is_trained(config, trainer, module, datamodule), highlight=False, markup=False)
+    own = [timer, SameOnAllRanks(_what_ranks_share(config, datamodule))]
+    if config.resume:
+        own.append(LambdaCallback(on_train_start=lambda trainer, module: _keep_changes(config, folder)))
+    trainer = build_trainer(config, own, module.model)
     last = folder / "checkpoints" / "last.ckpt"
-    trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
-    if trainer.global_rank != 0:
-        return 0.0
-    return _finish(config, folder, trainer, module, datamodule, timer)
+    changes = HydraConfig.get().overrides.task if config.resume else []
+    with together(trainer, [*run_in_folder(folder), *changes]):
+        if trainer.is_global_zero:
+            Console().print(_what_is_trained(config, trainer, module, datamodule), highlight=False, markup=False)
+        trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
+        return _finish(config, folder, trainer, module, datamodule, timer)
 
 
 def build_datamodule(config: DictConfig) -> DetectionDataModule:
     """Loaders; the data is there and has been read when this returns."""
+    data = instantiate(config.data, _convert_="all")
     datamodule = DetectionDataModule(
-        instantiate(config.data, _convert_="all"),
+        data if config.overfit_pictures is None else OverfitData(data, config.overfit_pictures),
         image_size=plain_values(config.model.image_size),
         batch_size=config.batch_size,
         augmentation=instantiate(config.augmentation, _convert_="all"),
         num_workers=config.num_workers,
         seed=config.seed,
     )
-    datamodule.prepare_data()
-    datamodule.setup("fit")
+    # Of ranks that start at the same time the first that comes prepares the data, and the others find it there.
+    is_alone = not ranks.is_one_of_several_started_alike()
+    with contextlib.nullcontext() if is_alone else only_one_process_in(cache_folder()):
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    refuse_what_tells_nothing(datamodule)
+    assert datamodule.train_pictures is not None
+    assert datamodule.val_pictures is not None
+    shared = set(datamodule.train_pictures.paths) & set(datamodule.val_pictures.paths)
+    if shared and config.overfit_pictures is None:
+        more = f" ({len(shared) - 1} more: ssd-check lists them)" if len(shared) > 1 else ""
+        raise ValueError(f"data: expected pictures that are only scored on, got {min(shared)} for training, too{more}")
     return datamodule
+
+
+def refuse_what_tells_nothing(datamodule: DetectionDataModule) -> None:
+    """Raises: ValueError: if there is no object to train on, or none to score on."""
+    for pictures, purpose in ((datamodule.train_pictures, "training"), (datamodule.val_pictures, "scoring")):
+        assert pictures is not None
+        if not any(len(pictures.truth(row).labels) for row in range(len(pictures))):
+            raise ValueError(f"data: expected at least one object in the pictures for {purpose}, got none")
 
 
 def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModule:
@@ -87,6 +117,7 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
         optimizer=instantiate(config.optimizer, _convert_="all"),
         lr_scheduler=instantiate(config.lr_scheduler, _convert_="all"),
         parameter_groups=instantiate(config.parameter_groups, _convert_="all"),
+        lr_reference_batch=config.lr_reference_batch,
         config={
             "model": model,
             "postprocess": plain["postprocess"],
@@ -96,6 +127,9 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
     )
     # Once for nothing, so that settings that do not fit are told before anything is written.
     module.make_scheduler(module.new_optimizer(), 100)
+    if config.compile:
+        # In place: names of weights, and so checkpoints, stay as they are.
+        module.model.compile()
     return module
 
 
@@ -104,13 +138,13 @@ def without_weights(model: dict[str, Any]) -> dict[str, Any]:
     return {**model, "backbone": {key: value for key, value in model["backbone"].items() if key != "weights"}}
 
 
-def build_trainer(config: DictConfig, timer: Timer, model: nn.Module) -> lightning.Trainer:
+def build_trainer(config: DictConfig, always: list[lightning.Callback], model: nn.Module) -> lightning.Trainer:
     callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
     logger = instantiate(config.logger, _convert_="all") if config.logger else False
     return instantiate(
         config.trainer,
         precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto"), model),
-        callbacks=[timer, *callbacks],
+        callbacks=[*always, *callbacks],
         logger=logger,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=HydraConfig.get().runtime.output_dir,
@@ -126,11 +160,12 @@ def _finish(
     datamodule: DetectionDataModule,
     timer: Timer,
 ) -> float:
-    """Score the best weights, and write summary, detections and figures."""
+    """Score the best weights on all ranks, and write summary, detections and figures on the first."""
     console = Console()
     seconds = timer.time_elapsed("train")
     steps, epochs = trainer.global_step, trainer.current_epoch
-    best = _best_checkpoint(trainer)
+    # The others get the weights from the first when they validate.
+    best = _best_checkpoint(trainer) if trainer.is_global_zero else None
     if best is not None:
         content = read_checkpoint(best)
         module.load_state_dict(content["state_dict"])
@@ -139,11 +174,14 @@ def _finish(
         best_epoch, best_step = epochs, steps
     trainer.loggers = []  # the metrics are those of training
     [scores] = trainer.validate(module, datamodule, verbose=False)
+    if not trainer.is_global_zero:
+        return float(scores["val/map_50"])
     detections, objects = module.scores.detections(), module.scores.objects()
     assert datamodule.val_pictures is not None
     assert datamodule.train_pictures is not None
     paths = datamodule.val_pictures.paths
     review.save_detections(folder / "detections.npz", detections, objects, paths, datamodule.classes)
+    pictures_of_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     summary = {
         "name": config.name,
         "scores": scores,
@@ -152,10 +190,11 @@ def _finish(
         "epochs": epochs,
         "steps": steps,
         "train_seconds": round(seconds, 1),
-        "images_per_second": round(steps * config.batch_size * trainer.accumulate_grad_batches / max(seconds, 1e-9), 2),
+        "images_per_second": round(steps * pictures_of_step / max(seconds, 1e-9), 2),
+        "world_size": trainer.world_size,
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "default_boxes": len(module.model.default_boxes),
-        "choices": {group: option for group, option in HydraConfig.get().runtime.choices.items() if group in GROUPS},
+        "choices": chosen_options(folder),
         "classes": list(datamodule.classes),
         "train_pictures": len(datamodule.train_pictures),
         "val_pictures": len(datamodule.val_pictures),
@@ -183,18 +222,37 @@ def _finish(
     return float(scores["val/map_50"])
 
 
+def _keep_changes(config: DictConfig, folder: Path) -> None:
+    """What was changed for the rest of the run belongs to its config."""
+    if ranks.is_first():
+        part = folder / ".hydra" / ".config.yaml.part"
+        OmegaConf.save(OmegaConf.merge(config, {"resume": None}), part)
+        part.replace(folder / ".hydra" / "config.yaml")
+
+
+def _what_ranks_share(config: DictConfig, datamodule: DetectionDataModule) -> dict[str, Any]:
+    """All that decides what is trained. Data may lie elsewhere on each machine."""
+    assert datamodule.train_pictures is not None
+    assert datamodule.val_pictures is not None
+    return {
+        **plain_values(OmegaConf.merge(config, {"data_dir": None})),
+        "pictures": [len(datamodule.train_pictures), len(datamodule.val_pictures)],
+    }
+
+
 def _what_is_trained(
     config: DictConfig, trainer: lightning.Trainer, module: SSDModule, datamodule: DetectionDataModule
 ) -> str:
     assert datamodule.train_pictures is not None
     assert datamodule.val_pictures is not None
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
-    detector = HydraConfig.get().runtime.choices.get("model", "resumed")
+    detector = chosen_options(Path(HydraConfig.get().runtime.output_dir)).get("model", "resumed")
+    devices = _device_name(trainer) if trainer.world_size == 1 else f"{trainer.world_size} × {_device_name(trainer)}"
     return (
         f"{config.name}, {detector}: {parameters / 1e6:.1f} M parameters, "
         f"{len(module.model.default_boxes)} default boxes, "
         f"{len(datamodule.train_pictures)} + {len(datamodule.val_pictures)} pictures, {len(datamodule.classes)} "
-        f"classes, on {_device_name(trainer)} ({trainer.precision})"
+        f"classes, on {devices} ({trainer.precision})"
     )
 
 

@@ -1,0 +1,272 @@
+"""The table of a sweep, made from the files of its jobs.
+
+``sweep.csv`` has a row for each job, ``seeds.csv`` one for each combination of what varies beside the seed.
+Nothing here imports torch: the process of a sweep prints the table.
+"""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
+
+JOB_FILE = "job.json"
+
+SET_ASIDE = "set_aside"
+"""Folder of a sweep for what was left by jobs that were run again from their start."""
+
+OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep")
+"""Keys that say how a sweep is run; they make no difference to a job."""
+
+SCORES = {"AP50": "val/map_50", "AP": "val/map", "VOC07": "val/map_voc07", "VOC12": "val/map_voc12"}
+"""Columns, and the keys of ``summary.json``."""
+
+
+class Job(NamedTuple):
+    """A job of a sweep."""
+
+    overrides: dict[str, str]
+    """Values by key, as on the command line."""
+    status: str
+    """waiting, running, finished, failed or interrupted."""
+    reason: str = ""
+    """Why it is not finished, in a line."""
+    seconds: float | None = None
+    """That it has run, all in all."""
+    summary: dict[str, Any] = {}  # noqa: RUF012  # of a tuple, never changed
+    folder: Path | None = None
+
+
+def read_jobs(sweep: Path) -> list[Job]:
+    """Those that have begun."""
+    files = [path for path in sweep.rglob(JOB_FILE) if path.relative_to(sweep).parts[0] != SET_ASIDE]
+    return [_read_job(path.parent) for path in sorted(files, key=_by_number)]
+
+
+def _read_job(folder: Path) -> Job:
+    content = read_job_file(folder)
+    status, reason = content.get("status", "running"), content.get("reason", "")
+    if status == "running" and not is_locked(folder):
+        status, reason = "interrupted", "its process has gone"
+    overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
+    return Job(job_overrides(overrides), status, reason, content.get("seconds"), read_summary(folder), folder)
+
+
+def read_job_file(folder: Path) -> dict[str, Any]:
+    """What is known of how a job went: ``status``, ``reason``, ``seconds``; nothing before it began."""
+    path = folder / JOB_FILE
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def job_overrides(arguments: Any) -> dict[str, str]:
+    """What a job is: its arguments by key, without those that only concern the sweep."""
+    pairs = (str(argument).lstrip("+").partition("=") for argument in arguments)
+    return {key: value for key, _, value in pairs if key not in OF_THE_SWEEP}
+
+
+def planned_jobs(sweep: Path) -> list[dict[str, str]]:
+    """Every job of a grid, begun or not. Empty for Optuna, which decides as it goes."""
+    config = OmegaConf.load(sweep / "multirun.yaml").hydra
+    if not str(config.sweeper._target_).endswith(".BasicSweeper"):
+        return []
+    arguments = [f"{key}={value}" for key, value in (config.sweeper.get("params") or {}).items()]
+    hydra = GlobalHydra.instance()
+    parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)
+    overrides = parser.parse_overrides([*arguments, *config.overrides.task])
+    [jobs] = BasicSweeper.split_arguments(overrides, None)
+    return [job_overrides(job) for job in jobs]
+
+
+def all_jobs(sweep: Path) -> list[Job]:
+    """Those that have begun, and those that a grid has yet to run."""
+    left = read_jobs(sweep)
+    jobs = []
+    for overrides in planned_jobs(sweep):
+        begun = next((job for job in left if job.overrides == overrides), None)
+        jobs.append(begun or Job(overrides, "waiting"))
+        if begun is not None:
+            left.remove(begun)
+    return jobs + left
+
+
+def varying_keys(jobs: list[Job]) -> list[str]:
+    """Keys that not all jobs have the same value of."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+
+
+def rows_of_jobs(jobs: list[Job], sweep: Path) -> list[dict[str, Any]]:
+    """A row for each job: what varies, scores (0 … 1), seconds, parameters, status and its reason, folder."""
+    keys = varying_keys(jobs)
+    return [
+        {
+            **{key: job.overrides.get(key) for key in keys},
+            **scores_of(job),
+            "seconds": job.seconds,
+            "parameters": job.summary.get("parameters"),
+            "status": job.status,
+            "reason": job.reason,
+            "folder": str(job.folder.relative_to(sweep)) if job.folder else None,
+        }
+        for job in jobs
+    ]
+
+
+def scores_of(job: Job) -> dict[str, float | None]:
+    found = job.summary.get("scores", {}) if job.status == "finished" else {}
+    return {column: found.get(key) for column, key in SCORES.items()}
+
+
+def rows_over_seeds(jobs: list[Job]) -> list[dict[str, Any]]:
+    """Mean and standard deviation (of a sample, n − 1) over the seeds that are finished; none if no seed varies."""
+    keys = varying_keys(jobs)
+    if "seed" not in keys:
+        return []
+    keys.remove("seed")
+    groups: dict[tuple[str | None, ...], list[Job]] = {}
+    for job in jobs:
+        of_group = groups.setdefault(tuple(job.overrides.get(key) for key in keys), [])
+        if job.status == "finished":
+            of_group.append(job)
+    rows = []
+    for values, of_group in groups.items():
+        row: dict[str, Any] = {**dict(zip(keys, values, strict=True)), "seeds": len(of_group)}
+        for column in SCORES:
+            scores = [score for score in (scores_of(job)[column] for job in of_group) if score is not None]
+            row[f"{column} mean"] = statistics.fmean(scores) if scores else None
+            row[f"{column} std"] = statistics.stdev(scores) if len(scores) > 1 else None
+        rows.append(row)
+    return rows
+
+
+def update(sweep: Path) -> list[Job]:
+    """Write ``sweep.csv`` and ``seeds.csv`` anew. Any process of the sweep may, at any time."""
+    with _alone(sweep):
+        jobs = all_jobs(sweep)
+        for name, rows in (("sweep.csv", rows_of_jobs(jobs, sweep)), ("seeds.csv", rows_over_seeds(jobs))):
+            if rows:
+                part = sweep / f".{name}.{os.getpid()}.part"
+                with part.open("w", newline="") as file:
+                    writer = csv.DictWriter(file, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+                part.replace(sweep / name)
+    return jobs
+
+
+def show(sweep: Path) -> list[Job]:
+    """Print the table as it is now, and return what is in it."""
+    jobs = update(sweep)
+    rows = rows_of_jobs(jobs, sweep)
+    for row in rows:
+        del row["reason"]
+    _print_table(rows, f"{sum(job.status == 'finished' for job in jobs)} of {len(jobs)} jobs finished")
+    over_seeds = rows_over_seeds(jobs)
+    for row in over_seeds:
+        for column in SCORES:
+            mean, std = row.pop(f"{column} mean"), row.pop(f"{column} std")
+            row[column] = None if mean is None else f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}")
+    if over_seeds:
+        _print_table(over_seeds, "mean ± standard deviation over seeds")
+    for job in jobs:
+        if job.reason and job.folder is not None:
+            print(f"{job.folder.relative_to(sweep)} {job.status}: {job.reason}")
+    print(f"Results: {sweep / 'sweep.csv'}", flush=True)
+    return jobs
+
+
+def _print_table(rows: list[dict[str, Any]], title: str) -> None:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in rows[0] if rows else ():
+        is_text = any(isinstance(row[column], str) for row in rows)
+        table.add_column(escape(column), justify="left" if is_text else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(_shown(column, value)) for column, value in row.items()))
+    # A terminal that is too narrow breaks the lines; rich would leave out what does not fit.
+    console = Console()
+    needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
+    Console(width=max(console.width, needed)).print(table)
+
+
+def _shown(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if column in SCORES and isinstance(value, float):
+        return f"{value:.3f}"
+    if column == "seconds":
+        return f"{value:.0f}"
+    if column == "parameters":
+        return f"{value / 1e6:.1f} M"
+    # What Optuna draws has 17 digits.
+    return f"{float(value):.4g}" if re.fullmatch(r"\d+\.\d{5,}(e-?\d+)?", str(value)) else str(value)
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    """10 after 9."""
+    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", str(path.parent))]
+
+
+def lock_job(folder: Path) -> int | None:
+    """Mark a job as running for as long as this process, or one that it hands the descriptor to, lives.
+
+    None on a file system without locks.
+
+    Raises:
+        ValueError: if the job runs already.
+    """
+    descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"{folder} is being run by another process") from None
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    try:
+        descriptor = lock_job(folder)
+    except ValueError:
+        return True
+    if descriptor is not None:
+        os.close(descriptor)
+    return False
+
+
+@contextlib.contextmanager
+def _alone(sweep: Path) -> Iterator[None]:
+    """Of several processes that write the table, the one that read last must write last."""
+    with (sweep / ".table_lock").open("a") as file:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file as a whole, so that no reader finds half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
