@@ -1,0 +1,455 @@
+"""Run folders as one table, and what it tells: curves, the front of the best for their cost, settings that mattered.
+
+Only files are read, so that this works on runs from other machines too. Figures are in ``run_figures.py``.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+from jaxtyping import Float, Int
+
+CURVES = ("train/loss", "val/loss", "val/map_50")
+"""Of a run, where no others are asked for."""
+
+COSTS = ("train_seconds", "images_per_second", "parameters", "default_boxes")
+"""Columns of :func:`load_runs` beside the scores, named as in ``summary.json``."""
+
+LESS_IS_BETTER = ("val/loss", "class_error", "box_mae", "train_seconds", "parameters", "default_boxes")
+"""How columns that are better when they are small begin."""
+
+MOST_VALUES = 4
+"""Of a number, up to which :func:`importance` takes each for itself."""
+
+MOST_NAMED = 4
+"""Settings that a label has room for."""
+
+OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep")
+"""Keys that say how a sweep is run, and make no difference to a run."""
+
+SET_ASIDE = "set_aside"
+"""Folder in which a sweep that was taken up again keeps what it replaced."""
+
+
+def load_runs(folders: Path | str | Iterable[Path | str]) -> pd.DataFrame:
+    """One row for each run of ``ssd-train`` in or below one or several folders; the index is the run's folder.
+
+    Columns, in this order:
+
+    * settings: what differs between the runs, by the names of the command line. A group (``loss``) has the chosen
+      option; beside it stand those of its keys (``loss.alpha``) that the choice does not tell. Lists are text, as they
+      are typed. NaN where a run has no such key, or null.
+    * ``status``: ``finished``; ``unfinished`` (running or interrupted: a folder does not tell); what the job of a
+      sweep says, as ``failed: <reason>``; or ``broken: <reason>`` where a file cannot be read.
+    * scores: those of the best checkpoint, and of an unfinished run the last that were logged; without ``val/``, which
+      only ``val/loss…`` keep, since ``loss`` is a setting.
+    * ``best_epoch`` (from 0), ``train_seconds``, ``images_per_second`` of the training, ``parameters``,
+      ``default_boxes``. NaN where a run is not finished.
+
+    Folders of other commands are left out.
+
+    Raises:
+        ValueError: if a folder does not exist, or there is no run in any.
+    """
+    given = [folders] if isinstance(folders, Path | str) else list(folders)
+    for folder in given:
+        if not Path(folder).is_dir():
+            raise ValueError(f"folders: expected folders with runs, got {folder}, which is none")
+    found = dict.fromkeys(path for folder in given for path in _run_folders(Path(folder)))
+    runs = [_read_run(folder) for folder in found]
+    if not runs:
+        raise ValueError(f"folders: expected runs of ssd-train, found none in {', '.join(map(str, given))}")
+
+    table: dict[str, list[Any]] = _settings_that_differ(runs)
+    table["status"] = [run.status for run in runs]
+    for name in dict.fromkeys(name for run in runs for name in run.scores):
+        table[name] = [run.scores.get(name, np.nan) for run in runs]
+    for name in ("best_epoch", *COSTS):
+        table[name] = [run.summary.get(name, np.nan) for run in runs]
+    return pd.DataFrame(table, index=pd.Index([str(run.folder) for run in runs], name="run")).infer_objects()
+
+
+def settings_of(runs: pd.DataFrame) -> list[str]:
+    """The columns of :func:`load_runs` that are settings: those before ``status``.
+
+    Raises:
+        ValueError: if there is no such column.
+    """
+    if "status" not in runs.columns:
+        raise ValueError(f"runs: expected the table of load_runs, got one without `status`: {list(runs.columns)}")
+    return [str(name) for name in runs.columns[: runs.columns.get_loc("status")]]
+
+
+def run_labels(runs: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.Series:
+    """A text for each run: its settings, as ``loss=focal, seed=1``; keys are cut to their last part where that tells.
+
+    Args:
+        settings: columns to name; default: all.
+
+    Returns:
+        By run. Its folder, from where the folders begin to differ, if there is no setting to name, or more than four
+        and none were asked for.
+    """
+    columns = settings_of(runs) if settings is None else list(settings)
+    if settings is None and len(columns) > MOST_NAMED:
+        columns = []
+    ends = [column.rpartition(".")[2] for column in columns]
+    names = [end if ends.count(end) == 1 else column for end, column in zip(ends, columns, strict=True)]
+    texts = [
+        ", ".join(f"{name}={_shown(row[column])}" for name, column in zip(names, columns, strict=True))
+        for _, row in runs.iterrows()
+    ]
+    if not columns and len(runs):
+        folders = [Path(str(folder)) for folder in runs.index]
+        above = os.path.commonpath([folder.parent for folder in folders])
+        texts = [str(folder.relative_to(above)) for folder in folders]
+    return pd.Series(texts, index=runs.index, name="label", dtype=object)
+
+
+def learning_curves(runs: pd.DataFrame, keys: Sequence[str] = CURVES) -> pd.DataFrame:
+    """What runs logged while they trained, a row for each number: ``run``, ``step``, ``epoch``, ``key``, ``value``.
+
+    Runs that have logged nothing, or whose file is damaged, have no rows.
+
+    Args:
+        runs: the table of :func:`load_runs`, or any with run folders as its index.
+        keys: columns of ``metrics.csv``.
+
+    Raises:
+        ValueError: if no run has one of the keys.
+    """
+    logged: dict[Any, dict[int, dict[str, float]]] = {}
+    for folder in runs.index:
+        # What is damaged has its reason in the table.
+        with contextlib.suppress(_Damaged):
+            logged[folder] = _read_metrics(Path(folder))
+    known = {key for metrics in logged.values() for row in metrics.values() for key in row} - {"step", "epoch"}
+    for key in keys:
+        if key not in known:
+            told = ", ".join(sorted(known)) or "nothing"
+            raise ValueError(f"keys: expected what a run has logged ({told}), got {key!r}")
+    rows = [
+        (folder, step, row.get("epoch", np.nan), key, row[key])
+        for key in keys
+        for folder, metrics in logged.items()
+        for step, row in metrics.items()
+        if key in row
+    ]
+    return pd.DataFrame(rows, columns=["run", "step", "epoch", "key", "value"])
+
+
+def pareto(runs: pd.DataFrame, score: str = "map_50", cost: str = "parameters") -> pd.DataFrame:
+    """The runs that no other beats: none is at least as good in both, and better in one. The cheapest comes first.
+
+    Both may be any column of numbers; more is better, but for losses, errors, seconds, parameters and default boxes.
+    Runs that lack one of the two are left out.
+
+    Raises:
+        ValueError: if there is no such column.
+    """
+    kept = with_numbers(runs, score=score, cost=cost)
+    # Turned so that more is better in both.
+    values = np.stack(
+        [kept[column].to_numpy(float) * (1 if more_is_better(column) else -1) for column in (score, cost)]
+    )
+    mine, others = values[:, :, None], values[:, None, :]
+    is_beaten = np.any(np.all(others >= mine, axis=0) & np.any(others > mine, axis=0), axis=1)
+    return kept[~is_beaten].sort_values([cost, score], ascending=not more_is_better(cost), kind="stable")
+
+
+def more_is_better(column: str) -> bool:
+    """Whether a run is the better for having more of it."""
+    return not column.startswith(LESS_IS_BETTER)
+
+
+def with_numbers(runs: pd.DataFrame, **columns: str) -> pd.DataFrame:
+    """The runs that have a number in all of these columns, which are given by the names of the arguments to blame.
+
+    Raises:
+        ValueError: if one is missing, or no number.
+    """
+    for argument, column in columns.items():
+        numbers = [str(name) for name in runs.columns if pd.api.types.is_numeric_dtype(runs[name])]
+        if column not in numbers:
+            raise ValueError(f"{argument}: expected a column of numbers, one of {', '.join(numbers)}, got {column!r}")
+    return runs.dropna(subset=list(columns.values()))
+
+
+def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str] | None = None) -> pd.DataFrame:
+    """How much of the variance of a score each setting explains by itself, the most first.
+
+    Runs are grouped by the values of one setting at a time, whatever the others. ``explained`` is the variance of the
+    means of the groups over the variance of all runs, η² of a one-way analysis, 0 … 1. Any grouping explains something,
+    and with each run in a group of its own everything, so ``by chance`` is what a setting without any effect would
+    explain on average, (groups − 1) / (runs − 1), and ``beyond chance`` is 1 − (1 − η²)(runs − 1) / (runs − groups):
+    ε², which has a mean of 0 where there is no effect, and is NaN where each run has a group of its own. ``spread`` is
+    how far the means of the groups are apart, in the unit of the score, ``best`` the group with the best.
+
+    Of numbers with more than 4 different values (a learning rate that was searched) the groups are up to four ranges
+    with as many runs each.
+
+    What it does not tell: which settings only work together (their effect is in neither); what would happen outside of
+    the values that were tried; and in a search that favours what works, as Optuna's, or in a grid with holes, a setting
+    gets the credit for those that came with it. ``same as`` names settings that group the runs in the same way, which
+    cannot be told apart at all. With fewer than about ten runs, only believe what is far beyond chance.
+
+    Args:
+        runs: the table of :func:`load_runs`. Those that are not finished, or lack the score, are left out: half a
+            training would be put down to its settings.
+        score: a column.
+        settings: columns to rate; default: all settings that differ among these runs.
+
+    Raises:
+        ValueError: if a column is missing, or fewer than two finished runs have the score.
+    """
+    names = settings_of(runs) if settings is None else list(settings)
+    kept = with_numbers(runs[runs["status"] == "finished"], score=score)
+    if len(kept) < 2:
+        raise ValueError(f"runs: expected at least 2 that are finished and have {score}, got {len(kept)}")
+    for name in names:
+        if name not in runs.columns:
+            raise ValueError(f"settings: expected columns of the table, got {name!r}")
+    groups = {name: _groups(kept[name]) for name in names}
+    groups = {name: group for name, group in groups.items() if len(group.names) > 1}
+    scores = kept[score].to_numpy(float)
+    rows = [_explained(scores, group, more_is_better(score)) for group in groups.values()]
+    table = pd.DataFrame(rows, columns=list(Explained._fields), index=pd.Index(list(groups), name="setting"))
+    table["same_as"] = [
+        ", ".join(other for other, codes in groups.items() if other != name and np.array_equal(codes.codes, mine.codes))
+        for name, mine in groups.items()
+    ]
+    table.columns = table.columns.str.replace("_", " ")
+    return table.sort_values(["beyond chance", "explained"], ascending=False, kind="stable", na_position="last")
+
+
+class Explained(NamedTuple):
+    """By one setting; see :func:`importance`."""
+
+    runs: int
+    groups: int
+    explained: float
+    by_chance: float
+    beyond_chance: float
+    spread: float
+    best: str
+
+
+class _Grouping(NamedTuple):
+    codes: Int[np.ndarray, " runs"]
+    """Group of each run, counted in the order in which they appear."""
+    names: list[str]
+    """Of the groups."""
+
+
+def _groups(column: pd.Series) -> _Grouping:
+    values = [_shown(value) for value in column]
+    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    if is_number and column.nunique() > MOST_VALUES:
+        # By rank, since learning rates and the like are far from even. Equal numbers stay together.
+        ranges = pd.qcut(column.rank(method="average"), max(2, min(MOST_VALUES, len(column) // 2)), duplicates="drop")
+        ends = column.groupby(ranges, observed=True).agg(["min", "max"])
+        texts = {
+            key: _shown(low) if low == high else f"{low:.3g} to {high:.3g}" for key, low, high in ends.itertuples()
+        }
+        values = [texts.get(key, UNSET) for key in ranges]
+    codes, names = pd.factorize(np.array(values, dtype=object))
+    return _Grouping(codes.astype(np.int64), [str(name) for name in names])
+
+
+def _explained(scores: Float[np.ndarray, " runs"], grouping: _Grouping, more_is_better: bool) -> Explained:
+    runs, groups = len(scores), len(grouping.names)
+    sizes = np.bincount(grouping.codes)
+    means = np.bincount(grouping.codes, weights=scores) / sizes
+    total = ((scores - scores.mean()) ** 2).sum()
+    # Where all runs have the same score, there is nothing to explain.
+    explained = float((sizes * (means - scores.mean()) ** 2).sum() / total) if total > 0 else np.nan
+    beyond = 1 - (1 - explained) * (runs - 1) / (runs - groups) if runs > groups else np.nan
+    best = int(means.argmax() if more_is_better else means.argmin())
+    by_chance = (groups - 1) / (runs - 1)
+    return Explained(runs, groups, explained, by_chance, beyond, float(means.max() - means.min()), grouping.names[best])
+
+
+class _Run(NamedTuple):
+    folder: Path
+    status: str
+    config: dict[str, Hashable] | None
+    """By dotted keys, without those that are null; None if it cannot be read."""
+    choices: dict[str, str]
+    summary: dict[str, Any]
+    scores: dict[str, float]
+
+
+class _Damaged(Exception):
+    """Tells which file, and what is wrong with it."""
+
+
+def _run_folders(folder: Path) -> Iterator[Path]:
+    """Of training runs, by number where they have numbers; what is inside of a run is not looked into."""
+    for path, below, files in os.walk(folder):
+        at = Path(path)
+        is_run = "summary.json" in files or (".hydra" in below and (at / ".hydra" / "config.yaml").is_file())
+        if is_run and _is_training(at):
+            yield at
+        below[:] = [] if is_run else sorted((b for b in below if b[0] != "." and b != SET_ASIDE), key=_by_number)
+
+
+def _is_training(folder: Path) -> bool:
+    if any((folder / name).exists() for name in ("summary.json", "metrics.csv", "checkpoints/last.ckpt")):
+        return True
+    # Just begun, failed at once, or the folder of another command.
+    try:
+        return _hydra(folder)["job"]["name"] == "ssd-train"
+    except (_Damaged, KeyError, TypeError):
+        return False
+
+
+def _read_run(folder: Path) -> _Run:
+    try:
+        return _read_files(folder)
+    except Exception as error:  # whatever comes of mappings that hold something else than they should
+        return _Run(folder, f"broken: {type(error).__name__}: {error}", None, {}, {}, {})
+
+
+def _read_files(folder: Path) -> _Run:
+    problems: list[str] = []
+
+    def read(part: Any, *arguments: Any) -> Any:
+        try:
+            return part(*arguments)
+        except _Damaged as damage:
+            problems.append(str(damage))
+            return None
+
+    has_summary = (folder / "summary.json").exists()
+    has_config = (folder / ".hydra" / "config.yaml").exists()
+    summary = read(_read_json, folder / "summary.json") if has_summary else {}
+    config = read(_read_yaml, folder / ".hydra" / "config.yaml") if has_config else None
+    job = read(_read_json, folder / "job.json") if (folder / "job.json").exists() else {}
+    # A run that was taken up again chose nothing anew; what it was begun with is with its config.
+    choices = (summary or {}).get("choices")
+    if not choices and (folder / ".hydra" / "hydra.yaml").exists():
+        choices = (read(_hydra, folder) or {}).get("runtime", {}).get("choices")
+    scores = (summary or {}).get("scores") or {}
+    status = "finished"
+    if not has_summary:
+        scores = read(_last_scores, folder) or {}
+        reason = f": {job['reason']}" if job and job.get("reason") else ""
+        status = f"{job['status']}{reason}" if job and job.get("status") in ("failed", "interrupted") else "unfinished"
+    if problems:
+        status = f"broken: {'; '.join(problems)}"
+    return _Run(
+        folder,
+        " ".join(status.split()),
+        None if config is None else dict(_flat(config)),
+        {group: str(option) for group, option in (choices or {}).items() if option is not None and "/" not in group},
+        summary or {},
+        {_score_name(key): value for key, value in scores.items() if isinstance(value, int | float)},
+    )
+
+
+def _score_name(key: str) -> str:
+    return key if key.startswith("val/loss") else key.removeprefix("val/")
+
+
+def _last_scores(folder: Path) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for row in _read_metrics(folder).values():
+        scores |= {key: value for key, value in row.items() if key.startswith("val/")}
+    return scores
+
+
+def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
+    # Brings Lightning along, which tables of finished runs do without.
+    from ssd_lightning.loggers import read_metrics
+
+    try:
+        return read_metrics(folder / "metrics.csv")
+    except Exception as error:
+        raise _Damaged(f"metrics.csv: {error}") from error
+
+
+def _hydra(folder: Path) -> dict[str, Any]:
+    return _read_yaml(folder / ".hydra" / "hydra.yaml").get("hydra", {})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return _mapping(path, json.loads)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    # The loader in C is ten times as fast; interpolations stay as they are written.
+    return _mapping(path, lambda text: yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+def _mapping(path: Path, parse: Any) -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except Exception as error:
+        raise _Damaged(f"{path.name}: {error}") from error
+    if not isinstance(content, dict):
+        raise _Damaged(f"{path.name}: expected a mapping, got {type(content).__name__}")
+    return content
+
+
+def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Hashable]]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _flat(child, f"{key}.{name}" if key else str(name))
+    elif node is not None:
+        yield key, node if isinstance(node, str | int | float) else json.dumps(node, default=str)
+
+
+def _settings_that_differ(runs: list[_Run]) -> dict[str, list[Any]]:
+    """Columns of groups and of keys."""
+    # A run whose config cannot be read differs from the others in nothing that is known.
+    configs = [run.config for run in runs if run.config is not None]
+    chosen = [run.choices for run in runs if run.choices]
+    keys = dict.fromkeys(key for config in configs for key in config)
+    keys = {key: None for key in keys if len({config.get(key) for config in configs}) > 1}
+    # Keys of one part that come and go together, with nothing else about them, are told by the first.
+    absent: set[tuple[str, tuple[bool, ...]]] = set()
+    for key in list(keys):
+        values = [config.get(key) for config in configs]
+        pattern = (key.partition(".")[0], tuple(value is None for value in values))
+        if key in OF_THE_SWEEP or (len(set(values) - {None}) == 1 and pattern in absent):
+            del keys[key]
+        elif len(set(values) - {None}) == 1:
+            absent.add(pattern)
+    groups = dict.fromkeys(group for choices in chosen for group in choices)
+    groups = {group: None for group in groups if len({choices.get(group) for choices in chosen}) > 1}
+    both = [(run.config, run.choices) for run in runs if run.config is not None and run.choices]
+    for key in list(keys):
+        group = key.partition(".")[0]
+        if group not in groups:
+            continue
+        pairs = {(choices.get(group), config.get(key)) for config, choices in both}
+        is_told_by_group = len(pairs) == len({option for option, _ in pairs})
+        is_of_some_options = any(config.get(key) is None for config in configs)
+        is_class = key.rpartition(".")[2] in ("_target_", "_partial_")
+        if is_told_by_group and (key == group or is_class or is_of_some_options):
+            del keys[key]
+        elif key == group:  # numbers in place of an option
+            del groups[group]
+    columns: dict[str, list[Any]] = {group: [run.choices.get(group, np.nan) for run in runs] for group in groups}
+    return columns | {key: [(run.config or {}).get(key, np.nan) for run in runs] for key in keys}
+
+
+UNSET = "–"
+"""Shown for a key that a run does not have, or that is null."""
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return UNSET if value != value else f"{value:.6g}"
+    return UNSET if value is None else str(value)
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
