@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run side by side already. Before torch is imported, and for the commands that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from banana_folder import write_banana_folder
 from jaxtyping import install_import_hook

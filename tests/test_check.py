@@ -168,6 +168,16 @@ def test_when_nothing_is_right_it_is_told_as_well(run, folder: Path, tmp_path: P
     assert findings(tmp_path / "check") == [("problem", "unreadable")] * 2
 
 
+@pytest.mark.parametrize("command", ["ssd-check", "ssd-train"])
+@pytest.mark.parametrize(("side", "purpose"), [("train", "training"), ("val", "scoring")])
+def test_pictures_without_any_object_teach_and_tell_nothing(run, folder: Path, command: str, side: str, purpose: str):
+    for path in (folder / side).glob("*.xml"):
+        write_xml(path)
+    outcome = run(command, "data=voc_folder", f"data.root={folder}", *MODEL, "num_workers=0")
+    assert outcome.exit_code == 1
+    assert f"data: expected at least one object in the pictures for {purpose}, got none" in outcome.error
+
+
 def test_the_threshold_is_the_matchers(run, folder: Path):
     assert "no IoU of 0.5" in check(run, folder).out
     assert "no IoU of 0.9" in check(run, folder, "+matcher.iou_threshold=0.9", "hydra.run.dir=second").out

@@ -25,7 +25,7 @@ from ssd_lightning.loggers import read_metrics
 from ssd_lightning.review import load_detections, save_detections
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
-COMMANDS = ("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-check")
+COMMANDS = ("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-check", "ssd-boxes")
 QUICK = [
     "model.image_size=64",
     "batch_size=4",

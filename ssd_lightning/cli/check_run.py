@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ssd_lightning.cli.train_run import plain_values, without_weights
+from ssd_lightning.cli.train_run import plain_values, refuse_what_tells_nothing, without_weights
 from ssd_lightning.data.annotations import FIXED, AnnotatedPictures, Finding, check_objects, printable
 from ssd_lightning.data.check import (
     absent_classes,
@@ -59,6 +59,7 @@ def check(config: DictConfig) -> None:
     datamodule = DetectionDataModule(data, plain_values(config.model.image_size), config.batch_size, num_workers=0)
     try:
         datamodule.setup("fit")
+        refuse_what_tells_nothing(datamodule)
     except ValueError:
         if not found:
             raise
