@@ -1,6 +1,7 @@
 """Default boxes that are searched for reach more than others, and are what ``ssd-train`` gets."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -182,18 +183,17 @@ class TestCommand:
         arguments = ["data=banana", f"data.root={bananas}", *QUICK]
         # Too small for any of the bananas.
         small = "model.default_boxes.scales=[0.04,0.06,0.08,0.1,0.12,0.14]"
-        outcome = run("ssd-boxes", "design", *arguments, small, "design_name=mine", "hydra.run.dir=boxes")
+        outcome = run("ssd-boxes", "design", *arguments, small, "design_name=mine", "hydra.run.dir=a folder")
         assert outcome.exit_code == 0, outcome.error
         assert "Traceback" not in outcome.error
         advice = next(line for line in outcome.out.splitlines() if line.startswith("Next:"))
-        options = advice.split()[2:6]
-        trained = run("ssd-train", *options, *arguments, "hydra.run.dir=run")
+        trained = run("ssd-train", *shlex.split(advice)[2:], "hydra.run.dir=run")
         assert trained.exit_code == 0, trained.error
         choices = json.loads((tmp_path / "run/summary.json").read_text())["choices"]
         assert choices["box_scales"] == choices["aspect_ratios"] == "mine"
 
         laid = load_detector(tmp_path / "run/checkpoints/best.ckpt").model.default_boxes
-        summary = pd.read_csv(tmp_path / "boxes/design.csv", index_col=0)
+        summary = pd.read_csv(tmp_path / "a folder/design.csv", index_col=0)
         data = Bananas(bananas)
         for what, boxes in (("training", data.train().boxes), ("scoring", data.val().boxes)):
             best = best_ious(boxes, laid)
@@ -204,9 +204,9 @@ class TestCommand:
             assert row["mean best IoU"] == pytest.approx(best.mean(), abs=1e-6)
         assert summary.loc["training, present", "reached"] == 0
         assert summary.loc["training, designed", "reached"] == 1
-        classes = pd.read_csv(tmp_path / "boxes/classes.csv", index_col="class")
+        classes = pd.read_csv(tmp_path / "a folder/classes.csv", index_col="class")
         assert classes.loc["all", ["present", "designed", "gain"]].tolist() == [0, 1, 1]
-        assert (tmp_path / "boxes/figures/design.png").stat().st_size > 10_000
+        assert (tmp_path / "a folder/figures/design.png").stat().st_size > 10_000
 
     def test_too_few_reached_by_the_best_that_there_is(self, run, bananas: Path, tmp_path: Path):
         arguments = ["data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=boxes"]

@@ -55,6 +55,19 @@ FORMATS = {
 }
 """Of columns that are no counts."""
 
+NOT_OF_TRAINING = (
+    "augmented",
+    "least_reached",
+    "design",
+    "boxes_budget",
+    "design_name",
+    "box_scales",
+    "aspect_ratios",
+    "model.default_boxes.scales",
+    "model.default_boxes.aspect_ratios",
+)
+"""Keys of arguments."""
+
 
 class Subject(NamedTuple):
     """What is looked at: pictures, and what is laid over them."""
@@ -168,8 +181,18 @@ def design(config: DictConfig) -> None:
         _tell(console, "Nothing better was found than what there is.")
     _tell(console, f"Results: {folder} (look at figures/design.png)")
     _require(config.least_reached, reached)
-    chosen = f"box_scales={name} aspect_ratios={name}"
-    _tell(console, f"Next:    ssd-train --config-dir {shlex.quote(str(options))} {chosen} with the same arguments")
+    arguments = ["--config-dir", str(options), *_of_training(), f"box_scales={name}", f"aspect_ratios={name}"]
+    _tell(console, f"Next:    ssd-train {shlex.join(arguments)}")
+
+
+def _of_training() -> list[str]:
+    """The arguments that ``ssd-train`` takes too, but for those that say what is designed."""
+    arguments = HydraConfig.get().overrides.task
+    return [
+        argument
+        for argument in arguments
+        if not any(re.match(rf"[+~]*{re.escape(key)}\b", argument) for key in NOT_OF_TRAINING)
+    ]
 
 
 def _begin(config: DictConfig) -> tuple[Path, Console, Subject]:

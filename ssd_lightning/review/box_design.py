@@ -190,7 +190,7 @@ class ShapesReach:
         self.distances = [
             [_distances(centres[:, axis], np.unique(level[:, axis])) for axis in (0, 1)] for level in levels
         ]
-        self.best_of_shape = functools.lru_cache(4096)(self._best_of_shape)
+        self.best_of_shape = functools.lru_cache(2048)(self._best_of_shape)
         self.best_of_level = functools.lru_cache(1024)(self._best_of_level)
         self.reach = functools.lru_cache(100_000)(self._reach)
 
