@@ -45,6 +45,7 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
     """
     _end_with_the_process_that_started_this()
     others = OtherRanks(trainer, arguments)
+    patience = PATIENCE
     try:
         yield
     except Exception as error:
@@ -54,11 +55,12 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
             others.refuse_if_killed()
             if not is_first_to_fail:
                 raise FailedElsewhere from error
+            patience = 0  # they wait for this one, and have nothing to tell
         raise
     else:
         others.wait()
     finally:
-        others.end()
+        others.end(patience)
 
 
 class OtherRanks:
@@ -108,6 +110,7 @@ class OtherRanks:
     def _kill(self) -> None:
         for process in self._processes:
             process.kill()
+            process.wait()
 
     def refuse_if_killed(self) -> None:
         """Raises: ChildProcessError: if one was killed, which it could not tell itself."""
@@ -124,10 +127,10 @@ class OtherRanks:
         if any(process.returncode for process in self._processes):
             raise FailedElsewhere
 
-    def end(self) -> None:
-        """Wait a little for those that still run."""
+    def end(self, patience: float) -> None:
+        """Wait for those that still run, but no more than so many seconds."""
         self._is_over.set()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0, until - time.monotonic()))
