@@ -178,7 +178,10 @@ def test_skip_leaves_out_what_is_not_of_the_given_classes(tmp_path: Path):
     )
     data = COCO(tmp_path, path, path, classes=["dog"], fix="skip")
     assert truths(data.train()) == {"a.png": [(1, [2, 2, 4, 4], False)], "b.png": []}
-    refusal = r"labels\.json, image 1, object 1: name: expected one of dog, got 'cat' \(1 more: ssd-check lists them\)$"
+    refusal = (
+        r"labels\.json, image 1 \(a\.png\), object 1: name: expected one of dog, got 'cat' "
+        r"\(1 more: ssd-check lists them\)$"
+    )
     for fix in (None, "clip"):
         with pytest.raises(ValueError, match=refusal):
             COCO(tmp_path, path, path, classes=["dog"], fix=fix).train()
@@ -189,7 +192,8 @@ def test_categories_of_scoring_go_by_their_names(tmp_path: Path):
     val = write_data(tmp_path, content({"b.png": [("dog", [1, 1, 2, 2])]}, ["dog", "cat"]), "val.json")
     other = write_data(tmp_path, content({"b.png": [("cow", [1, 1, 2, 2])]}, ["dog", "cow"]), "other.json")
     assert COCO(tmp_path, train, val).val().labels.tolist() == [2]
-    with pytest.raises(ValueError, match=r"other\.json, image 1, object 1: name: expected one of cat, dog, got 'cow'"):
+    told = r"other\.json, image 1 \(b\.png\), object 1: name: expected one of cat, dog, got 'cow'"
+    with pytest.raises(ValueError, match=told):
         COCO(tmp_path, train, other).val()
 
 
@@ -213,7 +217,8 @@ def test_the_size_that_is_told(tmp_path: Path, told: dict, is_right: bool):
     if is_right:
         assert truths(data.train()) == {"a.png": [(1, [1, 1, 3, 3], False)]}
     else:
-        with pytest.raises(ValueError, match=r"labels\.json, image 1: size: expected 40×20 pixels as a\.png has"):
+        told = r"labels\.json, image 1 \(a\.png\): size: expected 40×20 pixels as a\.png has"
+        with pytest.raises(ValueError, match=told):
             data.train()
 
 
@@ -258,7 +263,7 @@ def test_pictures_beside_the_json_in_the_root_and_in_its_folder_images(tmp_path:
     data = COCO(tmp_path, "labels/some.json", val_share=0.5)
     if pictures == "labels/images":  # where file_name would have to say so
         with pytest.raises(
-            ValueError, match=r"image 1: file_name: expected a picture in .*labels, .*images, .*some, got"
+            ValueError, match=r"image 1 \(a\.png\): file_name: expected a picture in .*labels, .*images, .*some, got"
         ):
             data.train()
         said["images"] = [{**image, "file_name": f"images/{image['file_name']}"} for image in said["images"]]
@@ -275,7 +280,7 @@ def test_given_folders_are_the_only_ones(tmp_path: Path):
     assert [p.parent.name for p in (*data.train().paths, *data.val().paths)] == ["one", "two"]
     write_picture(tmp_path / "b.png")  # beside the json, but not in the folder that is given
     with pytest.raises(
-        ValueError, match=r"val\.json, image 1: file_name: expected a picture in [^,]*one, got 'b\.png'"
+        ValueError, match=r"val\.json, image 1 \(b\.png\): file_name: expected a picture in [^,]*one, got 'b\.png'"
     ):
         COCO(tmp_path, "train.json", "val.json", pictures="one").val()
     write_picture(tmp_path / "one" / "b.png")
@@ -366,7 +371,7 @@ def removing(kind: str, key: str) -> Callable[[Content], None]:
 
 
 LISTS = "expected lists of objects named images, annotations, categories, as in COCO"
-BOX = ", annotation 2: bbox: expected left, top, width, height in pixels, got "
+BOX = ", image 2 (b.png), annotation 3: bbox: expected left, top, width, height in pixels, got "
 
 ERRORS = {
     "no images": (without("images"), f": {LISTS}"),
@@ -407,12 +412,6 @@ ERRORS = {
         setting("annotations", category_id=0),
         ", annotation 2: category_id: expected one of [1, 2], got 0",
     ),
-    "no box": (removing("annotations", "bbox"), f"{BOX}None"),
-    "empty box": (setting("annotations", bbox=[]), f"{BOX}[]"),
-    "three numbers": (setting("annotations", bbox=[1, 2, 3]), f"{BOX}[1, 2, 3]"),
-    "text": (setting("annotations", bbox=[1, 2, 3, "4"]), f"{BOX}[1, 2, 3, '4']"),
-    "not a number": (setting("annotations", bbox=[1, 2, 3, float("nan")]), f"{BOX}[1, 2, 3, nan]"),
-    "infinite": (setting("annotations", bbox=[1, 2, float("inf"), 4]), f"{BOX}[1, 2, inf, 4]"),
 }
 
 
@@ -426,6 +425,29 @@ def test_what_is_not_as_coco_has_it_is_an_error_of_the_file_whatever_fix_is(tmp_
         with pytest.raises(ValueError, match="expected") as error:
             COCO(tmp_path, path, path, fix=fix).train()
         assert str(error.value).startswith(f"{path}{text}")
+
+
+SPOILT_BOXES = {
+    "no box": (removing("annotations", "bbox"), f"{BOX}None"),
+    "empty box": (setting("annotations", bbox=[]), f"{BOX}[]"),
+    "three numbers": (setting("annotations", bbox=[1, 2, 3]), f"{BOX}[1, 2, 3]"),
+    "text": (setting("annotations", bbox=[1, 2, 3, "4"]), f"{BOX}[1, 2, 3, '4']"),
+    "not a number": (setting("annotations", bbox=[1, 2, 3, float("nan")]), f"{BOX}[1, 2, 3, nan]"),
+    "infinite": (setting("annotations", bbox=[1, 2, float("inf"), 4]), f"{BOX}[1, 2, inf, 4]"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "text"), SPOILT_BOXES.values(), ids=SPOILT_BOXES)
+def test_a_picture_with_a_box_that_is_none_cannot_be_read(tmp_path: Path, spoil, text: str):
+    said = content({"a.png": [("cat", [1, 1, 2, 2])], "b.png": [("dog", [1, 1, 2, 2]), ("dog", [1, 1, 3, 3])]})
+    path = write_data(tmp_path, said)
+    spoil(said)
+    write_json(path, said)
+    for fix in (None, "clip"):
+        with pytest.raises(ValueError, match="expected") as error:
+            COCO(tmp_path, path, path, fix=fix).train()
+        assert str(error.value).startswith(f"{path}{text}")
+    assert both(COCO(tmp_path, path, path, fix="skip")) == (["a.png"], ["a.png"])
 
 
 @pytest.mark.parametrize("text", ["", "[", "{'a': 1}", "\0"])
@@ -450,7 +472,7 @@ def test_pictures_that_are_not_there_or_none(tmp_path: Path, caplog: pytest.LogC
     path = write_data(tmp_path, said)
     said["images"][0]["file_name"] = name
     write_json(path, said)
-    told = f"{path}, image 1: file_name: expected a picture in {tmp_path}, {tmp_path}/images, "
+    told = f"{path}, image 1 ({name}): file_name: expected a picture in {tmp_path}, {tmp_path}/images, "
     for fix in (None, "clip"):
         with pytest.raises(ValueError, match="file_name") as error:
             COCO(tmp_path, path, path, fix=fix).train()
@@ -581,7 +603,7 @@ def test_a_picture_that_changed_or_went_away_is_noticed(tmp_path: Path, parser: 
     assert COCO(tmp_path, path, path).train().truth(0).size == (60, 80)
     assert parser.since() == ["labels.json"]
     (tmp_path / "b.png").unlink()
-    with pytest.raises(ValueError, match=r"image 2: file_name: expected a picture in"):
+    with pytest.raises(ValueError, match=r"image 2 \(b\.png\): file_name: expected a picture in"):
         COCO(tmp_path, path, path).train()
     write_picture(tmp_path / "b.png")
     assert len(COCO(tmp_path, path, path).train()) == 2

@@ -159,6 +159,13 @@ def test_further_columns_are_means_of_each_class_and_of_all():
     np.testing.assert_allclose(table["claim"], [0.5, np.nan, 0, 1 / 3])
 
 
+def test_a_class_may_be_called_as_the_last_row_is():
+    table = coverage_by_class(np.array([1, 2, 2]), np.array([0.4, 0.6, 0.8], dtype=np.float32), ["all", "b"])
+    assert table.index.tolist() == ["all", "b", "all"]
+    assert table["objects"].tolist() == [1, 2, 3]
+    assert table.iloc[:, 1].tolist() == pytest.approx([1, 0, 1 / 3])
+
+
 def test_levels_by_hand():
     matches = ObjectMatches(
         np.array([0.9, 0.6, 0.7], dtype=np.float32),

@@ -373,3 +373,10 @@ def test_the_training_loader_can_be_resumed_and_the_other_need_not_be() -> None:
     module = datamodule()
     assert isinstance(module.train_dataloader(), ResumableLoader)
     assert not isinstance(module.val_dataloader(), ResumableLoader)
+
+
+def test_no_class_is_called_background() -> None:
+    data = NumberedData()
+    data.classes = ("background", "two", "three")
+    with pytest.raises(ValueError, match="data: expected classes of objects, got one called background"):
+        DetectionDataModule(data, image_size=16, batch_size=1).setup()

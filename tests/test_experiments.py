@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from test_voc import write_picture, write_xml
 
 RECIPES = (
@@ -44,4 +45,7 @@ def test_two_steps(run, data_dir: Path, tmp_path: Path, recipe: str):
     assert summary["steps"] == 2
     assert summary["name"] == recipe
     assert len(summary["classes"]) == (2 if is_own_folder else 20)
+    if is_own_folder:  # classes were found, and are written down
+        kept = OmegaConf.load(tmp_path / "run" / ".hydra" / "config.yaml")
+        assert kept.data.classes == summary["classes"] == ["dog", "person"]
     assert (summary["train_pictures"], summary["val_pictures"]) == (8 if "0712" in recipe else 4, 2)

@@ -56,9 +56,11 @@ def train(config: DictConfig) -> float:
         if ranks.is_first():
             Console().print(str(report), highlight=False, markup=False)
     timer = Timer()
-    own = [timer, SameOnAllRanks(_what_ranks_share(config, datamodule))]
-    if config.resume:
-        own.append(LambdaCallback(on_train_start=lambda trainer, module: _keep_changes(config, folder)))
+    own = [
+        timer,
+        SameOnAllRanks(_what_ranks_share(config, datamodule)),
+        LambdaCallback(on_train_start=lambda trainer, module: _keep_config(config, folder)),
+    ]
     trainer = build_trainer(config, own, module.model)
     last = folder / "checkpoints" / "last.ckpt"
     changes = HydraConfig.get().overrides.task if config.resume else []
@@ -70,7 +72,7 @@ def train(config: DictConfig) -> float:
 
 
 def build_datamodule(config: DictConfig) -> DetectionDataModule:
-    """Loaders; the data is there and has been read when this returns."""
+    """Loaders; the data is there and has been read when this returns, and classes that were found are in the config."""
     data = instantiate(config.data, _convert_="all")
     datamodule = DetectionDataModule(
         data if config.overfit_pictures is None else OverfitData(data, config.overfit_pictures),
@@ -85,6 +87,8 @@ def build_datamodule(config: DictConfig) -> DetectionDataModule:
     with contextlib.nullcontext() if is_alone else only_one_process_in(cache_folder()):
         datamodule.prepare_data()
         datamodule.setup("fit")
+    if "classes" in config.data and config.data.classes is None:
+        config.data.classes = list(datamodule.classes)
     refuse_what_tells_nothing(datamodule)
     assert datamodule.train_pictures is not None
     assert datamodule.val_pictures is not None
@@ -171,7 +175,7 @@ def _finish(
         module.load_state_dict(content["state_dict"])
         best_epoch, best_step = content["epoch"], content["global_step"]
     else:
-        best_epoch, best_step = epochs, steps
+        best_epoch, best_step = max(epochs - 1, 0), steps
     trainer.loggers = []  # the metrics are those of training
     [scores] = trainer.validate(module, datamodule, verbose=False)
     if not trainer.is_global_zero:
@@ -222,8 +226,8 @@ def _finish(
     return float(scores["val/map_50"])
 
 
-def _keep_changes(config: DictConfig, folder: Path) -> None:
-    """What was changed for the rest of the run belongs to its config."""
+def _keep_config(config: DictConfig, folder: Path) -> None:
+    """The run folder's config has the classes that were found, and what was changed for the rest of a run."""
     if ranks.is_first():
         part = folder / ".hydra" / ".config.yaml.part"
         OmegaConf.save(OmegaConf.merge(config, {"resume": None}), part)

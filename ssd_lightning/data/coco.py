@@ -165,6 +165,7 @@ def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annot
     if "" in names or len(set(names)) != len(names):
         raise ValueError(f"{path}: categories: expected a name for each, and each once, got {names}")
     objects: dict[int, list[_Entry]] = {number: [] for number in _distinct_ids(content, "images", path)}
+    spoilt: dict[int, str] = {}
     for entry in content["annotations"]:
         number, image, category = (_number(entry, key, path) for key in ("id", "image_id", "category_id"))
         place = f"{path}, annotation {number}"
@@ -174,7 +175,10 @@ def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annot
             raise ValueError(f"{place}: category_id: expected one of {sorted(categories)}, got {category}")
         box = entry.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(_is_finite(value) for value in box)):
-            raise ValueError(f"{place}: bbox: expected left, top, width, height in pixels, got {box}")
+            # As an xml with such a box, it makes its picture one that cannot be read.
+            expected = "expected left, top, width, height in pixels"
+            spoilt.setdefault(image, f"annotation {number}: bbox: {expected}, got {box}")
+            continue
         left, top, width, height = map(float, box)
         objects[image].append(
             _Entry(categories[category], (left, top, left + width, top + height), bool(entry.get("iscrowd", 0)))
@@ -183,7 +187,9 @@ def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annot
     folders = [folder] if folder else list(dict.fromkeys(usual))
 
     def read(entry: dict[str, Any]) -> PictureAnnotation | Finding:
-        source = f"{path}, image {entry['id']}"
+        source = f"{path}, image {entry['id']} ({entry.get('file_name')})"
+        if entry["id"] in spoilt:
+            return Finding("unreadable", f"{source}, {spoilt[entry['id']]}")
         try:
             picture = _picture(source, entry, folders)
             size = picture_size(Path(picture))

@@ -104,6 +104,11 @@ class DetectionDataModule(lightning.LightningDataModule):
         for pictures, purpose in ((self.train_pictures, "training"), (self.val_pictures, "scoring")):
             if pictures is not None and len(pictures) == 0:
                 raise ValueError(f"data: expected at least one picture for {purpose}, got none")
+        if "background" in self.classes:
+            raise ValueError(
+                "data: expected classes of objects, got one called background, which is what label 0 is for; "
+                "leave it out, or call it something else"
+            )
 
     def train_dataloader(self) -> DataLoader:
         assert self.train_pictures is not None

@@ -159,8 +159,10 @@ def coverage_by_class(
     table = _coverage(np.array([*classes])[labels - 1], best, iou_threshold, more).reindex(list(classes))
     table["objects"] = table["objects"].fillna(0).astype(int)
     values = _columns(best, iou_threshold, more).values()
-    table.loc["all"] = [len(best), *(column.mean() if len(best) else np.nan for column in values)]
-    return table.astype({"objects": int}).rename_axis("class")
+    of_all = [len(best), *(column.mean() if len(best) else np.nan for column in values)]
+    last = pd.DataFrame([of_all], columns=table.columns, index=["all"])
+    # Not by table.loc: a class may have that name.
+    return pd.concat([table, last]).astype({"objects": int}).rename_axis("class")
 
 
 def coverage_by_size(
