@@ -10,6 +10,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from ssd_lightning.run_folder import read_metrics
+
 
 class MetricsFile(Logger):
     """``metrics.csv``: a row for each logged step, a column for each metric.
@@ -72,17 +74,3 @@ class MetricsFile(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self.save()
-
-
-def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
-    """The rows of a ``metrics.csv`` by step, without empty cells; nothing if the file is missing."""
-    path = Path(path)
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
-    return {int(row["step"]): row for row in rows}
-
-
-def _number(text: str) -> float:
-    return int(text) if text.lstrip("-").isdigit() else float(text)

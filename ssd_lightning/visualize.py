@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 from torchvision.utils import draw_bounding_boxes
 
-from ssd_lightning.loggers import read_metrics
+from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """Data sets without files."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,16 @@ import numpy as np
 from ssd_lightning.structures import Sample, Truth
 
 
-class InMemoryPictures:
-    """Made by ``__getitem__`` of a subclass, which gives a :class:`Sample`."""
+class InMemoryPictures(ABC):
+    """Pictures that are made when they are asked for."""
 
     paths: list[Path]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Sample:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample: ...
 
     def truth(self, index: int) -> Truth:
         image, *objects = self[index]

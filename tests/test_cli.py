@@ -15,14 +15,15 @@ import pytest
 import torch
 from banana_folder import write_banana_folder
 from PIL import Image
+from run_folder import COMPLETE, files_of, summary_of
 from torchvision import models
 
 from ssd_lightning.average_precision import voc_average_precision
 from ssd_lightning.checkpoint import load_detector
 from ssd_lightning.cli import command
 from ssd_lightning.cli.command import CONFIG_FOLDER, GROUPS
-from ssd_lightning.loggers import read_metrics
 from ssd_lightning.review import load_detections, save_detections
+from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 COMMANDS = ("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-check", "ssd-boxes")
@@ -80,23 +81,13 @@ class TestHelp:
 class TestTrain:
     def test_run_folder_is_complete(self, trained: tuple[Path, str]):
         folder, _ = trained
-        files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        assert {
-            ".hydra/config.yaml",
-            "checkpoints/best.ckpt",
-            "checkpoints/last.ckpt",
-            "detections.npz",
-            "figures/curves.png",
-            "figures/training_pictures.png",
-            "figures/validation_detections.png",
-            "metrics.csv",
-            "summary.json",
-        } <= files
+        files = files_of(folder)
+        assert files >= COMPLETE
         assert not [name for name in files if "part" in name]
 
     def test_summary_agrees_with_the_stored_detections(self, trained: tuple[Path, str]):
         folder, _ = trained
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = summary_of(folder)
         stored = load_detections(folder / "detections.npz")
         again = voc_average_precision(stored.detections, stored.objects, 1)
         assert summary["scores"]["val/map_voc12"] == pytest.approx(again.mean, abs=1e-6)
@@ -217,15 +208,15 @@ class TestResume:
     def test_a_finished_run_stays_as_it_is_and_can_be_prolonged(self, run, trained: tuple[Path, str], tmp_path: Path):
         folder = tmp_path / "copy"
         shutil.copytree(trained[0], folder)
-        before = json.loads((folder / "summary.json").read_text()), read_metrics(folder / "metrics.csv")
+        before = summary_of(folder), read_metrics(folder / "metrics.csv")
         assert run("ssd-train", f"resume={folder}").exit_code == 0
-        after = json.loads((folder / "summary.json").read_text()), read_metrics(folder / "metrics.csv")
+        after = summary_of(folder), read_metrics(folder / "metrics.csv")
         assert before[0]["scores"] == after[0]["scores"]
         assert before[1] == after[1]
         for _ in range(2):  # the second time nothing is left to do
             outcome = run("ssd-train", f"resume={folder}", "trainer.max_epochs=3")
             assert outcome.exit_code == 0, outcome.error
-            assert json.loads((folder / "summary.json").read_text())["steps"] == 3 * 12 // 4
+            assert summary_of(folder)["steps"] == 3 * 12 // 4
         assert "max_epochs: 3" in (folder / ".hydra/config.yaml").read_text()
 
     @pytest.mark.parametrize("other", ["-m", "data=banana", "hydra.run.dir=elsewhere"])
@@ -284,7 +275,7 @@ class TestEvaluate:
         )
         assert outcome.exit_code == 0, outcome.error
         written = json.loads((tmp_path / "scores/scores.json").read_text())["scores"]["mean"]
-        summary = json.loads((folder / "summary.json").read_text())["scores"]
+        summary = summary_of(folder)["scores"]
         assert written["VOC07 AP"] == pytest.approx(summary["val/map_voc07"], abs=1e-6)
         assert written["VOC12 AP"] == pytest.approx(summary["val/map_voc12"], abs=1e-6)
         assert written["COCO AP"] == pytest.approx(summary["val/map"], abs=1e-6)
@@ -399,7 +390,7 @@ class TestEvaluateStoredDetections:
             assert (folder / "figures" / name).exists()
         assert (tmp_path / "scores/figures/detections.png").exists()
         table = pd.read_csv(folder / "scores.csv", index_col="class")
-        summary = json.loads((folder / "summary.json").read_text())["scores"]
+        summary = summary_of(folder)["scores"]
         assert table.loc["mean", "VOC07 AP"] == pytest.approx(summary["val/map_voc07"], abs=1e-6)
         assert table.loc["mean", "COCO AP"] == pytest.approx(summary["val/map"], abs=1e-6)
 

@@ -22,8 +22,8 @@ from test_cli import QUICK
 from ssd_lightning.cli import ranks
 from ssd_lightning.cli.other_ranks import STARTED_BY, flat
 from ssd_lightning.data.datamodule import DetectionDataModule, Key
-from ssd_lightning.loggers import read_metrics
 from ssd_lightning.review import load_detections
+from ssd_lightning.run_folder import read_metrics
 
 TESTS = Path(__file__).parent
 FROZEN = [*QUICK, "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "model.frozen_batch_norm=true"]

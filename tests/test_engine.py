@@ -1,7 +1,6 @@
 """What training is made of beside the step: averages, clipping, freezing, learning rates, stopping; by callbacks and by
 the command line."""
 
-import json
 import math
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import DictConfig
+from run_folder import COMPLETE, files_of, summary_of
 from test_module import (
     BATCH_SIZE,
     STEPS,
@@ -38,11 +38,11 @@ from ssd_lightning.cli.command import CONFIG_FOLDER
 from ssd_lightning.data.banana import Bananas
 from ssd_lightning.data.overfit import OverfitData
 from ssd_lightning.default_boxes import DefaultBoxes
-from ssd_lightning.loggers import read_metrics
 from ssd_lightning.model import SSD
 from ssd_lightning.module import SSDModule
 from ssd_lightning.parameter_groups import ParameterGroups
 from ssd_lightning.review import load_detections
+from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.schedules import constant
 
 pytestmark = pytest.mark.filterwarnings(
@@ -297,26 +297,6 @@ QUICK = [
     "trainer.precision=32-true",
     "hydra.run.dir=run",
 ]
-
-COMPLETE = {
-    ".hydra/config.yaml",
-    "checkpoints/best.ckpt",
-    "checkpoints/last.ckpt",
-    "detections.npz",
-    "figures/curves.png",
-    "figures/training_pictures.png",
-    "figures/validation_detections.png",
-    "metrics.csv",
-    "summary.json",
-}
-
-
-def files_of(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "summary.json").read_text())
 
 
 class TestDebug:

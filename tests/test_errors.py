@@ -609,4 +609,6 @@ class TestFigures:
         assert [label.get_text() for label in ax.get_yticklabels()] == list(costs.index)
 
     def test_costs_of_nothing(self):
-        draw_error_costs(cost_in_ap(detections_of(), objects_of(), 1)).draw_without_rendering()
+        figure = draw_error_costs(cost_in_ap(detections_of(), objects_of(), 1))
+        figure.draw_without_rendering()
+        assert [bar.get_width() for ax in figure.axes for bar in ax.patches if bar.get_width() > 0] == []

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from ssd_lightning.loggers import read_metrics
+from ssd_lightning.run_folder import read_metrics
 
 KILLS = 8
 STEPS = 6 * 10

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssd_lightning.loggers import MetricsFile, read_metrics
+from ssd_lightning.loggers import MetricsFile
+from ssd_lightning.run_folder import read_metrics
 
 
 def cells(folder: Path) -> list[list[str]]:

@@ -22,11 +22,12 @@ from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.transforms import Augmentation
 from ssd_lightning.data.windows import ZoomIn
 from ssd_lightning.default_boxes import DefaultBoxes
-from ssd_lightning.loggers import MetricsFile, read_metrics
+from ssd_lightning.loggers import MetricsFile
 from ssd_lightning.losses import MeanOverBoxesLoss, MultiBoxLoss
 from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.model import SSD
 from ssd_lightning.module import SSDModule
+from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.schedules import one_cycle
 
 NUM_TRAIN, NUM_VAL, BATCH_SIZE, SIDE = 12, 4, 4, 64

@@ -84,7 +84,7 @@ def test_a_file_of_something_else(tmp_path: Path, content: bytes, reason: str) -
 
 def test_a_single_array(tmp_path: Path) -> None:
     np.save(tmp_path / "array.npy", np.zeros(3))
-    refusal(tmp_path / "array.npy")
+    assert "it holds a single array" in refusal(tmp_path / "array.npy")
 
 
 def test_other_arrays(tmp_path: Path) -> None:

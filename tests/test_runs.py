@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 import yaml
 
+from ssd_lightning.review.importance import importance
 from ssd_lightning.review.run_figures import draw_importance, draw_learning_curves, draw_pareto
 from ssd_lightning.review.runs import (
-    importance,
     learning_curves,
     load_runs,
     more_is_better,

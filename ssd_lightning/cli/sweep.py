@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssd_lightning.cli import sweep_table
 from ssd_lightning.cli.command import fail, quote, require_plugins, run_in_folder
+from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE
 
 NAME = "ssd-train"
 
@@ -250,7 +251,7 @@ class Child:
     def _write(self) -> None:
         seconds = round(self._before + time.monotonic() - self._began, 1)
         content = {"status": self.status, "reason": self.reason, "seconds": seconds}
-        sweep_table.replace_text(self.folder / sweep_table.JOB_FILE, json.dumps(content) + "\n")
+        sweep_table.replace_text(self.folder / JOB_FILE, json.dumps(content) + "\n")
 
     def __str__(self) -> str:
         how = f"AP50 {self.score:.3f}" if self.score is not None else self.reason
@@ -403,8 +404,8 @@ def find_folder(config: DictConfig, sweep: Path) -> Path | float | None:
             folder = known.folder
         else:
             names = itertools.chain([folder.name], (f"{folder.name}_{number}" for number in itertools.count(2)))
-            folder = next(path for path in map(folder.with_name, names) if not (path / sweep_table.JOB_FILE).exists())
-    elif (folder / sweep_table.JOB_FILE).exists():
+            folder = next(path for path in map(folder.with_name, names) if not (path / JOB_FILE).exists())
+    elif (folder / JOB_FILE).exists():
         raise ValueError(f"hydra.sweep.subdir: expected a folder for each job, but {folder} is that of two")
     if not (folder / ".hydra" / "config.yaml").exists():
         save_config(config, folder / ".hydra")
@@ -416,7 +417,7 @@ def set_aside(folder: Path, sweep: Path) -> None:
     target = next(
         path
         for number in itertools.count(1)
-        if not (path := sweep / sweep_table.SET_ASIDE / f"{folder.relative_to(sweep)}_{number}").exists()
+        if not (path := sweep / SET_ASIDE / f"{folder.relative_to(sweep)}_{number}").exists()
     )
     target.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(target)
@@ -454,7 +455,7 @@ def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
         raise ValueError(f"resume_sweep: {folder} is no folder of a sweep, it has no multirun.yaml")
     for other in others:
         key = other.partition("=")[0]
-        if not (key in sweep_table.OF_THE_SWEEP or key.startswith("hydra")) or key.startswith("hydra.sweep."):
+        if not (key in OF_THE_SWEEP or key.startswith("hydra")) or key.startswith("hydra.sweep."):
             raise ValueError(f"resume_sweep: a sweep goes on with its own choices, {other} is not possible")
     config = OmegaConf.load(folder / "multirun.yaml").hydra
     keys_of_others = {other.partition("=")[0] for other in others}

@@ -25,13 +25,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-JOB_FILE = "job.json"
-
-SET_ASIDE = "set_aside"
-"""Folder of a sweep for what was left by jobs that were run again from their start."""
-
-OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep")
-"""Keys that say how a sweep is run; they make no difference to a job."""
+from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE
 
 SCORES = {"AP50": "val/map_50", "AP": "val/map", "VOC07": "val/map_voc07", "VOC12": "val/map_voc12"}
 """Columns, and the keys of ``summary.json``."""

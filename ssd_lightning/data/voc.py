@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import xml.etree.ElementTree as ElementTree
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -88,7 +89,7 @@ SPLIT_NAMES = {name for train, others in SPLITS for name in (train, *others)}
 logger = logging.getLogger(__name__)
 
 
-class VOCPictures:
+class VOCPictures(ABC):
     """Pictures of two lists of xml files, for training and for scoring; :class:`VOC` and :class:`VOCFolder` say which.
 
     Args:
@@ -131,9 +132,9 @@ class VOCPictures:
     def val(self) -> AnnotatedPictures:
         return annotated_pictures(self._readable[1], self.classes, fix=self.fix)
 
+    @abstractmethod
     def xml_files(self) -> tuple[list[str], list[str]]:
         """For training and for scoring."""
-        raise NotImplementedError
 
     @cached_property
     def annotations(self) -> tuple[Annotations, Annotations, list[Finding]]:

@@ -6,10 +6,11 @@ from ssd_lightning.review.detections import StoredDetections, load_detections, s
 from ssd_lightning.review.error_figures import draw_error_costs, draw_worst_pictures
 from ssd_lightning.review.errors import cost_in_ap, error_table, find_errors
 from ssd_lightning.review.figures import draw_average_precision, draw_confusion, draw_precision_recall
+from ssd_lightning.review.importance import importance
 from ssd_lightning.review.missed import why_missed
 from ssd_lightning.review.report import write_report
 from ssd_lightning.review.run_figures import draw_importance, draw_learning_curves, draw_pareto
-from ssd_lightning.review.runs import importance, learning_curves, load_runs, pareto, run_labels
+from ssd_lightning.review.runs import learning_curves, load_runs, pareto, run_labels
 from ssd_lightning.review.scores import score_by_class, voc_columns
 
 __all__ = [

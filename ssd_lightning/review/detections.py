@@ -40,7 +40,10 @@ def load_detections(path: Path | str) -> StoredDetections:
         ValueError: naming the file, if it is missing or something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            raise ValueError("it holds a single array")
+        with content as file:
             return StoredDetections(
                 DetectionRecords(*(file[f"detections.{name}"] for name in DetectionRecords._fields)),
                 ObjectRecords(*(file[f"objects.{name}"] for name in ObjectRecords._fields)),

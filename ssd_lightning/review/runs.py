@@ -1,9 +1,11 @@
-"""Run folders as one table, and what it tells: curves, the front of the best for their cost, settings that mattered.
+"""Run folders as one table, the curves of their training, and the front of the best for their cost.
 
-Only files are read, so that this works on runs from other machines too. Figures are in ``run_figures.py``.
+Only files are read, so that this works on runs from other machines too. Which settings mattered is in
+``importance.py``, and figures are in ``run_figures.py``.
 """
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -14,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import yaml
-from jaxtyping import Float, Int
+
+from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE, read_metrics
 
 CURVES = ("train/loss", "val/loss", "val/map_50")
 """Of a run, where no others are asked for."""
@@ -25,17 +28,8 @@ COSTS = ("train_seconds", "images_per_second", "parameters", "default_boxes")
 LESS_IS_BETTER = ("val/loss", "class_error", "box_mae", "train_seconds", "parameters", "default_boxes")
 """How columns that are better when they are small begin."""
 
-MOST_VALUES = 4
-"""Of a number, up to which :func:`importance` takes each for itself."""
-
 MOST_NAMED = 4
 """Settings that a label has room for."""
-
-OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep")
-"""Keys that say how a sweep is run, and make no difference to a run."""
-
-SET_ASIDE = "set_aside"
-"""Folder in which a sweep that was taken up again keeps what it replaced."""
 
 
 def load_runs(folders: Path | str | Iterable[Path | str]) -> pd.DataFrame:
@@ -103,7 +97,7 @@ def run_labels(runs: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.
     ends = [column.rpartition(".")[2] for column in columns]
     names = [end if ends.count(end) == 1 else column for end, column in zip(ends, columns, strict=True)]
     texts = [
-        ", ".join(f"{name}={_shown(row[column])}" for name, column in zip(names, columns, strict=True))
+        ", ".join(f"{name}={shown_value(row[column])}" for name, column in zip(names, columns, strict=True))
         for _, row in runs.iterrows()
     ]
     if not columns and len(runs):
@@ -182,100 +176,6 @@ def with_numbers(runs: pd.DataFrame, **columns: str) -> pd.DataFrame:
     return runs.dropna(subset=list(columns.values()))
 
 
-def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str] | None = None) -> pd.DataFrame:
-    """How much of the variance of a score each setting explains by itself, the most first.
-
-    Runs are grouped by the values of one setting at a time, whatever the others. ``explained`` is the variance of the
-    means of the groups over the variance of all runs, η² of a one-way analysis, 0 … 1. Any grouping explains something,
-    and with each run in a group of its own everything, so ``by chance`` is what a setting without any effect would
-    explain on average, (groups − 1) / (runs − 1), and ``beyond chance`` is 1 − (1 − η²)(runs − 1) / (runs − groups):
-    ε², which has a mean of 0 where there is no effect, and is NaN where each run has a group of its own. ``spread`` is
-    how far the means of the groups are apart, in the unit of the score, ``best`` the group with the best.
-
-    Of numbers with more than 4 different values (a learning rate that was searched) the groups are up to four ranges
-    with as many runs each.
-
-    What it does not tell: which settings only work together (their effect is in neither); what would happen outside of
-    the values that were tried; and in a search that favours what works, as Optuna's, or in a grid with holes, a setting
-    gets the credit for those that came with it. ``same as`` names settings that group the runs in the same way, which
-    cannot be told apart at all. With fewer than about ten runs, only believe what is far beyond chance.
-
-    Args:
-        runs: the table of :func:`load_runs`. Those that are not finished, or lack the score, are left out: half a
-            training would be put down to its settings.
-        score: a column.
-        settings: columns to rate; default: all settings that differ among these runs.
-
-    Raises:
-        ValueError: if a column is missing, or fewer than two finished runs have the score.
-    """
-    names = settings_of(runs) if settings is None else list(settings)
-    kept = with_numbers(runs[runs["status"] == "finished"], score=score)
-    if len(kept) < 2:
-        raise ValueError(f"runs: expected at least 2 that are finished and have {score}, got {len(kept)}")
-    for name in names:
-        if name not in runs.columns:
-            raise ValueError(f"settings: expected columns of the table, got {name!r}")
-    groups = {name: _groups(kept[name]) for name in names}
-    groups = {name: group for name, group in groups.items() if len(group.names) > 1}
-    scores = kept[score].to_numpy(float)
-    rows = [_explained(scores, group, more_is_better(score)) for group in groups.values()]
-    table = pd.DataFrame(rows, columns=list(Explained._fields), index=pd.Index(list(groups), name="setting"))
-    table["same_as"] = [
-        ", ".join(other for other, codes in groups.items() if other != name and np.array_equal(codes.codes, mine.codes))
-        for name, mine in groups.items()
-    ]
-    table.columns = table.columns.str.replace("_", " ")
-    return table.sort_values(["beyond chance", "explained"], ascending=False, kind="stable", na_position="last")
-
-
-class Explained(NamedTuple):
-    """By one setting; see :func:`importance`."""
-
-    runs: int
-    groups: int
-    explained: float
-    by_chance: float
-    beyond_chance: float
-    spread: float
-    best: str
-
-
-class _Grouping(NamedTuple):
-    codes: Int[np.ndarray, " runs"]
-    """Group of each run, counted in the order in which they appear."""
-    names: list[str]
-    """Of the groups."""
-
-
-def _groups(column: pd.Series) -> _Grouping:
-    values = [_shown(value) for value in column]
-    is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-    if is_number and column.nunique() > MOST_VALUES:
-        # By rank, since learning rates and the like are far from even. Equal numbers stay together.
-        ranges = pd.qcut(column.rank(method="average"), max(2, min(MOST_VALUES, len(column) // 2)), duplicates="drop")
-        ends = column.groupby(ranges, observed=True).agg(["min", "max"])
-        texts = {
-            key: _shown(low) if low == high else f"{low:.3g} to {high:.3g}" for key, low, high in ends.itertuples()
-        }
-        values = [texts.get(key, UNSET) for key in ranges]
-    codes, names = pd.factorize(np.array(values, dtype=object))
-    return _Grouping(codes.astype(np.int64), [str(name) for name in names])
-
-
-def _explained(scores: Float[np.ndarray, " runs"], grouping: _Grouping, more_is_better: bool) -> Explained:
-    runs, groups = len(scores), len(grouping.names)
-    sizes = np.bincount(grouping.codes)
-    means = np.bincount(grouping.codes, weights=scores) / sizes
-    total = ((scores - scores.mean()) ** 2).sum()
-    # Where all runs have the same score, there is nothing to explain.
-    explained = float((sizes * (means - scores.mean()) ** 2).sum() / total) if total > 0 else np.nan
-    beyond = 1 - (1 - explained) * (runs - 1) / (runs - groups) if runs > groups else np.nan
-    best = int(means.argmax() if more_is_better else means.argmin())
-    by_chance = (groups - 1) / (runs - 1)
-    return Explained(runs, groups, explained, by_chance, beyond, float(means.max() - means.min()), grouping.names[best])
-
-
 class _Run(NamedTuple):
     folder: Path
     status: str
@@ -313,7 +213,12 @@ def _is_training(folder: Path) -> bool:
 def _read_run(folder: Path) -> _Run:
     try:
         return _read_files(folder)
-    except Exception as error:  # whatever comes of mappings that hold something else than they should
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # mappings that hold something else than they should
         return _Run(folder, f"broken: {type(error).__name__}: {error}", None, {}, {}, {})
 
 
@@ -331,7 +236,7 @@ def _read_files(folder: Path) -> _Run:
     has_config = (folder / ".hydra" / "config.yaml").exists()
     summary = read(_read_json, folder / "summary.json") if has_summary else {}
     config = read(_read_yaml, folder / ".hydra" / "config.yaml") if has_config else None
-    job = read(_read_json, folder / "job.json") if (folder / "job.json").exists() else {}
+    job = read(_read_json, folder / JOB_FILE) if (folder / JOB_FILE).exists() else {}
     # A run that was taken up again chose nothing anew; what it was begun with is with its config.
     choices = (summary or {}).get("choices")
     if not choices and (folder / ".hydra" / "hydra.yaml").exists():
@@ -366,12 +271,9 @@ def _last_scores(folder: Path) -> dict[str, float]:
 
 
 def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
-    # Brings Lightning along, which tables of finished runs do without.
-    from ssd_lightning.loggers import read_metrics
-
     try:
         return read_metrics(folder / "metrics.csv")
-    except Exception as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise _Damaged(f"metrics.csv: {error}") from error
 
 
@@ -391,7 +293,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _mapping(path: Path, parse: Any) -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
-    except Exception as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise _Damaged(f"{path.name}: {error}") from error
     if not isinstance(content, dict):
         raise _Damaged(f"{path.name}: expected a mapping, got {type(content).__name__}")
@@ -445,7 +347,7 @@ UNSET = "–"
 """Shown for a key that a run does not have, or that is null."""
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return UNSET if value != value else f"{value:.6g}"
     return UNSET if value is None else str(value)

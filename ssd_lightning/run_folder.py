@@ -1,0 +1,27 @@
+"""What commands and reviews agree on about the folders of runs and of sweeps. Imports nothing that takes long."""
+
+import csv
+from pathlib import Path
+
+JOB_FILE = "job.json"
+"""In the folder of a sweep's job, how the job goes."""
+
+SET_ASIDE = "set_aside"
+"""Folder of a sweep for what was left by jobs that were run again from their start."""
+
+OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep")
+"""Keys that say how a sweep is run; they make no difference to a job."""
+
+
+def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
+    """The rows of a ``metrics.csv`` by step, without empty cells; nothing if the file is missing."""
+    path = Path(path)
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+    return {int(row["step"]): row for row in rows}
+
+
+def _number(text: str) -> float:
+    return int(text) if text.lstrip("-").isdigit() else float(text)

@@ -1,0 +1,31 @@
+"""What a finished run leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+COMPLETE = {
+    ".hydra/config.yaml",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "confusion.csv",
+    "detections.npz",
+    "figures/confusion.png",
+    "figures/curves.png",
+    "figures/per_class.png",
+    "figures/precision_recall.png",
+    "figures/training_pictures.png",
+    "figures/validation_detections.png",
+    "metrics.csv",
+    "precision_recall.csv",
+    "scores.csv",
+    "summary.json",
+}
+
+
+def files_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
