@@ -22,7 +22,7 @@ from ssd_lightning.average_precision import voc_average_precision
 from ssd_lightning.checkpoint import load_detector
 from ssd_lightning.cli import command
 from ssd_lightning.cli.command import CONFIG_FOLDER, GROUPS
-from ssd_lightning.review import load_detections, save_detections
+from ssd_lightning.review import find_errors, load_detections, save_detections
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
@@ -282,6 +282,24 @@ class TestEvaluate:
         assert written["COCO AP50"] == pytest.approx(summary["val/map_50"], abs=1e-6)
         assert "banana" in (tmp_path / "scores/scores.csv").read_text()
 
+    def test_why_objects_are_missed(self, run, trained: tuple[Path, str], tmp_path: Path):
+        checkpoint = f"checkpoint={trained[0]}/checkpoints/best.ckpt"
+        arguments = ["why_missed=true", "draw_threshold=0.9", "num_workers=0", "hydra.run.dir=scores"]
+        outcome = run("ssd-evaluate", checkpoint, *arguments)
+        assert outcome.exit_code == 0, outcome.error
+        misses = pd.read_csv(tmp_path / "scores/misses.csv")
+        stored = load_detections(tmp_path / "scores/detections.npz")
+        seen = DetectionRecords(*(column[stored.detections.scores > 0.9] for column in stored.detections))
+        causes = find_errors(seen, stored.objects, 1).object_causes
+        missed = stored.objects.image_ids[~np.isin(causes, ("found", "ignored"))]
+        assert len(missed)
+        assert misses["picture"].tolist() == [stored.paths[image_id] for image_id in missed]
+        assert set(misses["class"]) == {"banana"}
+        reasons = misses["reason"].value_counts()
+        assert reasons.sum() == len(missed)
+        assert "Why objects are missed at a score of 0.9" in outcome.out
+        assert all(f"{reason} " in outcome.out for reason in reasons.index)
+
     def test_other_data_and_settings(self, run, trained: tuple[Path, str], tmp_path: Path):
         other = write_banana_folder(tmp_path / "other", num_train=2, num_val=3, side=96)
         outcome = run(
@@ -428,6 +446,8 @@ class TestEvaluateStoredDetections:
             (["detections=published", "iou_threshold=nan"], "iou_threshold: expected a number in (0, 1], got nan"),
             (["detections=published", "score_threshold=2"], "score_threshold: expected a number in [0, 1], got 2"),
             (["detections=published", "draw_threshold=null"], "draw_threshold: expected a number in [0, 1], got None"),
+            (["detections=published", "why_missed=true"], "why_missed: expected only with a checkpoint"),
+            (["checkpoint=a.ckpt", "why_missed=true", "draw_threshold=1"], "draw_threshold: expected a number below 1"),
             (["checkpoint=a.ckpt", "iou_threshold=2"], "iou_threshold: expected a number in (0, 1], got 2"),
         ],
     )

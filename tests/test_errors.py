@@ -212,6 +212,13 @@ class TestByHand:
         assert cost_in_ap(detections_of(), objects, 1)["cost"].tolist() == [0] * 8
         assert len(error_table(detections_of(), objects_of(), ["a"])) == 0
 
+    def test_background_begins_no_higher_than_finding(self):
+        box = (0, 0, 10, 10)
+        records = detections_of((0, 1, box, 0.9)), objects_of((0, 1, (0, 0, 10, 7)), (0, 1, (9, 9, 19, 19)))
+        for threshold in (0.05, 0.8):
+            by_default, given = (find_errors(*records, 1, threshold, other) for other in (None, min(0.1, threshold)))
+            assert by_default.detection_causes.tolist() == given.detection_causes.tolist()
+
     def test_refusals(self):
         records = detections_of((0, 1, ON, 0.9)), objects_of((0, 1, ON))
         with pytest.raises(ValueError, match=r"iou_threshold: expected a number in \(0, 1\], got 0"):

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_lightning.average_precision import coco_average_precision, precision_recall_curves, voc_average_precision
-from ssd_lightning.review import confusion_matrix, confusion_table, score_by_class, voc_columns, write_report
+from ssd_lightning.review import (
+    confusion_matrix,
+    confusion_table,
+    cost_in_ap,
+    score_by_class,
+    voc_columns,
+    write_report,
+)
 from ssd_lightning.review.scores import COCO_COLUMNS
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
@@ -274,7 +281,9 @@ def test_report_can_be_read_again(tmp_path: Path, detections, objects):
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")} == {
         "scores.csv",
         "confusion.csv",
+        "error_costs.csv",
         "precision_recall.csv",
+        "figures/error_costs.png",
         "figures/precision_recall.png",
         "figures/per_class.png",
         "figures/confusion.png",
@@ -291,3 +300,6 @@ def test_report_can_be_read_again(tmp_path: Path, detections, objects):
     assert confusion.index.tolist() == confusion.columns.tolist() == [*AWKWARD, "background"]
     counts = confusion_matrix(make_detections(*detections), make_objects(*objects), 5)
     np.testing.assert_array_equal(confusion, np.roll(counts, -1, axis=(0, 1)))
+    costs = cost_in_ap(make_detections(*detections), make_objects(*objects), 5)
+    written = pd.read_csv(tmp_path / "error_costs.csv", index_col="cause")
+    pd.testing.assert_frame_equal(written, costs, check_dtype=False)

@@ -393,6 +393,11 @@ class FailsOnRankOne(lightning.Callback):
         if trainer.global_rank == 1 and Path("broken").exists():
             raise ValueError("rank 1 cannot go on")
 
+class TellsRate(lightning.Callback):
+    def on_train_start(self, trainer, module):
+        rate = module.config["config"]["optimizer"]["lr"]
+        (Path(trainer.default_root_dir) / f"rate_of_rank_{trainer.global_rank}").write_text(str(rate))
+
 class SlowSteps(lightning.Callback):
     def on_train_batch_end(self, trainer, *args):
         (Path(trainer.default_root_dir) / "step").write_text(str(trainer.global_step))
@@ -447,6 +452,40 @@ def test_the_number_of_devices_varies_and_one_rank_fails(bananas: Path, tmp_path
     # 12 pictures in batches of 4; on two devices, 6 each.
     assert [job["steps"] for job in jobs] == [3, jobs[1]["steps"], 3]
     assert 1 <= jobs[1]["steps"] <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("searched", [False, True], ids=["grid", "optuna"])
+def test_both_ranks_of_a_job_train_what_it_says(bananas: Path, tmp_path: Path, searched: bool):
+    """Known of one process for all jobs: with Optuna, each rank draws hyperparameters of its own."""
+    choices = [f"data.root={bananas}", "trainer.devices=2", "+callbacks.own._target_=own_callbacks.TellsRate"]
+    if searched:
+        pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+        # No tag of the option's own: these are all that is looked for.
+        choices += ["hparams_search=banana_optuna", "hydra.sweeper.n_trials=2", "matcher=iou50", "loss=multibox"]
+    else:
+        choices += ["-m", "optimizer.lr=0.001,0.002"]
+    code, out = finished(start_sweep(tmp_path, *REAL, *choices))
+    folder = tmp_path / "sweep"
+    assert code == 0, out
+    assert column(folder, "status") == ["finished"] * 2
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1"]
+    rates = [float(rate) for rate in column(folder, "optimizer.lr")]
+    assert len(set(rates)) == 2
+    for job, rate in zip(("0", "1"), rates, strict=True):
+        told = [float((folder / job / f"rate_of_rank_{rank}").read_text()) for rank in (0, 1)]
+        assert told == [rate, rate]
+        assert summary(folder / job)["world_size"] == 2
+    if searched:
+        import optuna
+
+        study = optuna.load_study(study_name="banana_tiny", storage=f"sqlite:///{folder / 'study.db'}")
+        assert [trial.params["optimizer.lr"] for trial in study.trials] == rates
+        assert [trial.value for trial in study.trials] == [
+            summary(folder / job)["scores"]["val/map_50"] for job in ("0", "1")
+        ]
+    else:
+        assert rates == [0.001, 0.002]
 
 
 @pytest.mark.slow

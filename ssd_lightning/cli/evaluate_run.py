@@ -1,5 +1,6 @@
 """What ``ssd-evaluate`` does once its config is composed."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ssd_lightning.checkpoint import CONFIG_KEY, load_detector, read_checkpoint,
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
 from ssd_lightning.data.pictures import picture_size, read_picture
 from ssd_lightning.module import SSDModule
+from ssd_lightning.review.missed import REASONS
 from ssd_lightning.review.scores import COCO_COLUMNS
 from ssd_lightning.structures import DetectionRecords, Sample, Truth
 from ssd_lightning.visualize import draw_detections, save_figure
@@ -28,7 +30,7 @@ def evaluate(config: DictConfig) -> float:
     """Score a checkpoint, or stored detections, and fill the run folder. Returns the AP at IoU 0.5."""
     _check(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    found = load(config.detections) if config.checkpoint is None else detect(config)
+    found, misses = (load(config.detections), None) if config.checkpoint is None else detect(config)
     if config.score_threshold is not None:
         is_kept = found.detections.scores > config.score_threshold
         found = found._replace(detections=DetectionRecords(*(column[is_kept] for column in found.detections)))
@@ -39,14 +41,19 @@ def evaluate(config: DictConfig) -> float:
     pictures = StoredPictures(found)
     has_pictures = len(paths) > 0 and all(path.is_file() for path in pictures.paths)
     if has_pictures:
-        save_figure(
-            draw_detections(pictures, detections, objects, classes, threshold=config.draw_threshold),
-            folder / "figures" / "detections.png",
-        )
+        thresholds = config.iou_threshold, config.draw_threshold
+        for name, figure in (
+            ("detections", draw_detections(pictures, detections, objects, classes, threshold=config.draw_threshold)),
+            ("worst_pictures", review.draw_worst_pictures(pictures, detections, objects, classes, 9, *thresholds)),
+        ):
+            save_figure(figure, folder / "figures" / f"{name}.png")
     console = Console()
     voc = review.voc_columns(config.iou_threshold)
     console.print(_class_table(table[["objects", *voc, "COCO AP"]], len(paths)))
     console.print(_coco_table(table))
+    if misses is not None:
+        misses.to_csv(folder / "misses.csv", index=False)
+        console.print(_reason_table(misses, config.draw_threshold))
     other = 0.75 if config.iou_threshold == 0.5 else 0.5
     for line in (
         *([] if has_pictures else ["The pictures are not where they were, so no detections are drawn."]),
@@ -57,16 +64,18 @@ def evaluate(config: DictConfig) -> float:
     return float(table["COCO AP50"].iloc[-1])
 
 
-def detect(config: DictConfig) -> review.StoredDetections:
-    """What a checkpoint finds in the validation pictures of a data group, by default of the one it was trained on."""
+def detect(config: DictConfig) -> tuple[review.StoredDetections, pd.DataFrame | None]:
+    """What a checkpoint finds in the validation pictures of a data group, by default of the one it was trained on.
+
+    And, if that is asked for, why it misses what it misses.
+    """
     detector = load_detector(config.checkpoint, dict(config.postprocess))
     if config.get("data") and "classes" in config.data and config.data.classes is None:
         # Those of these pictures may be fewer.
         config.data.classes = list(detector.classes)
+    trained = read_checkpoint(config.checkpoint)[CONFIG_KEY]["config"]
     data: DetectionData = (
-        instantiate(config.data, _convert_="all")
-        if config.get("data")
-        else rebuild(read_checkpoint(config.checkpoint)[CONFIG_KEY]["config"]["data"], config.checkpoint)
+        instantiate(config.data, _convert_="all") if config.get("data") else rebuild(trained["data"], config.checkpoint)
     )
     datamodule = DetectionDataModule(
         data, detector.model.image_size, batch_size=config.batch_size, num_workers=config.num_workers
@@ -88,7 +97,23 @@ def detect(config: DictConfig) -> review.StoredDetections:
     trainer.validate(module, datamodule, verbose=False)
     assert datamodule.val_pictures is not None
     paths = tuple(str(path) for path in datamodule.val_pictures.paths)
-    return review.StoredDetections(module.scores.detections(), module.scores.objects(), paths, detector.classes)
+    found = review.StoredDetections(module.scores.detections(), module.scores.objects(), paths, detector.classes)
+    if not config.why_missed:
+        return found, None
+    shown = copy.copy(detector.postprocess)
+    shown.score_threshold = config.draw_threshold
+    misses = review.why_missed(
+        detector.model.eval(),
+        shown,
+        rebuild(trained["matcher"], config.checkpoint),
+        datamodule.val_pictures,
+        found.detections,
+        found.objects,
+        config.iou_threshold,
+    )
+    misses.insert(0, "picture", [paths[image_id] for image_id in misses.pop("image_id")])
+    misses.insert(1, "class", [detector.classes[label - 1] for label in misses.pop("label")])
+    return found, misses
 
 
 def load(source: str) -> review.StoredDetections:
@@ -128,9 +153,11 @@ def _check(config: DictConfig) -> None:
             f"checkpoint, detections: expected one of checkpoint=<file> and detections=<run folder>, got {given}"
         )
     if config.detections is not None:
-        for key in ("data", "postprocess"):
+        for key in ("data", "postprocess", "why_missed"):
             if config.get(key):
                 raise ValueError(f"{key}: expected only with a checkpoint; stored detections are of their own pictures")
+    if config.why_missed and config.draw_threshold == 1:
+        raise ValueError("draw_threshold: expected a number below 1 with why_missed=true, since all is missed at 1")
     thresholds = {"iou_threshold": "(0, 1]", "draw_threshold": "[0, 1]", "score_threshold": "[0, 1]"}
     for key, interval in thresholds.items():
         value = config[key]
@@ -169,6 +196,15 @@ def _coco_table(table: pd.DataFrame) -> Table:
     for column in COCO_COLUMNS:
         printed.add_column(column.removeprefix("COCO "), justify="right")
     printed.add_row(*(_cell(mean[column]) for column in COCO_COLUMNS))
+    return printed
+
+
+def _reason_table(misses: pd.DataFrame, threshold: float) -> Table:
+    printed = Table(title=f"Why objects are missed at a score of {threshold:g}")
+    for column in ("reason", "objects", ""):
+        printed.add_column(column, justify="right" if column == "objects" else "left")
+    for reason, count in misses["reason"].value_counts().items():
+        printed.add_row(str(reason), str(count), REASONS[str(reason)])
     return printed
 
 

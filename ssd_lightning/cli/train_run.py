@@ -215,6 +215,10 @@ def _finish(
         draw_detections(datamodule.val_pictures, detections, objects, datamodule.classes),
         figures / "validation_detections.png",
     )
+    save_figure(
+        review.draw_worst_pictures(datamodule.val_pictures, detections, objects, datamodule.classes),
+        figures / "worst_pictures.png",
+    )
     save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
     review.write_report(folder, detections, objects, datamodule.classes)
     console.print(_table(summary))

@@ -73,7 +73,7 @@ def find_errors(
     objects: ObjectRecords,
     num_classes: int,
     iou_threshold: float = 0.5,
-    background_threshold: float = BACKGROUND_THRESHOLD,
+    background_threshold: float | None = None,
 ) -> Errors:
     """Give each false detection and each object that was not found the cause.
 
@@ -93,6 +93,8 @@ def find_errors(
     Difficult objects are neither found nor missed. A detection that is false although it touches one has that object
     for its cause, as one sees it in the picture.
 
+    ``background_threshold`` is TIDE's 0.1 where it is not given, or ``iou_threshold`` if that is less.
+
     Raises:
         ValueError: as :func:`ssd_lightning.average_precision.voc_average_precision`, and when
             ``background_threshold`` is not in (0, ``iou_threshold``].
@@ -100,6 +102,8 @@ def find_errors(
     check_records(detections, objects, num_classes)
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold: expected a number in (0, 1], got {iou_threshold}")
+    if background_threshold is None:
+        background_threshold = min(BACKGROUND_THRESHOLD, iou_threshold)
     if not 0 < background_threshold <= iou_threshold:
         raise ValueError(
             f"background_threshold: expected a number in (0, iou_threshold = {iou_threshold:g}], "
@@ -191,7 +195,7 @@ def cost_in_ap(
     objects: ObjectRecords,
     num_classes: int,
     iou_threshold: float = 0.5,
-    background_threshold: float = BACKGROUND_THRESHOLD,
+    background_threshold: float | None = None,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> pd.DataFrame:
     """What the mean AP (VOC, area) would gain if one cause were mended and all else stayed, a row for each cause.

@@ -7,6 +7,8 @@ import pandas as pd
 
 from ssd_lightning.average_precision import PrecisionRecall, precision_recall_curves
 from ssd_lightning.review.confusion import confusion_matrix, confusion_table
+from ssd_lightning.review.error_figures import draw_error_costs
+from ssd_lightning.review.errors import cost_in_ap
 from ssd_lightning.review.figures import draw_average_precision, draw_confusion, draw_precision_recall
 from ssd_lightning.review.scores import score_by_class
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
@@ -21,15 +23,15 @@ def write_report(
     iou_threshold: float = 0.5,
     draw_threshold: float = DRAW_THRESHOLD,
 ) -> pd.DataFrame:
-    """Write ``scores.csv``, ``confusion.csv``, ``precision_recall.csv``, and figures of the same in ``figures``.
+    """Write ``scores.csv``, ``confusion.csv``, ``precision_recall.csv``, ``error_costs.csv``, and figures of the same.
 
     Args:
-        folder: the run folder.
+        folder: the run folder; figures go to ``figures`` in it.
         detections: of the whole data set, boxes in pixels.
         objects: its ground truth.
         classes: names; the class of label n is at n - 1.
         iou_threshold: from which on a detection finds an object. COCO has its own.
-        draw_threshold: the confusion matrix is of detections with at least this score.
+        draw_threshold: the confusion matrix is of detections with at least this score, and so are the errors shown.
 
     Returns:
         What ``scores.csv`` holds; see :func:`ssd_lightning.review.score_by_class`.
@@ -41,13 +43,16 @@ def write_report(
     table = score_by_class(detections, objects, classes, iou_threshold)
     counts = confusion_matrix(detections, objects, len(classes), iou_threshold, draw_threshold)
     curves = precision_recall_curves(detections, objects, len(classes), iou_threshold)
+    costs = cost_in_ap(detections, objects, len(classes), iou_threshold, score_threshold=draw_threshold)
     table.to_csv(folder / "scores.csv")
+    costs.to_csv(folder / "error_costs.csv")
     confusion_table(counts, classes).to_csv(folder / "confusion.csv")
     _points(curves, classes).to_csv(folder / "precision_recall.csv", index=False, float_format="%.6g")
     for name, figure in (
         ("precision_recall", draw_precision_recall(curves, classes, iou_threshold, draw_threshold)),
         ("per_class", draw_average_precision(table, iou_threshold)),
         ("confusion", draw_confusion(counts, classes, iou_threshold, draw_threshold)),
+        ("error_costs", draw_error_costs(costs, draw_threshold)),
     ):
         save_figure(figure, folder / "figures" / f"{name}.png")
     return table
