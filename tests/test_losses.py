@@ -277,6 +277,17 @@ def test_negatives_are_those_least_like_background():
     assert mined[0].nonzero().flatten().tolist() == [1, 3]
 
 
+@pytest.mark.parametrize("shift", [0.0, 95.0, -75.0, -95.0, -110.0, 1000.0])
+@pytest.mark.parametrize("spread", [1.0, 60.0])
+def test_negatives_are_those_of_double_precision(shift, spread):
+    """Where exponentials overflow, and where they have no digits left."""
+    logits = torch.randn(2, 300, 21, generator=torch.Generator().manual_seed(0)) * spread + shift
+    loss = -logits.double().log_softmax(dim=-1)[..., 0]
+    expected = torch.zeros(2, 300, dtype=torch.bool).scatter(1, loss.topk(30).indices, True)
+    mined = MinedCrossEntropy(min_negatives=30).mine(logits, torch.zeros(2, 300, dtype=torch.int64))
+    torch.testing.assert_close(mined, expected)
+
+
 @pytest.mark.parametrize("classes", [2, 21])
 def test_loss_of_equal_logits(classes):
     """1 positive and 3 negatives, each ln(C + 1): a fresh network starts at 4 ln(C + 1)."""
