@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ssd_lightning import collectives
 from ssd_lightning.checkpoint import CONFIG_KEY
-from ssd_lightning.losses import MultiBoxLoss, plain_errors
+from ssd_lightning.losses import MinedCrossEntropy, MultiBoxLoss, plain_errors
 from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.metrics import DetectionScores
 from ssd_lightning.model import SSD
@@ -22,6 +22,7 @@ from ssd_lightning.parameter_groups import ParameterGroups
 from ssd_lightning.postprocess import PostProcess
 from ssd_lightning.schedules import warmup_cosine
 from ssd_lightning.structures import Batch
+from ssd_lightning.training_statistics import TrainingStatistics
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]
@@ -50,7 +51,8 @@ class SSDModule(lightning.LightningModule):
             :func:`ssd_lightning.checkpoint.load_detector` rebuilds the model.
 
     Logs ``train/loss`` and its two parts, ``val/map_voc07``, ``val/map_voc12``, ``val/map_50``, ``val/map_75``,
-    ``val/map``, ``val/loss``, and d2l.ai's ``val/class_error`` and ``val/box_mae``.
+    ``val/map``, ``val/loss``, and d2l.ai's ``val/class_error`` and ``val/box_mae``; and, with ``statistics/`` before
+    their names, the :class:`ssd_lightning.training_statistics.TrainingStatistics` of each step that the trainer logs.
     """
 
     def __init__(
@@ -80,11 +82,26 @@ class SSDModule(lightning.LightningModule):
         self.config = config
         self.scores = DetectionScores(model.num_classes)
         self._validated: list[tuple[int, torch.Tensor]] = []
+        classification = self.loss.classification if isinstance(self.loss, MultiBoxLoss) else None
+        self.statistics = TrainingStatistics(
+            [rows * columns * k for (rows, columns), k in zip(model.grids, model.boxes_per_cell, strict=True)],
+            self.matcher.iou_threshold,
+            classification if isinstance(classification, MinedCrossEntropy) else None,
+        )
+        self._has_statistics = False
 
     def setup(self, stage: str) -> None:
         # DDP would send the buffers in every step, also of validation, where a rank would wait for those before it.
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
+
+    def on_train_start(self) -> None:
+        self.statistics.clear()  # of a step that was broken off
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        trainer: Any = self.trainer
+        every = trainer.log_every_n_steps
+        self._has_statistics = every > 0 and (trainer.global_step + 1) % every == 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         predictions = self.model(batch.images)
@@ -93,7 +110,17 @@ class SSDModule(lightning.LightningModule):
         # The shares of the ranks add up to the loss of the whole batch, which is their mean as it is that of gradients.
         values = collectives.total(torch.stack(losses).detach()) / collectives.world_size()
         self.log_dict(dict(zip(TRAINING_VALUES, values, strict=True)), batch_size=len(batch.images))
+        if self._has_statistics:
+            self.statistics.add(predictions, matches, batch.objects, self.model.default_boxes)
         return losses.total
+
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        super().optimizer_step(*arguments, **settings)
+        # Not by self.log, which would repeat what an earlier step had where this one has nothing to tell.
+        if self._has_statistics:
+            values = {f"statistics/{name}": value for name, value in self.statistics.take().items()}
+            for logger in self.loggers:
+                logger.log_metrics(values, self.trainer.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         if len(batch.images) == 0:  # this batch is another rank's

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from torchvision.utils import draw_bounding_boxes
 
 from ssd_lightning.run_folder import read_metrics
@@ -156,6 +157,61 @@ def draw_curves(metrics: Path | str) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
         if ax.lines:
             ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
+STATISTICS = {
+    "positives_level": "positives per picture",
+    "offset_target_level": "mean |offset| from default box to object",
+    "offset_error_level": "mean |error| of predicted offsets",
+    "mined_negatives": "mined negatives per picture",
+    "mined_negatives_loss": "mean loss of mined negatives",
+    "objects": "share of objects",
+}
+"""Plots of the training statistics, and how they are called."""
+
+
+def draw_training_statistics(metrics: Path | str) -> Figure | None:
+    """The :class:`~ssd_lightning.training_statistics.TrainingStatistics` over the steps, from a run's ``metrics.csv``.
+
+    None if there are none, as in a run with fewer steps than lie between two logged ones.
+    """
+    rows = {
+        step: {key.removeprefix("statistics/"): value for key, value in row.items() if key.startswith("statistics/")}
+        for step, row in read_metrics(metrics).items()
+    }
+    keys = {key for row in rows.values() for key in row}
+    levels = sorted(int(key.rpartition("_")[2]) for key in keys if key.startswith("positives_level"))
+    if not levels:
+        return None
+    plots = [kind for kind in STATISTICS if any(key.startswith(kind) for key in keys)]
+    figure = Figure(figsize=(10, 6.2 if len(plots) > 3 else 3.4), layout="constrained")
+    axes = list(figure.subplots(-(-len(plots) // 3), 3, squeeze=False).flat)
+    for ax in axes[len(plots) :]:
+        ax.set_axis_off()
+    colours = [to_hex(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(levels)))]
+    for ax, kind in zip(axes, plots, strict=False):
+        if kind.endswith("_level"):
+            for level, line_colour in zip(levels, colours, strict=True):
+                _line(ax, rows, f"{kind}_{level}", f"level {level}", "solid", line_colour)
+        elif kind == "objects":
+            _line(ax, rows, "objects_by_claim_alone", "learned by claim alone", "solid", COLOURS[4])
+            _line(ax, rows, "objects_not_reached", "reached by no default box", "dashed", COLOURS[5])
+            ax.yaxis.set_major_formatter(PercentFormatter(1))
+            ax.legend(frameon=False, fontsize=8)
+        else:
+            _line(ax, rows, kind, STATISTICS[kind], "solid", COLOURS[4])
+        ax.set_title(STATISTICS[kind], fontsize=9)
+        ax.set(xlabel="step", ylabel="variances" if kind.startswith("offset") else "")
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    offsets = [ax for ax, kind in zip(axes, plots, strict=False) if kind.startswith("offset")]
+    for ax in offsets[1:]:
+        ax.sharey(offsets[0])  # an error that is no smaller than the offset itself: nothing is learned yet
+    for ax in axes[: len(plots)]:
+        ax.set_xlim(left=0)
+        ax.set_ylim(bottom=0)
+    figure.legend(handles=axes[0].lines, loc="outside upper center", ncols=len(levels), frameon=False, fontsize=9)
     return figure
 
 

@@ -129,7 +129,9 @@ def test_every_step_and_every_epoch_is_logged(finished: Path) -> None:
     rows = read_metrics(finished / "metrics.csv")
     assert list(rows) == list(range(3 * STEPS))
     for step, row in rows.items():
-        own = {"step", "epoch", "lr-AdamW"} | TRAIN_KEYS
+        statistics = {key for key in row if key.startswith("statistics/")}
+        own = {"step", "epoch", "lr-AdamW"} | TRAIN_KEYS | statistics
+        assert statistics
         is_last_of_epoch = step % STEPS == STEPS - 1
         assert set(row) == (own | SCORE_KEYS | VAL_KEYS if is_last_of_epoch else own)
         assert row["epoch"] == step // STEPS

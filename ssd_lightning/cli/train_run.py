@@ -34,7 +34,13 @@ from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.overfit import OverfitData
 from ssd_lightning.module import SSDModule
 from ssd_lightning.pretrained import load_pretrained
-from ssd_lightning.visualize import draw_curves, draw_detections, draw_training_pictures, save_figure
+from ssd_lightning.visualize import (
+    draw_curves,
+    draw_detections,
+    draw_training_pictures,
+    draw_training_statistics,
+    save_figure,
+)
 
 PACKAGES = ("ssd-lightning", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
 
@@ -211,6 +217,8 @@ def _finish(
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     figures = folder / "figures"
     save_figure(draw_curves(folder / "metrics.csv"), figures / "curves.png")
+    if statistics := draw_training_statistics(folder / "metrics.csv"):
+        save_figure(statistics, figures / "training_statistics.png")
     save_figure(
         draw_detections(datamodule.val_pictures, detections, objects, datamodule.classes),
         figures / "validation_detections.png",
