@@ -37,6 +37,7 @@ class SSD(nn.Module):
         default_boxes: (P, 4) cxcywh, on the device of the weights.
         grids: (height, width) in cells of each level.
         boxes_per_cell: of each level.
+        boxes_of_level: how many there are, in the order of ``default_boxes``.
     """
 
     default_boxes: Tensor
@@ -74,6 +75,9 @@ class SSD(nn.Module):
         self.grids = grids
         self.register_buffer("default_boxes", default_boxes(self.grids, self.image_size), persistent=False)
         self.boxes_per_cell = default_boxes.boxes_per_cell
+        self.boxes_of_level = [
+            rows * columns * k for (rows, columns), k in zip(grids, self.boxes_per_cell, strict=True)
+        ]
         self.head = (head or Head)(channels, self.boxes_per_cell, num_classes)
         freeze(backbone, frozen_until, frozen_batch_norm)
 

@@ -84,7 +84,7 @@ class SSDModule(lightning.LightningModule):
         self._validated: list[tuple[int, torch.Tensor]] = []
         classification = self.loss.classification if isinstance(self.loss, MultiBoxLoss) else None
         self.statistics = TrainingStatistics(
-            [rows * columns * k for (rows, columns), k in zip(model.grids, model.boxes_per_cell, strict=True)],
+            model.boxes_of_level,
             self.matcher.iou_threshold,
             classification if isinstance(classification, MinedCrossEntropy) else None,
         )

@@ -96,9 +96,8 @@ def draw_default_boxes(model: "SSD", picture: UInt8[np.ndarray, "height width 3"
     """Level by level the default boxes of a cell in the middle, over a picture; dots are the centres of all cells."""
     height, width = picture.shape[:2]
     figure, axes = _grid(len(model.grids), columns=len(model.grids))
-    boxes_of_level = [rows * columns * k for (rows, columns), k in zip(model.grids, model.boxes_per_cell, strict=True)]
     boxes = model.default_boxes.cpu().numpy() * (width, height, width, height)
-    levels = np.split(boxes, np.cumsum(boxes_of_level)[:-1])
+    levels = np.split(boxes, np.cumsum(model.boxes_of_level)[:-1])
     for ax, level, (rows, columns), per_cell in zip(axes, levels, model.grids, model.boxes_per_cell, strict=True):
         cells = level.reshape(rows, columns, per_cell, 4)
         ax.imshow(picture, alpha=0.7)

@@ -93,6 +93,7 @@ def test_tiny_ssd_of_the_book():
     """256 × 256 pixels: 5444 boxes and a million parameters."""
     detector = tiny_ssd(image_size=256)
     assert detector.grids == [(32, 32), (16, 16), (8, 8), (4, 4), (1, 1)]
+    assert detector.boxes_of_level == [4096, 1024, 256, 64, 4]
     assert detector.default_boxes.shape == (5444, 4)
 
     def convolution(channels_in: int, channels_out: int) -> int:

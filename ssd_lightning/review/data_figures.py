@@ -80,8 +80,7 @@ def _sizes(ax: Axes, side: Float[np.ndarray, " objects"], reached: Bool[np.ndarr
     _stacked(ax, side, reached, edges)
     # Sizes of the default boxes of a level, from the smallest to the largest.
     sizes = model.default_boxes.cpu().numpy()[:, 2:] * model.image_size[::-1]
-    boxes_of_level = [rows * columns * k for (rows, columns), k in zip(model.grids, model.boxes_per_cell, strict=True)]
-    for number, level in enumerate(np.split(np.sqrt(sizes.prod(axis=1)), np.cumsum(boxes_of_level)[:-1])):
+    for number, level in enumerate(np.split(np.sqrt(sizes.prod(axis=1)), np.cumsum(model.boxes_of_level)[:-1])):
         place = -0.04 - 0.022 * (number % 2)
         ax.plot(
             [level.min(), level.max()],

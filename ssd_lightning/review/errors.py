@@ -215,10 +215,9 @@ def cost_in_ap(
     Raises:
         ValueError: as :func:`find_errors`.
     """
-    thresholds = {"iou_threshold": iou_threshold, "background_threshold": background_threshold}
-    errors = find_errors(detections, objects, num_classes, **thresholds)
+    errors = find_errors(detections, objects, num_classes, iou_threshold, background_threshold)
     shown = _take(detections, np.flatnonzero(detections.scores >= score_threshold))
-    errors_shown = find_errors(shown, objects, num_classes, **thresholds)
+    errors_shown = find_errors(shown, objects, num_classes, iou_threshold, background_threshold)
     has_objects = np.bincount(objects.labels[~objects.difficult], minlength=num_classes + 1)[1:] > 0
 
     def mean_ap(detections: DetectionRecords, objects: ObjectRecords) -> float:
