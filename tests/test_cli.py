@@ -425,7 +425,7 @@ class TestEvaluateStoredDetections:
         assert "VOC12 AP at IoU 0.25" in after
 
     def test_one_job_for_each_threshold(self, run, published: Path, tmp_path: Path):
-        arguments = ["-m", f"detections={published}", "iou_threshold=0.3,0.5", "hydra.sweep.dir=sweep"]
+        arguments = [f"detections={published}", "-m", "iou_threshold=0.3,0.5", "hydra.sweep.dir=sweep"]
         outcome = run("ssd-evaluate", *arguments)
         assert outcome.exit_code == 0, outcome.error
         columns = [list(pd.read_csv(tmp_path / "sweep" / job / "scores.csv")) for job in ("0", "1")]

@@ -72,7 +72,8 @@ def run(
     ``understand`` puts arguments that Hydra does not know into such that it does. A user's mistake is told in one line
     and ends with exit code 1; HYDRA_FULL_ERROR=1 shows the traceback.
     """
-    arguments = sys.argv[1:]
+    # Wherever it stands: Hydra's parser refuses what comes after an option in the middle.
+    arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     if any(argument in ("--help", "-h") for argument in arguments):
         print(help_text(name, config_name, about, examples))
         return
