@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from ssd_lightning.review import find_errors, load_detections, save_detections
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
-COMMANDS = ("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-check", "ssd-boxes")
+COMMANDS = ("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-check", "ssd-boxes", "ssd-compare")
 QUICK = [
     "model.image_size=64",
     "batch_size=4",
@@ -63,7 +64,7 @@ class TestHelp:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(name)
-        assert "checkpoint=" in done.stdout or "resume=" in done.stdout
+        assert re.search(r"\b(checkpoint|resume|runs)=", done.stdout)
 
     def test_lists_every_group_with_a_line_and_its_options(self, run):
         out = run("ssd-train", "--help").out

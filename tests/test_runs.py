@@ -247,10 +247,13 @@ class TestLabels:
         runs = pd.DataFrame({"loss.alpha": [1.0], "matcher.alpha": [np.nan], "status": ["finished"]}, index=["a"])
         assert run_labels(runs).tolist() == ["loss.alpha=1, matcher.alpha=–"]
 
-    def test_folders_where_nothing_differs(self, tmp_path: Path):
+    def test_folders_where_nothing_differs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         for name in ("a/x", "a/y", "b"):
             write_run(tmp_path / name, scores={"map_50": 0.5})
         assert run_labels(load_runs(tmp_path)).tolist() == ["a/x", "a/y", "b"]
+        monkeypatch.chdir(tmp_path)
+        runs = load_runs(["a", tmp_path / "b"])
+        assert run_labels(runs).tolist() == ["a/x", "a/y", "b"]
         assert run_labels(load_runs(tmp_path / "b")).tolist() == ["b"]
 
 

@@ -106,7 +106,9 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
     handles = [Line2D([], [], color=c, linestyle=style, label=_cut(text)) for text, (c, style) in look.items()]
     if others:
         handles.append(Line2D([], [], color="0.8", label=f"{others} others"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 

@@ -101,7 +101,7 @@ def run_labels(runs: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.
         for _, row in runs.iterrows()
     ]
     if not columns and len(runs):
-        folders = [Path(str(folder)) for folder in runs.index]
+        folders = [Path(str(folder)).absolute() for folder in runs.index]
         above = os.path.commonpath([folder.parent for folder in folders])
         texts = [str(folder.relative_to(above)) for folder in folders]
     return pd.Series(texts, index=runs.index, name="label", dtype=object)

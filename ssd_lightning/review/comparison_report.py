@@ -1,0 +1,457 @@
+"""Many runs, and two of them picture by picture, in one HTML file that loads nothing from elsewhere.
+
+What is told is found here, how it looks is in ``comparison_report.html``. Jinja escapes whatever is filled in.
+"""
+
+import base64
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from matplotlib.figure import Figure
+
+from ssd_lightning.review.class_differences import compare_classes, draw_class_differences
+from ssd_lightning.review.compare import compare_runs
+from ssd_lightning.review.detections import StoredDetections, load_detections
+from ssd_lightning.review.error_figures import CAUSE_COLOURS, SHORT
+from ssd_lightning.review.errors import BACKGROUND, BOTH, CAUSES, FOUND, IGNORED, TRUE, cost_in_ap
+from ssd_lightning.review.importance import importance
+from ssd_lightning.review.picture_pairs import SHOWN_SIDE, Pairs, picture_pairs
+from ssd_lightning.review.picture_sets import picture_sets
+from ssd_lightning.review.run_figures import NAMES, draw_importance, draw_learning_curves, draw_pareto
+from ssd_lightning.review.runs import (
+    MOST_NAMED,
+    learning_curves,
+    load_runs,
+    more_is_better,
+    run_labels,
+    settings_of,
+    shown_value,
+    with_numbers,
+)
+from ssd_lightning.review.seeds import SEED, over_seeds
+from ssd_lightning.visualize import DRAW_THRESHOLD
+
+FINISHED = "finished"
+
+NO_RESULT = ("failed", "broken")
+"""How the status begins of runs that came to nothing."""
+
+DOTS_PER_INCH = 200
+"""Of a figure that is smaller as pixels than as lines: sharp on a screen with two pixels for one."""
+
+SCORES = {
+    "map_50": "AP50",
+    "map": "AP",
+    "map_75": "AP75",
+    "map_voc12": "VOC12",
+    "val/loss": "val/loss",  # loss is a setting
+}
+"""Columns of the table of runs, beside the one by which they are ranked, and what they are called there."""
+
+RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "best_epoch": ("best epoch", "{:.0f}".format),
+    "train_seconds": ("seconds", "{:.0f}".format),
+    "parameters": ("parameters", lambda number: f"{number / 1e6:.2f} M"),
+    "default_boxes": ("default boxes", "{:.0f}".format),
+}
+"""More columns, and how their numbers are shown."""
+
+COSTS = ("train_seconds", "parameters")
+"""Against which the score is drawn."""
+
+
+class Findings(NamedTuple):
+    """What :func:`write_comparison` has to say in short."""
+
+    sentences: list[str]
+    best: Path | None
+    """The finished run with the best score."""
+
+
+class Cell(NamedTuple):
+    """Of a table."""
+
+    text: str
+    order: float | str
+    """By which rows are sorted."""
+    is_best: bool = False
+
+
+class Column(NamedTuple):
+    """Of a table."""
+
+    title: str
+    is_number: bool
+    cells: list[Cell]
+
+
+class TwoRuns(NamedTuple):
+    """Everything about two runs on the same pictures; b is the best run, or the best beside the baseline."""
+
+    a: str
+    b: str
+    label_a: str
+    label_b: str
+    pictures: int
+    chosen: str
+    """Why these."""
+    overall: pd.DataFrame
+    """Of :func:`ssd_lightning.review.compare_runs`."""
+    classes: pd.DataFrame
+    errors: list[Column]
+    pairs: Pairs
+
+
+def write_comparison(
+    folders: Path | str | Iterable[Path | str],
+    path: Path | str,
+    baseline: Path | str | None = None,
+    score: str = "map_50",
+    iou_threshold: float = 0.5,
+    draw_threshold: float = DRAW_THRESHOLD,
+    pictures: int = 8,
+) -> Findings:
+    """Write an HTML file about all runs in or below some folders.
+
+    It has the runs as a table, those without a result with their reasons, mean and deviation over seeds, curves, score
+    against cost, settings that mattered, and two runs compared on the same pictures: the best with ``baseline`` or,
+    without one, with the best that differs from it in more than the seed.
+
+    Args:
+        folders: as of :func:`ssd_lightning.review.load_runs`.
+        path: of the file.
+        baseline: folder of a run.
+        score: by which runs are ranked, a column of :func:`ssd_lightning.review.load_runs`.
+        iou_threshold: from which on a detection finds an object, where two runs are compared.
+        draw_threshold: detections with at least this score are drawn, and counted as errors.
+        pictures: how many are shown.
+
+    Raises:
+        ValueError: if there are no runs, none has scores, ``score`` is no column of numbers, or ``baseline`` no
+            finished run with detections.
+    """
+    runs = _load(folders, baseline)
+    if score not in runs.columns and not (runs["status"] == FINISHED).any():
+        statuses = "; ".join(f"{_shown_folder(run, runs)} {status}" for run, status in runs["status"].items())
+        raise ValueError(f"runs: expected at least one with scores, got {statuses}")
+    with_numbers(runs, score=score)
+    runs = _ranked(runs, score)
+    labels = _labels(runs)
+    sets, positions = picture_sets(runs.index)
+    scored = dict(zip(runs.index, positions, strict=True))
+    finished = runs[(runs["status"] == FINISHED) & runs[score].notna()]
+    best = finished.index[0] if len(finished) else None
+    two, reason = None, ""
+    try:
+        chosen = _choose(finished, scored, None if baseline is None else str(Path(baseline).resolve()))
+        two = _compare(*chosen, labels, iou_threshold, draw_threshold, pictures)
+    except _NotComparable as error:
+        reason = str(error)
+    settings = settings_of(runs)
+    others = [name for name in settings if name != SEED]
+    # Runs that differ in the seed alone share a colour.
+    by_setting = run_labels(runs, others) if SEED in settings and 0 < len(others) <= MOST_NAMED else None
+    # No class or folder is meant as a formula.
+    with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "comparison"}):
+        curves = _curves(runs, labels if by_setting is None else by_setting, score)
+        fronts = [_image(draw_pareto(finished, score, cost, labels)) for cost in COSTS if finished[cost].nunique() > 1]
+        mattered = _importance(finished, score)
+        bars = _image(draw_importance(mattered, score)) if mattered is not None else None
+        classes = _image(draw_class_differences(two.classes)) if two is not None and len(two.classes) > 1 else None
+    sentences = _sentences(runs, labels, score, best, mattered, two)
+    page = _template().render(
+        folder=_common_folder(runs),
+        written=datetime.now().strftime("%Y-%m-%d %H:%M"),
+        count=len(runs),
+        settings=settings,
+        sentences=sentences,
+        score_name=_name(score),
+        runs=_table_of_runs(runs, scored, score),
+        failures=[(_shown_folder(run, runs), status) for run, status in runs["status"].items() if ":" in status],
+        without_detections=[_shown_folder(run, runs) for run in finished.index if scored[run] is None],
+        seeds=_table_over_seeds(runs, score) if SEED in settings else None,
+        curves=curves,
+        has_shared_colours=by_setting is not None,
+        fronts=fronts,
+        importance=bars,
+        mattered=mattered,
+        sets=[
+            (pictures, [_shown_folder(run, runs) for run in runs.index if scored[run] == place])
+            for place, pictures in enumerate(sets)
+        ],
+        two=two,
+        reason=reason,
+        classes=classes,
+        iou_threshold=iou_threshold,
+        draw_threshold=draw_threshold,
+        shown_side=SHOWN_SIDE,
+        colours=CAUSE_COLOURS,
+        causes={TRUE: "finds an object", **{cause: about for cause, about in CAUSES.items() if cause in SHORT}},
+        short=SHORT,
+        light_text={TRUE, BOTH, BACKGROUND},
+        not_missed={FOUND, IGNORED},
+    )
+    Path(path).write_text(page, encoding="utf-8")
+    return Findings(sentences, None if best is None else Path(best))
+
+
+class _NotComparable(Exception):
+    """Tells why no two runs are compared."""
+
+
+def _load(folders: Path | str | Iterable[Path | str], baseline: Path | str | None) -> pd.DataFrame:
+    """With whole paths, so that a folder that is named in two ways is one. The baseline need not be in the folders."""
+    given = [folders] if isinstance(folders, Path | str) else list(folders)
+    runs = load_runs([Path(folder).resolve() for folder in given])
+    if baseline is None or str(Path(baseline).resolve()) in runs.index:
+        return runs
+    with_baseline = load_runs([*runs.index, Path(baseline).resolve()])
+    if str(Path(baseline).resolve()) not in with_baseline.index:
+        raise ValueError(f"baseline: expected the folder of one run, got {baseline}")
+    return with_baseline
+
+
+def _ranked(runs: pd.DataFrame, score: str) -> pd.DataFrame:
+    """Finished runs with the best first, then those that are not, then those that came to nothing."""
+    rank = runs["status"].map(lambda status: 0 if status == FINISHED else 2 if status.startswith(NO_RESULT) else 1)
+    value = runs[score] * (-1 if more_is_better(score) else 1)
+    return runs.iloc[np.lexsort((value.fillna(np.inf), rank))]
+
+
+def _labels(runs: pd.DataFrame) -> pd.Series:
+    """A text for each run that no other has."""
+    labels = run_labels(runs)
+    is_shared = labels.duplicated(keep=False)
+    folders = pd.Series([f" ({_shown_folder(run, runs)})" for run in runs.index], index=runs.index)
+    return labels + folders.where(is_shared, "")
+
+
+def _common_folder(runs: pd.DataFrame) -> str:
+    return os.path.commonpath([Path(run).parent for run in runs.index])
+
+
+def _shown_folder(run: str, runs: pd.DataFrame) -> str:
+    """From where the folders begin to differ."""
+    return os.path.relpath(run, _common_folder(runs))
+
+
+def _name(column: str) -> str:
+    return NAMES.get(column.removeprefix("val/"), NAMES.get(column, column))
+
+
+def _choose(finished: pd.DataFrame, scored: dict[str, int | None], baseline: str | None) -> tuple[str, str, str]:
+    """Two runs, the one to compare with first, and why these."""
+    candidates = [run for run in finished.index if scored[run] is not None]
+    if baseline is not None:
+        if baseline not in candidates:
+            raise ValueError(f"baseline: expected a finished run with its score and detections.npz, got {baseline}")
+        others = [run for run in candidates if run != baseline and scored[run] == scored[baseline]]
+        if not others:
+            raise _NotComparable("No other finished run was scored on the validation pictures of the baseline.")
+        return baseline, others[0], "A is the baseline, B the best of the other runs."
+    if len(candidates) < 2:
+        raise _NotComparable("Fewer than two finished runs have the score and stored detections.")
+    settings = [name for name in settings_of(finished) if name != SEED]
+    values = {run: [shown_value(finished.at[run, name]) for name in settings] for run in candidates}
+    for best in candidates:
+        partners = [run for run in candidates if run != best and scored[run] == scored[best]]
+        others = [run for run in partners if values[run] != values[best]]
+        if not partners:
+            continue
+        why = "B is the best run" if best == finished.index[0] else "B is the best run that has another to compare with"
+        if others:
+            seed = f" that differs from it in more than the {SEED}" if others[0] != partners[0] else ""
+            return others[0], best, f"{why}, A the best{seed or ' of the others'}."
+        alike = f"no setting but the {SEED}" if SEED in settings_of(finished) else "no setting"
+        return partners[0], best, f"{why}, A the best of the others; they differ in {alike}."
+    raise _NotComparable("No two finished runs were scored on the same validation pictures with the same classes.")
+
+
+def _compare(
+    a: str,
+    b: str,
+    chosen: str,
+    labels: pd.Series,
+    iou_threshold: float,
+    draw_threshold: float,
+    pictures: int,
+) -> TwoRuns:
+    try:
+        of_a, of_b = (load_detections(Path(run) / "detections.npz") for run in (a, b))
+        if of_a.objects.difficult.all():
+            raise _NotComparable("There is no object in the pictures that they were scored on.")
+        overall = compare_runs(a, b, iou_threshold)
+        return TwoRuns(
+            a,
+            b,
+            labels[a],
+            labels[b],
+            len(of_a.paths),
+            chosen,
+            overall,
+            compare_classes(of_a, of_b, iou_threshold),
+            _table_of_errors(of_a, of_b, iou_threshold, draw_threshold),
+            picture_pairs(of_a, of_b, pictures, iou_threshold, draw_threshold),
+        )
+    except ValueError as error:
+        raise _NotComparable(f"{a} and {b} cannot be compared: {error}") from error
+
+
+def _table_of_runs(runs: pd.DataFrame, scored: dict[str, int | None], score: str) -> list[Column]:
+    folders = [_shown_folder(str(run), runs) for run in runs.index]
+    head = [Column("run", False, [Cell(folder, folder) for folder in folders])]
+    if len(set(scored.values()) - {None}) > 1:
+        positions = [scored[str(run)] for run in runs.index]
+        cells = [Cell("", "") if place is None else Cell(str(place + 1), place) for place in positions]
+        head.append(Column("pictures", False, cells))
+    status = Column("status", False, [Cell(status.partition(":")[0], status) for status in runs["status"]])
+    is_finished = (runs["status"] == FINISHED).tolist()
+    scores = []
+    for name in _scores(runs, score):
+        column = _column(runs, name, SCORES.get(name, name), "{:.3f}".format)
+        of_finished = runs.loc[is_finished, name]
+        best = of_finished.max() if more_is_better(name) else of_finished.min()
+        known = zip(column.cells, is_finished, strict=True)
+        marked = [cell._replace(is_best=counts and cell.order == best) for cell, counts in known]
+        scores.append(column._replace(cells=marked))
+    costs = [_column(runs, name, title, shown) for name, (title, shown) in RESULTS.items()]
+    return _with_settings(runs, settings_of(runs), head, [status, *scores, *costs])
+
+
+def _table_over_seeds(runs: pd.DataFrame, score: str) -> list[Column]:
+    scores = _scores(runs, score)
+    table = over_seeds(runs, scores).sort_values(score, ascending=not more_is_better(score), kind="stable")
+    columns = [_column(table, "seeds", "seeds", str)]
+    for name in scores:
+        column = _column(table, name, SCORES.get(name, name), "{:.3f}".format)
+        deviations = zip(column.cells, table[f"{name} std"], strict=True)
+        with_std = [cell._replace(text=f"{cell.text} ± {std:.3f}") if std == std else cell for cell, std in deviations]
+        columns.append(column._replace(cells=with_std))
+    return _with_settings(table, [name for name in settings_of(runs) if name != SEED], [], columns)
+
+
+def _table_of_errors(
+    a: StoredDetections, b: StoredDetections, iou_threshold: float, draw_threshold: float
+) -> list[Column]:
+    # The truth is the same.
+    of_a, of_b = (
+        cost_in_ap(run.detections, a.objects, len(a.classes), iou_threshold, score_threshold=draw_threshold)
+        for run in (a, b)
+    )
+    return [
+        Column("cause", False, [Cell(cause, place) for place, cause in enumerate(of_a.index)]),
+        Column("what it means", False, [Cell(CAUSES.get(cause, ""), "") for cause in of_a.index]),
+        _column(of_a, "errors shown", "A: errors", str),
+        _column(of_b, "errors shown", "B: errors", str),
+        _column(of_a, "cost", "A: AP it costs", "{:.3f}".format),
+        _column(of_b, "cost", "B: AP it costs", "{:.3f}".format),
+    ]
+
+
+def _scores(runs: pd.DataFrame, score: str) -> list[str]:
+    """Columns, that by which runs are ranked first."""
+    return [name for name in dict.fromkeys([score, *SCORES]) if name in runs.columns]
+
+
+def _with_settings(table: pd.DataFrame, settings: list[str], head: list[Column], results: list[Column]) -> list[Column]:
+    """Settings come before the results, but where they would push them out of sight."""
+    columns = [_column(table, name, name, shown_value) for name in settings]
+    return [*head, *results, *columns] if len(settings) > MOST_NAMED else [*head, *columns, *results]
+
+
+def _column(table: pd.DataFrame, name: str, title: str, shown: Callable[[Any], str]) -> Column:
+    is_number = pd.api.types.is_numeric_dtype(table[name])
+    cells = []
+    for value in table[name].tolist():
+        is_known = value == value  # NaN is not
+        cells.append(Cell(shown(value), float(value) if is_number else str(value)) if is_known else Cell("", ""))
+    return Column(title, is_number, cells)
+
+
+def _curves(runs: pd.DataFrame, labels: pd.Series, score: str) -> str | None:
+    """None if no run has logged anything of it."""
+    parts = []
+    for key in dict.fromkeys(("train/loss", "val/loss", f"val/{score.removeprefix('val/')}")):
+        with contextlib.suppress(ValueError):
+            parts.append(learning_curves(runs, [key]))
+    return _image(draw_learning_curves(pd.concat(parts), labels)) if parts else None
+
+
+def _importance(finished: pd.DataFrame, score: str) -> pd.DataFrame | None:
+    """None where the runs are too few to tell."""
+    if len(finished) < 2:
+        return None
+    table = importance(finished, score)
+    return table if table["beyond chance"].notna().any() else None
+
+
+def _sentences(
+    runs: pd.DataFrame,
+    labels: pd.Series,
+    score: str,
+    best: str | None,
+    mattered: pd.DataFrame | None,
+    two: TwoRuns | None,
+) -> list[str]:
+    kinds = runs["status"].str.partition(":")[0].value_counts()
+    others = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if kind != FINISHED)
+    sentences = [f"{kinds.get(FINISHED, 0)} of {len(runs)} runs finished{f' ({others})' if others else ''}."]
+    if best is not None:
+        sentences.append(f"Best {_name(score)}: {runs.at[best, score]:.3f}, {labels[best]}.")
+    if two is not None:
+        settings = settings_of(runs)
+        told = [name for name in settings if shown_value(runs.at[two.a, name]) != shown_value(runs.at[two.b, name])]
+        short = run_labels(runs.loc[[two.a, two.b]], told) if 0 < len(told) <= MOST_NAMED else labels
+        row = two.overall.iloc[-1]
+        change = "higher" if row["difference"] >= 0 else "lower"
+        verdict = "more than luck" if row["more than noise"] else "no more than luck"
+        sentences.append(
+            f"{two.overall.index[-1]} is {abs(row['difference']):.3f} {change} "
+            f"with {short[two.b]} than with {short[two.a]}, {verdict} with the {two.pictures} pictures can explain "
+            f"(95% of the draws: {row['low']:+.3f} to {row['high']:+.3f})."
+        )
+    if mattered is not None:
+        first = mattered.iloc[0]
+        if first["beyond chance"] > 0:
+            sentences.append(
+                f"Of the settings, {mattered.index[0]} explains most by itself: {first['explained']:.0%} of the "
+                f"variance over {first['runs']} runs, where chance would explain {first['by chance']:.0%}; "
+                f"best: {first['best']}."
+            )
+        else:
+            sentences.append("No setting explains more of the variance of the score than chance would.")
+    return sentences
+
+
+def _image(figure: Figure) -> str:
+    """A data URI, of lines or of pixels, whichever is smaller."""
+    files = []
+    for kind, media, options in (
+        ("svg", "image/svg+xml", {"metadata": {"Date": None}}),
+        ("png", "image/png", {"dpi": DOTS_PER_INCH}),
+    ):
+        file = io.BytesIO()
+        figure.savefig(file, format=kind, **options)
+        files.append((media, file.getvalue()))
+    media, content = min(files, key=lambda pair: len(pair[1]))
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("comparison_report.html")
