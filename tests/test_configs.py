@@ -19,7 +19,7 @@ from ssd_lightning.model import SSD
 
 FOLDERS = {path.name: path for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
 OPTIONS = {group: sorted(path.stem for path in folder.glob("*.yaml")) for group, folder in FOLDERS.items()}
-COMPOSED_GROUPS = ("experiment", "callbacks", "box_scales", "model", "debug", "hparams_search")
+COMPOSED_GROUPS = ("experiment", "callbacks", "box_scales", "model", "debug", "hparams_search", "logger")
 """What they choose is built, they are not."""
 BUILT_GROUPS = [group for group in OPTIONS if group not in COMPOSED_GROUPS]
 
@@ -74,9 +74,10 @@ def test_each_option_builds_what_it_names(composed, group: str, option: str):
         assert isinstance(built, target)
 
 
-@pytest.mark.parametrize("option", OPTIONS["callbacks"])
-def test_each_callback_is_built(composed, option: str):
-    for name, node in composed(f"callbacks={option}").callbacks.items():
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in ("callbacks", "logger") for o in OPTIONS[g]])
+def test_each_callback_and_each_logger_is_built(composed, monkeypatch, group: str, option: str):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    for name, node in composed(f"{group}={option}")[group].items():
         assert isinstance(instantiate(node, _convert_="all"), get_object(node._target_)), name
 
 
@@ -163,7 +164,7 @@ def test_every_key_of_the_main_configs_is_read():
     """A key that nothing reads would be set in vain."""
     code = "\n".join(path.read_text() for path in (CONFIG_FOLDER.parent / "ssd_lightning" / "cli").glob("*.py"))
     yaml = "\n".join(path.read_text() for path in CONFIG_FOLDER.rglob("*.yaml"))
-    for name in ("train", "evaluate", "predict", "check", "boxes"):
+    for name in ("train", "evaluate", "predict", "check", "boxes", "compare"):
         keys: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / f"{name}.yaml"))
         for key in keys.keys() - {"defaults", "hydra"}:
             assert f"config.{key}" in code or f"${{{key}}}" in yaml, f"{name}.yaml: {key}"

@@ -41,7 +41,7 @@ GROUPS = {
     "lr_scheduler": "how the learning rate goes over the steps",
     "parameter_groups": "which weights learn how fast, and which decay",
     "trainer": "devices, precision, length",
-    "logger": "where numbers are written while training",
+    "logger": "where numbers and pictures go while training; several as logger=[wandb,tensorboard]",
     "callbacks": "checkpoints, progress, stopping, averaging; several as callbacks=[ema,early_stopping]",
     "debug": "a short run to look for what is wrong; it has the last word",
     "hparams_search": "what Optuna looks for in a sweep, and how",

@@ -15,7 +15,8 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint, Timer
+from lightning.pytorch.callbacks import LambdaCallback, LearningRateMonitor, ModelCheckpoint, Timer
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 from rich.table import Table
@@ -28,12 +29,14 @@ from ssd_lightning.cli import ranks
 from ssd_lightning.cli.command import chosen_options, run_in_folder
 from ssd_lightning.cli.devices import fastest_precision
 from ssd_lightning.cli.other_ranks import SameOnAllRanks, together
+from ssd_lightning.dashboards import Dashboard, ShowOnDashboards, dashboards_of, read_results, running
 from ssd_lightning.data.annotation_cache import cache_folder
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.overfit import OverfitData
 from ssd_lightning.module import SSDModule
 from ssd_lightning.pretrained import load_pretrained
+from ssd_lightning.run_folder import OF_THE_SWEEP
 from ssd_lightning.visualize import (
     draw_curves,
     draw_detections,
@@ -55,6 +58,7 @@ def train(config: DictConfig) -> float:
     if not ranks.is_first():
         warnings.simplefilter("ignore")  # the first has the same
     lightning.seed_everything(config.seed, workers=True, verbose=False)
+    loggers = build_loggers(config)
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule)
     if config.pretrained and not config.resume:
@@ -66,15 +70,21 @@ def train(config: DictConfig) -> float:
         timer,
         SameOnAllRanks(_what_ranks_share(config, datamodule)),
         LambdaCallback(on_train_start=lambda trainer, module: _keep_config(config, folder)),
+        ShowOnDashboards(config.dashboard_pictures),
     ]
-    trainer = build_trainer(config, own, module.model)
+    trainer = build_trainer(config, own, loggers, module.model)
+    dashboards = dashboards_of(trainer)
     last = folder / "checkpoints" / "last.ckpt"
     changes = HydraConfig.get().overrides.task if config.resume else []
-    with together(trainer, [*run_in_folder(folder), *changes]):
+    # The dashboards end last: how long they take is nothing to the other ranks.
+    with (
+        running(dashboards, _what_dashboards_tell(config, folder), _git_commit()),
+        together(trainer, [*run_in_folder(folder), *changes]),
+    ):
         if trainer.is_global_zero:
             Console().print(_what_is_trained(config, trainer, module, datamodule), highlight=False, markup=False)
         trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
-        return _finish(config, folder, trainer, module, datamodule, timer)
+        return _finish(config, folder, trainer, module, datamodule, timer, dashboards)
 
 
 def build_datamodule(config: DictConfig) -> DetectionDataModule:
@@ -148,14 +158,22 @@ def without_weights(model: dict[str, Any]) -> dict[str, Any]:
     return {**model, "backbone": {key: value for key, value in model["backbone"].items() if key != "weights"}}
 
 
-def build_trainer(config: DictConfig, always: list[lightning.Callback], model: nn.Module) -> lightning.Trainer:
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """Before anything that takes long: one of them may want a login."""
+    return [instantiate(logger, _convert_="all") for logger in (config.logger or {}).values() if logger]
+
+
+def build_trainer(
+    config: DictConfig, always: list[lightning.Callback], loggers: list[Logger], model: nn.Module
+) -> lightning.Trainer:
     callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
-    logger = instantiate(config.logger, _convert_="all") if config.logger else False
+    if not loggers:  # it refuses to be without
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     return instantiate(
         config.trainer,
         precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto"), model),
         callbacks=[*always, *callbacks],
-        logger=logger,
+        logger=loggers,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=HydraConfig.get().runtime.output_dir,
         _convert_="all",
@@ -169,6 +187,7 @@ def _finish(
     module: SSDModule,
     datamodule: DetectionDataModule,
     timer: Timer,
+    dashboards: list[Dashboard],
 ) -> float:
     """Score the best weights on all ranks, and write summary, detections and figures on the first."""
     console = Console()
@@ -216,7 +235,8 @@ def _finish(
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     figures = folder / "figures"
-    save_figure(draw_curves(folder / "metrics.csv"), figures / "curves.png")
+    if (folder / "metrics.csv").exists():
+        save_figure(draw_curves(folder / "metrics.csv"), figures / "curves.png")
     if statistics := draw_training_statistics(folder / "metrics.csv"):
         save_figure(statistics, figures / "training_statistics.png")
     save_figure(
@@ -235,6 +255,8 @@ def _finish(
         f"Next:    ssd-predict checkpoint={folder}/checkpoints/best.ckpt source=<a picture or a folder>",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for dashboard in dashboards:
+        dashboard.show_results(read_results(folder), steps)
     return float(scores["val/map_50"])
 
 
@@ -254,6 +276,18 @@ def _what_ranks_share(config: DictConfig, datamodule: DetectionDataModule) -> di
         **plain_values(OmegaConf.merge(config, {"data_dir": None})),
         "pictures": [len(datamodule.train_pictures), len(datamodule.val_pictures)],
     }
+
+
+def _what_dashboards_tell(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """The config, without what only says where this run writes, which differs between any two runs."""
+    plain = plain_values(config)
+    callbacks = OmegaConf.to_container(config.callbacks) if config.callbacks else {}
+    kept = {key: value for key, value in plain.items() if key not in NOT_OF_A_RUN}
+    return {**kept, "callbacks": callbacks, "choices": chosen_options(folder)}
+
+
+NOT_OF_A_RUN = ("logger", "data_dir", "resume", *OF_THE_SWEEP)
+"""Keys that make no difference to what is trained."""
 
 
 def _what_is_trained(
