@@ -105,12 +105,13 @@ class MinedCrossEntropy(nn.Module):
 
 def _hardness(logits: Float[Tensor, "batch boxes classes"]) -> Float[Tensor, "batch boxes"]:
     """Rises with the loss as background."""
-    if can_read(logits):
+    if can_read(logits) and len(logits):
         # 1 / p instead of -log p, and the sum as a product with ones: half the time.
         exponentials = logits.exp()
-        background = exponentials[..., 0]
-        inverse = exponentials @ logits.new_ones(logits.shape[-1]) / background
-        if ((background > LEAST_EXPONENTIAL) & inverse.isfinite()).all():
+        background = exponentials[..., 0].contiguous()
+        inverse = (exponentials @ logits.new_ones(logits.shape[-1])).div_(background)
+        # NaN is neither.
+        if background.min() > LEAST_EXPONENTIAL and inverse.max() < math.inf:
             return inverse
     return -logits.log_softmax(dim=-1)[..., 0]
 
