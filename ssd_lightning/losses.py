@@ -95,10 +95,13 @@ class MinedCrossEntropy(nn.Module):
         self, logits: Float[Tensor, "batch boxes classes"], labels: Int[Tensor, "batch boxes"]
     ) -> Bool[Tensor, "batch boxes"]:
         """The negatives that count: those with the highest loss as background."""
+        # Autocast would make the sum of exponentials one of 8 bits.
+        with torch.autocast(logits.device.type, enabled=False):
+            hardness = _hardness(logits.float())
         positives = (labels > 0).sum(dim=1, keepdim=True)
         wanted = torch.where(positives > 0, positives * self.negative_ratio, self.min_negatives)
         most = labels.shape[1] if not can_read(wanted) else min(labels.shape[1], math.ceil(wanted.max()))
-        hardest = torch.where(labels == 0, _hardness(logits), -math.inf).topk(most, dim=1).indices
+        hardest = torch.where(labels == 0, hardness, -math.inf).topk(most, dim=1).indices
         rank = torch.arange(most, device=labels.device).expand_as(hardest)
         return torch.zeros_like(labels, dtype=torch.bool).scatter(1, hardest, rank < wanted) & (labels == 0)
 

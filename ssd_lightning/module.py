@@ -101,7 +101,7 @@ class SSDModule(lightning.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         trainer: Any = self.trainer
         every = trainer.log_every_n_steps
-        self._has_statistics = every > 0 and (trainer.global_step + 1) % every == 0
+        self._has_statistics = bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         predictions = self.model(batch.images)

@@ -57,12 +57,14 @@ class TrainingStatistics:
     ) -> None:
         """A batch of the step. Nothing waits for the device."""
         pictures = torch.full((), len(matches.labels), dtype=torch.float32, device=default_boxes.device)
-        sums_and_counts = [
-            self._of_levels(predictions.offsets.float(), matches, default_boxes, pictures),
-            self._of_objects(matches, objects, default_boxes),
-        ]
-        if self.mining is not None:
-            sums_and_counts.append(_of_negatives(predictions.logits.float(), matches, self.mining, pictures))
+        # As the loss, in float32 whatever the autocast.
+        with torch.autocast(default_boxes.device.type, enabled=False):
+            sums_and_counts = [
+                self._of_levels(predictions.offsets.float(), matches, default_boxes, pictures),
+                self._of_objects(matches, objects, default_boxes),
+            ]
+            if self.mining is not None:
+                sums_and_counts.append(_of_negatives(predictions.logits.float(), matches, self.mining, pictures))
         added = torch.cat(sums_and_counts, dim=1)
         self._sums_and_counts = added if self._sums_and_counts is None else self._sums_and_counts + added
 

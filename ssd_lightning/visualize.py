@@ -253,5 +253,6 @@ def _rectangle(ax: Axes, box: np.ndarray, line_colour: str, style: str, text: st
             fontsize=7,
             color="black",
             va="bottom" if top > 12 else "top",
+            parse_math=False,  # of a class name
             bbox={"facecolor": line_colour, "edgecolor": "none", "pad": 0.8},
         )

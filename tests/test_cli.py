@@ -21,7 +21,7 @@ from torchvision import models
 
 from ssd_lightning.average_precision import voc_average_precision
 from ssd_lightning.checkpoint import load_detector
-from ssd_lightning.cli import command
+from ssd_lightning.cli import command, train_run
 from ssd_lightning.cli.command import CONFIG_FOLDER, GROUPS
 from ssd_lightning.review import find_errors, load_detections, save_detections
 from ssd_lightning.run_folder import read_metrics
@@ -608,7 +608,21 @@ TRAIN_MISTAKES = {
     "threshold": (["+matcher.iou_threshold=2"], ["iou_threshold", "(0, 1]", "2"]),
     "GPU": (["trainer=gpu"], ["trainer", "gpu"]),
     "data folder": (["data.root=nowhere"], ["nowhere"]),
+    "nothing to choose the best on": (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches", "got 0"]),
 }
+
+
+def test_a_commit_is_that_of_the_package_and_not_of_a_checkout_around_it(tmp_path: Path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=somebody", "-c", "user.email=somebody@localhost"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "theirs"], check=True)
+    (tmp_path / "train_run.py").touch()
+    monkeypatch.setattr(train_run, "__file__", str(tmp_path / "train_run.py"))
+    assert train_run._git_commit() is None
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message", "ours"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert train_run._git_commit() == head
 
 
 class TestMistakes:

@@ -30,9 +30,9 @@ from wandb.sdk.lib.module import unset_globals
 from wandb_stand_in import Run, StandIn, Way, runs_in
 
 from ssd_lightning.cli.command import CONFIG_FOLDER
-from ssd_lightning.dashboards import Dashboard, ShownPictures, ShowOnDashboards, rows_to_show
+from ssd_lightning.dashboards import Dashboard, Results, ShownPictures, ShowOnDashboards, rows_to_show
 from ssd_lightning.dashboards.pictures import worth_showing
-from ssd_lightning.dashboards.wandb_run import sweep_and_job, thinned
+from ssd_lightning.dashboards.wandb_run import WandbRun, sweep_and_job, thinned
 from ssd_lightning.review import load_detections, load_runs
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.structures import Batch, DetectionRecords, ObjectRecords, Objects, Sample
@@ -272,6 +272,7 @@ class TestTensorBoard:
     def test_runs_can_be_compared_by_what_they_chose(self, offline: tuple[Path, str]):
         plugins = read_events(offline[0]).summary_metadata["_hparams_/session_start_info"].plugin_data
         assert b"ignore_near" in plugins.content
+        assert b"trainer.max_epochs" in plugins.content
 
 
 class TestResume:
@@ -370,6 +371,28 @@ class TestEnds:
         assert [shown.run.run_group for shown in (well, failed)] == ["the_sweep"] * 2
         assert [shown.run.display_name for shown in (well, failed)] == ["0 optimizer.lr=0.0001", "1 optimizer.lr=1e+30"]
         assert well.run.run_id != failed.run.run_id
+
+
+def test_what_cannot_be_shown_does_not_end_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    board = WandbRun(tmp_path, "bananas", offline=True)
+    board.begin({"name": "run"}, None)
+    names = ["count", "truth", "background"]  # which columns are called, too
+    results = Results(
+        numbers={"best/map_50": 0.5},
+        choices={},
+        by_class=pd.DataFrame({"objects": [1, 2]}, index=pd.Index(names[:2], name="class")),
+        precision_recall=pd.DataFrame({"class": names[:2], "score": 0.5, "recall": 1.0, "precision": 1.0}),
+        confusion=pd.DataFrame(np.eye(3, dtype=int), index=pd.Index(names, name="truth"), columns=names),
+        figures={},
+        checkpoint=tmp_path / "none.ckpt",
+    )
+    board.show_results(results, 1)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    for _ in range(2):
+        board.show_results(results._replace(figures={"gone": tmp_path / "gone.png"}), 2)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "gone.png" in warning
+    board.end(0)
 
 
 class TestServers:
@@ -494,7 +517,7 @@ class TestSweepAgent:
             config = compose("train", overrides)
         assert config.optimizer.lr == definition["parameters"]["optimizer.lr"]["max"]
         assert config.loss.classification._target_.endswith("FocalLoss")
-        assert config.matcher.ignore_threshold if "ignore_threshold" in config.matcher else True
+        assert config.matcher.background_threshold == 0.4
         assert "wandb" in config.logger
 
     def test_every_value_composes(self, definition: dict[str, Any]):

@@ -288,6 +288,17 @@ def test_negatives_are_those_of_double_precision(shift, spread):
     torch.testing.assert_close(mined, expected)
 
 
+def test_negatives_are_chosen_in_float32_whatever_the_autocast():
+    """Of easy ones, the order is in the last digits of a sum of exponentials."""
+    logits = torch.randn(2, 300, 21, generator=torch.Generator().manual_seed(0))
+    logits[..., 0] += 9
+    nothing = torch.zeros(2, 300, dtype=torch.int64)
+    expected = MinedCrossEntropy(min_negatives=30).mine(logits, nothing)
+    with torch.autocast("cpu", torch.bfloat16):
+        mined = MinedCrossEntropy(min_negatives=30).mine(logits, nothing)
+    torch.testing.assert_close(mined, expected)
+
+
 @pytest.mark.parametrize("classes", [2, 21])
 def test_loss_of_equal_logits(classes):
     """1 positive and 3 negatives, each ln(C + 1): a fresh network starts at 4 ln(C + 1)."""

@@ -354,6 +354,13 @@ class TestPareto:
 
 
 class TestImportance:
+    def test_a_number_that_nearly_all_have_is_no_range(self):
+        rates = [0.005] * 20 + [0.01, 0.02, 0.03, 0.04]
+        result = importance(table([0.5] * 20 + [0.1, 0.2, 0.6, 0.7], **{"optimizer.lr": rates}))
+        assert result.index.tolist() == ["optimizer.lr"]
+        assert result["groups"].tolist() == [5]
+        assert result["explained"].tolist() == pytest.approx([1])
+
     def test_known(self):
         # Two by two: the loss makes 0.4, the seed 0.2, and nothing else.
         runs = table([0.1, 0.3, 0.5, 0.7], loss=["a", "a", "b", "b"], seed=[0, 1, 0, 1])

@@ -258,10 +258,13 @@ def test_ranks_count_as_one(first: slice, monkeypatch: pytest.MonkeyPatch) -> No
     for rank, pictures in zip(ranks, (first, slice(2, None)), strict=True):
         rank.add(*part(scene, pictures))
     own = [rank._sums_and_counts for rank in ranks]
-    monkeypatch.setattr(collectives, "total", lambda values: own[0] + own[1])
+    # Before the ranks stand in for each other.
     expected = statistics_of(part(scene, slice(first.start, None)), mining=MinedCrossEntropy())
+    given = []
+    monkeypatch.setattr(collectives, "total", lambda values: given.append(values) or own[0] + own[1])
     for rank in ranks:
         assert rank.take() == pytest.approx(expected, rel=1e-5)
+    assert all(values is mine for values, mine in zip(given, own, strict=True))
 
 
 def test_what_is_taken_or_cleared_is_gone() -> None:

@@ -35,7 +35,7 @@ def compare(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig) -> None:
-    if isinstance(config.runs, DictConfig) or not str(config.runs) or len(config.runs) == 0:
+    if not isinstance(config.runs, str | ListConfig) or len(config.runs) == 0:
         raise ValueError(f"runs: expected a folder or a list of folders, got {config.runs}")
     for key, interval in {"iou_threshold": "(0, 1]", "draw_threshold": "[0, 1]"}.items():
         value = config[key]

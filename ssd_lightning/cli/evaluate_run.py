@@ -103,7 +103,8 @@ def detect(config: DictConfig) -> tuple[review.StoredDetections, pd.DataFrame | 
     shown = copy.copy(detector.postprocess)
     shown.score_threshold = config.draw_threshold
     misses = review.why_missed(
-        detector.model.eval(),
+        # Lightning has taken it back to the CPU.
+        detector.model.eval().to(trainer.strategy.root_device),
         shown,
         rebuild(trained["matcher"], config.checkpoint),
         datamodule.val_pictures,

@@ -167,6 +167,8 @@ def build_trainer(
     config: DictConfig, always: list[lightning.Callback], loggers: list[Logger], model: nn.Module
 ) -> lightning.Trainer:
     callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
+    if config.trainer.get("limit_val_batches") == 0:
+        raise ValueError("trainer.limit_val_batches: expected at least a batch, on which the best are chosen, got 0")
     if not loggers:  # it refuses to be without
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     return instantiate(
@@ -351,7 +353,12 @@ def _git_commit() -> str | None:
     """Of the checkout that the package runs from, if it is one."""
     if shutil.which("git") is None:
         return None
-    found = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    git = ["git", "-C", str(Path(__file__).parent)]
+    # An installed package may lie in somebody else's checkout.
+    is_own = subprocess.run(
+        [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=False
     )
+    if is_own.returncode != 0:
+        return None
+    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or None

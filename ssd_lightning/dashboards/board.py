@@ -9,10 +9,14 @@ from typing import Any, NamedTuple
 
 import lightning
 import pandas as pd
+import yaml
 from lightning.pytorch.loggers import Logger
 
 from ssd_lightning.dashboards.pictures import ShownPictures
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
+
+EMPTY_IS_NAN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+"""And nothing else: a class may be called NA."""
 
 FIGURES = ("validation_detections", "precision_recall", "per_class", "confusion")
 """Of a run folder, those that a dashboard has not got already from numbers."""
@@ -24,7 +28,7 @@ class Results(NamedTuple):
     numbers: dict[str, float]
     """``best/map_50`` and the other scores of the best checkpoint, its epoch and step; seconds and sizes."""
     choices: dict[str, str]
-    """The option of each config group, and the seed."""
+    """The option of each config group, what was given at the command line, and the seed."""
     by_class: pd.DataFrame
     """As :func:`ssd_lightning.review.score_by_class` makes it."""
     precision_recall: pd.DataFrame
@@ -94,12 +98,14 @@ def read_results(folder: Path) -> Results:
     numbers = {f"best/{key.removeprefix('val/')}": value for key, value in summary["scores"].items()}
     numbers |= {f"best/{key}": summary[f"best_{key}"] for key in ("epoch", "step")}
     numbers |= {key: summary[key] for key in ("train_seconds", "images_per_second", "parameters", "default_boxes")}
+    overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+    changed = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     return Results(
         numbers,
-        choices={**summary["choices"], "seed": str(summary["seed"])},
-        by_class=pd.read_csv(folder / "scores.csv", index_col="class"),
-        precision_recall=pd.read_csv(folder / "precision_recall.csv"),
-        confusion=pd.read_csv(folder / "confusion.csv", index_col="truth"),
+        choices={**summary["choices"], **changed, "seed": str(summary["seed"])},
+        by_class=pd.read_csv(folder / "scores.csv", index_col="class", **EMPTY_IS_NAN),
+        precision_recall=pd.read_csv(folder / "precision_recall.csv", **EMPTY_IS_NAN),
+        confusion=pd.read_csv(folder / "confusion.csv", index_col="truth", **EMPTY_IS_NAN),
         figures={name: folder / "figures" / f"{name}.png" for name in FIGURES},
         checkpoint=folder / "checkpoints" / "best.ckpt",
     )

@@ -59,7 +59,9 @@ class ShowOnDashboards(lightning.Callback):
         classes = trainer.datamodule.classes
         curves, num_objects = precision_recall_curves(detections, objects, len(classes))
         by_class = average_curves(curves, num_objects, "area").average_precision
-        _log(trainer, {f"ap_by_class/{name}": float(ap) for name, ap in zip(classes, by_class, strict=True)})
+        _log(
+            trainer, {f"ap_by_class/{name}": float(ap) for name, ap in zip(classes, by_class, strict=True) if ap == ap}
+        )
         if self._shown is None:
             self._shown = ShownPictures(trainer.datamodule.val_pictures, rows_to_show(objects, self.count))
         if not len(self._shown):

@@ -79,6 +79,7 @@ class WandbRun(WandbLogger, Dashboard):
         self.init_timeout = init_timeout
         self.finish_timeout = finish_timeout
         self._is_lost = False
+        self._told: set[str] = set()
         self._variables: list[str] = []
         # Its reports about itself keep the process from ending while the server does not answer.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
@@ -144,8 +145,8 @@ class WandbRun(WandbLogger, Dashboard):
             log.info("wandb: %s", run.url or f"offline; upload it with {self._sync_command()}")
         self._experiment = run
         id_file.write_text(f"{run.id}\n")
-        run.define_metric("trainer/global_step")
-        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self._attempt(lambda: run.define_metric("trainer/global_step"))
+        self._attempt(lambda: run.define_metric("*", step_metric="trainer/global_step", step_sync=True))
 
     def _init(self) -> wandb.Run:
         _quietly()
@@ -169,7 +170,9 @@ class WandbRun(WandbLogger, Dashboard):
                 )
             self._is_lost = True
         except Exception as error:
-            log.warning("wandb: %s", _first_line(error))
+            if (text := _first_line(error)) not in self._told:
+                log.warning("wandb: %s", text)
+            self._told.add(text)
         return False
 
     @rank_zero_only
@@ -177,6 +180,16 @@ class WandbRun(WandbLogger, Dashboard):
         self._attempt(lambda: super(WandbRun, self).log_metrics(metrics, step))
 
     def show_pictures(
+        self,
+        pictures: ShownPictures,
+        detections: DetectionRecords,
+        objects: ObjectRecords,
+        classes: Sequence[str],
+        step: int,
+    ) -> None:
+        self._attempt(lambda: self._show_pictures(pictures, detections, objects, classes, step))
+
+    def _show_pictures(
         self,
         pictures: ShownPictures,
         detections: DetectionRecords,
@@ -210,10 +223,15 @@ class WandbRun(WandbLogger, Dashboard):
         self.log_metrics({"val/pictures": images}, step)
 
     def show_results(self, results: Results, step: int) -> None:
-        counts = results.confusion.reset_index().melt("truth", var_name="detection", value_name="count")
+        self._attempt(lambda: self._show_results(results, step))
+
+    def _show_results(self, results: Results, step: int) -> None:
+        figures = {f"figures/{name}": wandb.Image(str(path)) for name, path in results.figures.items()}
+        self.log_metrics({**results.numbers, **figures}, step)
+        # After that, since wandb asks the server about tables and artifacts first, which may not answer any more.
+        counts = results.confusion.stack().rename_axis(["truth", "detection"]).rename("count").reset_index()
         if len(counts) > MOST_ROWS:
             counts = counts[counts["count"] > 0]
-        figures = {f"figures/{name}": wandb.Image(str(path)) for name, path in results.figures.items()}
         tables = {
             "results/by_class": wandb.Table(dataframe=results.by_class.reset_index()),
             "results/precision_recall": wandb.plot_table(
@@ -229,11 +247,6 @@ class WandbRun(WandbLogger, Dashboard):
                 {"title": "Confusion matrix"},
             ),
         }
-        self.log_metrics({**results.numbers, **figures}, step)
-        # Apart, since wandb asks the server about tables and artifacts first, which may not answer any more.
-        self._attempt(lambda: self._show_files(tables, results, step))
-
-    def _show_files(self, tables: dict[str, Any], results: Results, step: int) -> None:
         self.experiment.log({**tables, "trainer/global_step": step})
         if not self.log_model or not results.checkpoint.exists():
             return

@@ -46,6 +46,8 @@ def compare_classes(
             f"{len(a.classes)} classes, got {len(b.paths)} with {counts_of_b.sum()} of {len(b.classes)}"
         )
     pictures = len(a.paths)
+    if pictures == 0:
+        raise ValueError("a: expected detections of at least one picture, got none")
     drawn = np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
     # The first row is the pictures as they are.
     weights = np.concatenate([np.ones((1, pictures), dtype=np.int32), drawn.astype(np.int32)])

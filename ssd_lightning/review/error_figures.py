@@ -24,6 +24,7 @@ from ssd_lightning.review.errors import (
     MISSES,
     TRUE,
     find_errors,
+    with_score,
 )
 from ssd_lightning.review.figures import LONGEST_NAME, WIDTH, shown_names
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
@@ -88,7 +89,7 @@ def picture_weights(
     Raises:
         ValueError: as :func:`ssd_lightning.review.find_errors`.
     """
-    seen = _seen(detections, score_threshold)
+    seen = with_score(detections, score_threshold)
     errors = find_errors(seen, objects, num_classes, iou_threshold)
     is_false = ~np.isin(errors.detection_causes, (TRUE, IGNORED))
     is_missed = ~np.isin(errors.object_causes, (FOUND, IGNORED))
@@ -125,7 +126,7 @@ def draw_worst_pictures(
     weights = picture_weights(detections, objects, len(classes), len(pictures), **thresholds)
     worst = np.argsort(-weights, kind="stable")[:count]
     worst = worst[weights[worst] > 0]
-    seen = _seen(detections, score_threshold)
+    seen = with_score(detections, score_threshold)
     errors = find_errors(seen, objects, len(classes), iou_threshold)
     names, families = shown_names(classes, LONGEST_NAME)
 
@@ -198,8 +199,3 @@ def _detection(
         clip_on=True,
         bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
     )
-
-
-def _seen(detections: DetectionRecords, score_threshold: float) -> DetectionRecords:
-    is_seen = detections.scores >= score_threshold
-    return DetectionRecords(*(column[is_seen] for column in detections))

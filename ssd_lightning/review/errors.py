@@ -135,6 +135,11 @@ def find_errors(
     return Errors(causes, object_rows, iou, object_causes)
 
 
+def with_score(detections: DetectionRecords, least: float) -> DetectionRecords:
+    """Those with at least that score, as one sees them drawn."""
+    return _take(detections, np.flatnonzero(detections.scores >= least))
+
+
 def error_table(
     detections: DetectionRecords,
     objects: ObjectRecords,
@@ -216,7 +221,7 @@ def cost_in_ap(
         ValueError: as :func:`find_errors`.
     """
     errors = find_errors(detections, objects, num_classes, iou_threshold, background_threshold)
-    shown = _take(detections, np.flatnonzero(detections.scores >= score_threshold))
+    shown = with_score(detections, score_threshold)
     errors_shown = find_errors(shown, objects, num_classes, iou_threshold, background_threshold)
     has_objects = np.bincount(objects.labels[~objects.difficult], minlength=num_classes + 1)[1:] > 0
 

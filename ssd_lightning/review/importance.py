@@ -85,11 +85,14 @@ def _groups(column: pd.Series) -> _Grouping:
     if is_number and column.nunique() > MOST_VALUES:
         # By rank, since learning rates and the like are far from even. Equal numbers stay together.
         ranges = pd.qcut(column.rank(method="average"), max(2, min(MOST_VALUES, len(column) // 2)), duplicates="drop")
-        ends = column.groupby(ranges, observed=True).agg(["min", "max"])
-        texts = {
-            key: shown_value(low) if low == high else f"{low:.3g} to {high:.3g}" for key, low, high in ends.itertuples()
-        }
-        values = [texts.get(key, UNSET) for key in ranges]
+        # Where nearly all have the same value, there is one range; then each value is taken for itself.
+        if ranges.nunique() > 1:
+            ends = column.groupby(ranges, observed=True).agg(["min", "max"])
+            texts = {
+                key: shown_value(low) if low == high else f"{low:.3g} to {high:.3g}"
+                for key, low, high in ends.itertuples()
+            }
+            values = [texts.get(key, UNSET) for key in ranges]
     codes, names = pd.factorize(np.array(values, dtype=object))
     return _Grouping(codes.astype(np.int64), [str(name) for name in names])
 

@@ -13,7 +13,7 @@ from PIL import Image
 from ssd_lightning.data.pictures import PictureError, read_picture
 from ssd_lightning.review.detections import StoredDetections
 from ssd_lightning.review.error_figures import SHORT
-from ssd_lightning.review.errors import FOUND, IGNORED, TRUE, Errors, find_errors
+from ssd_lightning.review.errors import FOUND, IGNORED, TRUE, Errors, find_errors, with_score
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 from ssd_lightning.visualize import DRAW_THRESHOLD
 
@@ -113,7 +113,7 @@ def picture_pairs(
     """
     # Truth is the same, but its order may not be.
     objects = a.objects
-    seen = [_seen(stored.detections, score_threshold) for stored in (a, b)]
+    seen = [with_score(stored.detections, score_threshold) for stored in (a, b)]
     errors = [find_errors(records, objects, len(a.classes), iou_threshold) for records in seen]
     weights = picture_differences(errors[0], errors[1], seen[0], seen[1], objects, len(a.paths))
     order = np.argsort(-weights, kind="stable")
@@ -154,11 +154,6 @@ def _boxes(boxes: Float[np.ndarray, "boxes 4"], texts: list[str], causes: np.nda
         Box(left, top, right - left, bottom - top, text, str(cause))
         for (left, top, right, bottom), text, cause in zip(boxes.tolist(), texts, causes, strict=True)
     ]
-
-
-def _seen(detections: DetectionRecords, score_threshold: float) -> DetectionRecords:
-    is_seen = detections.scores >= score_threshold
-    return DetectionRecords(*(column[is_seen] for column in detections))
 
 
 def _read_any(path_a: str, path_b: str) -> UInt8[np.ndarray, "height width 3"]:

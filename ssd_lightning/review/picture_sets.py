@@ -13,8 +13,8 @@ class PictureSet(NamedTuple):
 
     names: list[str]
     classes: list[str]
-    truth: Float[np.ndarray, "objects 6"]
-    """Picture, label and box of each object, sorted."""
+    truth: Float[np.ndarray, "objects 7"]
+    """Picture, label, whether it is difficult, and box of each object, sorted."""
 
     def is_same(self, other: "PictureSet") -> bool:
         is_alike = self.names == other.names and self.classes == other.classes and len(self.truth) == len(other.truth)
@@ -41,7 +41,7 @@ def _pictures_of(run: Path) -> PictureSet | None:
     """The detections themselves are not read: they are many."""
     try:
         with np.load(run / "detections.npz", allow_pickle=False) as file:
-            columns = [file[f"objects.{name}"] for name in ("image_ids", "labels", "boxes")]
+            columns = [file[f"objects.{name}"] for name in ("image_ids", "labels", "difficult", "boxes")]
             truth = np.column_stack(columns).astype(np.float64)
             names = [Path(path).name for path in file["paths"].tolist()]
             return PictureSet(names, file["classes"].tolist(), truth[np.lexsort(truth.round(1).T[::-1])])
