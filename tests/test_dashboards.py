@@ -522,9 +522,14 @@ class TestSweepAgent:
 
     def test_every_value_composes(self, definition: dict[str, Any]):
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            for key, parameter in definition["parameters"].items():
-                for value in parameter.get("values", [parameter.get("min")]):
-                    compose("train", [f"{key}={value}"])
+            assert (
+                compose("train", ["optimizer.lr=0.0003"]).optimizer.lr
+                == definition["parameters"]["optimizer.lr"]["min"]
+            )
+            for group in ("matcher", "loss"):
+                options = definition["parameters"][group]["values"]
+                configs = [compose("train", [f"{group}={option}"])[group] for option in options]
+                assert all(configs[0] != other for other in configs[1:])
 
     def test_a_run_is_that_of_the_agent(self, run, bananas: Path, tmp_path: Path, monkeypatch):
         """Which gives its id in a variable, as `wandb agent` does."""

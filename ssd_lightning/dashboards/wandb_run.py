@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,9 @@ class WandbRun(WandbLogger, Dashboard):
             log.info("wandb: %s", run.url or f"offline; upload it with {self._sync_command()}")
         self._experiment = run
         id_file.write_text(f"{run.id}\n")
-        self._attempt(lambda: run.define_metric("trainer/global_step"))
-        self._attempt(lambda: run.define_metric("*", step_metric="trainer/global_step", step_sync=True))
+        with self._attempt():
+            run.define_metric("trainer/global_step")
+            run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
     def _init(self) -> wandb.Run:
         _quietly()
@@ -156,11 +157,11 @@ class WandbRun(WandbLogger, Dashboard):
         online = "" if self._offline else "--include-online "
         return f"wandb sync {online}{self.folder / 'wandb'}"
 
-    def _attempt(self, act: Callable[[], object]) -> bool:
-        """Whether it went well. Of all that may happen here, nothing is a reason to stop a training."""
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[None]:
+        """Of all that may happen within this, nothing is a reason to stop a training."""
         try:
-            act()
-            return True
+            yield
         except SERVICE_LOST as error:
             if not self._is_lost:
                 log.warning(
@@ -173,11 +174,11 @@ class WandbRun(WandbLogger, Dashboard):
             if (text := _first_line(error)) not in self._told:
                 log.warning("wandb: %s", text)
             self._told.add(text)
-        return False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        self._attempt(lambda: super(WandbRun, self).log_metrics(metrics, step))
+        with self._attempt():
+            super().log_metrics(metrics, step)
 
     def show_pictures(
         self,
@@ -187,78 +188,68 @@ class WandbRun(WandbLogger, Dashboard):
         classes: Sequence[str],
         step: int,
     ) -> None:
-        self._attempt(lambda: self._show_pictures(pictures, detections, objects, classes, step))
-
-    def _show_pictures(
-        self,
-        pictures: ShownPictures,
-        detections: DetectionRecords,
-        objects: ObjectRecords,
-        classes: Sequence[str],
-        step: int,
-    ) -> None:
-        labels = dict(enumerate(classes, start=1))
-        images = []
-        for place, path in enumerate(pictures.paths):
-            found = [column[detections.image_ids == place].tolist() for column in detections]
-            truth = [column[objects.image_ids == place].tolist() for column in objects]
-            boxes = {
-                "detections": [
-                    _box(box, label, f"{labels[label]} {score:.2f}") | {"scores": {"score": score}}
-                    for _, label, box, score in zip(*found, strict=True)
-                ],
-                "truth": [
-                    _box(box, label, labels[label] + " (difficult)" * difficult)
-                    for _, label, box, difficult in zip(*truth, strict=True)
-                ],
-            }
-            images.append(
-                wandb.Image(
-                    pictures.image(place),
-                    caption=path.name,
-                    boxes={layer: {"box_data": data, "class_labels": labels} for layer, data in boxes.items()},
-                    file_type="jpg",
+        with self._attempt():
+            labels = dict(enumerate(classes, start=1))
+            images = []
+            for place, path in enumerate(pictures.paths):
+                found = [column[detections.image_ids == place].tolist() for column in detections]
+                truth = [column[objects.image_ids == place].tolist() for column in objects]
+                boxes = {
+                    "detections": [
+                        _box(box, label, f"{labels[label]} {score:.2f}") | {"scores": {"score": score}}
+                        for _, label, box, score in zip(*found, strict=True)
+                    ],
+                    "truth": [
+                        _box(box, label, labels[label] + " (difficult)" * difficult)
+                        for _, label, box, difficult in zip(*truth, strict=True)
+                    ],
+                }
+                images.append(
+                    wandb.Image(
+                        pictures.image(place),
+                        caption=path.name,
+                        boxes={layer: {"box_data": data, "class_labels": labels} for layer, data in boxes.items()},
+                        file_type="jpg",
+                    )
                 )
-            )
-        self.log_metrics({"val/pictures": images}, step)
+            self.log_metrics({"val/pictures": images}, step)
 
     def show_results(self, results: Results, step: int) -> None:
-        self._attempt(lambda: self._show_results(results, step))
-
-    def _show_results(self, results: Results, step: int) -> None:
-        figures = {f"figures/{name}": wandb.Image(str(path)) for name, path in results.figures.items()}
-        self.log_metrics({**results.numbers, **figures}, step)
-        # After that, since wandb asks the server about tables and artifacts first, which may not answer any more.
-        counts = results.confusion.stack().rename_axis(["truth", "detection"]).rename("count").reset_index()
-        if len(counts) > MOST_ROWS:
-            counts = counts[counts["count"] > 0]
-        tables = {
-            "results/by_class": wandb.Table(dataframe=results.by_class.reset_index()),
-            "results/precision_recall": wandb.plot_table(
-                "wandb/area-under-curve/v0",
-                wandb.Table(dataframe=thinned(results.precision_recall)),
-                {"x": "recall", "y": "precision", "class": "class"},
-                {"title": "Precision and recall", "x-axis-title": "recall", "y-axis-title": "precision"},
-            ),
-            "results/confusion": wandb.plot_table(
-                "wandb/confusion_matrix/v1",
-                wandb.Table(dataframe=counts),
-                {"Actual": "truth", "Predicted": "detection", "nPredictions": "count"},
-                {"title": "Confusion matrix"},
-            ),
-        }
-        self.experiment.log({**tables, "trainer/global_step": step})
-        if not self.log_model or not results.checkpoint.exists():
-            return
-        artifact = wandb.Artifact(f"model-{self.experiment.id}", "model", metadata=results.numbers)
-        artifact.add_file(str(results.checkpoint))
-        self.experiment.log_artifact(artifact, aliases=["best"])
+        with self._attempt():
+            figures = {f"figures/{name}": wandb.Image(str(path)) for name, path in results.figures.items()}
+            self.log_metrics({**results.numbers, **figures}, step)
+            # After that, since wandb asks the server about tables and artifacts first, which may not answer any more.
+            counts = results.confusion.stack().rename_axis(["truth", "detection"]).rename("count").reset_index()
+            if len(counts) > MOST_ROWS:
+                counts = counts[counts["count"] > 0]
+            tables = {
+                "results/by_class": wandb.Table(dataframe=results.by_class.reset_index()),
+                "results/precision_recall": wandb.plot_table(
+                    "wandb/area-under-curve/v0",
+                    wandb.Table(dataframe=thinned(results.precision_recall)),
+                    {"x": "recall", "y": "precision", "class": "class"},
+                    {"title": "Precision and recall", "x-axis-title": "recall", "y-axis-title": "precision"},
+                ),
+                "results/confusion": wandb.plot_table(
+                    "wandb/confusion_matrix/v1",
+                    wandb.Table(dataframe=counts),
+                    {"Actual": "truth", "Predicted": "detection", "nPredictions": "count"},
+                    {"title": "Confusion matrix"},
+                ),
+            }
+            self.experiment.log({**tables, "trainer/global_step": step})
+            if not self.log_model or not results.checkpoint.exists():
+                return
+            artifact = wandb.Artifact(f"model-{self.experiment.id}", "model", metadata=results.numbers)
+            artifact.add_file(str(results.checkpoint))
+            self.experiment.log_artifact(artifact, aliases=["best"])
 
     def end(self, exit_code: int) -> None:
         if self._experiment is None:
             return
         try:
-            self._attempt(lambda: self._finish(exit_code))
+            with self._attempt():
+                self._finish(exit_code)
         finally:
             # At the end of the process this would be late: another run of the same process would find it.
             _end_service()
