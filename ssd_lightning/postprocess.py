@@ -9,8 +9,9 @@ from torch import Tensor
 from ssd_lightning.boxes import decode, pairwise_iou
 from ssd_lightning.structures import Detections, Predictions
 
-BLOCK = 256
-"""Candidates that are suppressed at once: enough to keep a device busy, few enough for a matrix of pairs."""
+BLOCK = 128
+"""Candidates that are suppressed at once: enough to keep a device busy, few enough that the pairs of a batch stay in a
+CPU's cache. For a batch of 32, 256 take more than twice as long there."""
 
 
 class PostProcess:
@@ -105,7 +106,7 @@ def non_maximum_suppression(
         kept_boxes = boxes.gather(1, kept.unsqueeze(-1).expand(-1, -1, 4))
         overlaps = pairwise_iou(kept_boxes, boxes[:, block]) > iou_threshold
         overlaps &= kept_group.unsqueeze(2) == groups[:, None, block]
-        survivors = _survivors(boxes[:, block], groups[:, block], alive[:, block] & ~overlaps.any(dim=1), iou_threshold)
+        survivors = _survivors(boxes[:, block], groups[:, block], alive[:, block] & ~_any_row(overlaps), iou_threshold)
         slot = (count + survivors.cumsum(dim=1) - 1).clamp(max=most)
         position = torch.arange(start, start + survivors.shape[1], device=boxes.device).expand_as(slot)
         index = index.scatter(1, torch.where(survivors, slot, most), position)
@@ -130,7 +131,12 @@ def _survivors(
     overlaps = overlaps.triu(diagonal=1)
     survivors = alive
     while True:
-        settled = alive & ~(overlaps & survivors.unsqueeze(2)).any(dim=1)
+        settled = alive & ~_any_row(overlaps & survivors.unsqueeze(2))
         if torch.equal(settled, survivors):
             return survivors
         survivors = settled
+
+
+def _any_row(pairs: Bool[Tensor, "batch rows columns"]) -> Bool[Tensor, "batch columns"]:
+    """``pairs.any(dim=1)``; on a CPU, torch does that over a byte at a time, and the maximum over whole registers."""
+    return pairs.view(torch.uint8).amax(dim=1).view(torch.bool)
