@@ -86,8 +86,11 @@ def our_step(
 
 
 def recipe_step(images: Tensor, objects: Objects) -> tuple[Callable[[], Tensor], Tensor]:
-    """The book's steps: float pictures, labels of anchors image by image, objective over all anchors."""
+    """The book's steps: float pictures, ReLU before the pool, labels of anchors image by image, objective over all."""
     model = new_model()
+    for block in [module for module in model.backbone.modules() if isinstance(module, nn.Sequential)]:
+        if isinstance(block[-1], nn.ReLU):
+            block[-2], block[-1] = block[-1], block[-2]
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=5e-4)
     anchors = cxcywh_to_xyxy(model.default_boxes)
     classification, localization = nn.CrossEntropyLoss(reduction="none"), nn.L1Loss(reduction="none")
