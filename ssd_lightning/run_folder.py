@@ -12,6 +12,9 @@ SET_ASIDE = "set_aside"
 OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep")
 """Keys that say how a sweep is run; they make no difference to a job."""
 
+SCORE_NAMES = {"map_50": "AP50", "map_75": "AP75", "map": "AP", "map_voc07": "VOC07", "map_voc12": "VOC12"}
+"""What tables call the scores. Their keys have ``val/`` before them in ``metrics.csv`` and ``summary.json``."""
+
 
 def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
     """The rows of a ``metrics.csv`` by step, without empty cells; nothing if the file is missing."""

@@ -25,9 +25,9 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE
+from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SCORE_NAMES, SET_ASIDE
 
-SCORES = {"AP50": "val/map_50", "AP": "val/map", "VOC07": "val/map_voc07", "VOC12": "val/map_voc12"}
+SCORES = {SCORE_NAMES[key]: f"val/{key}" for key in ("map_50", "map", "map_voc07", "map_voc12")}
 """Columns, and the keys of ``summary.json``."""
 
 

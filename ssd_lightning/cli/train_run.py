@@ -36,7 +36,7 @@ from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.overfit import OverfitData
 from ssd_lightning.module import SSDModule
 from ssd_lightning.pretrained import load_pretrained
-from ssd_lightning.run_folder import OF_THE_SWEEP
+from ssd_lightning.run_folder import OF_THE_SWEEP, SCORE_NAMES
 from ssd_lightning.visualize import (
     draw_curves,
     draw_detections,
@@ -316,28 +316,17 @@ def _best_checkpoint(trainer: lightning.Trainer) -> str | None:
 
 def _table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{summary['name']}: best epoch {summary['best_epoch'] + 1} of {summary['epochs']}")
-    for column, meaning in SCORES.items():
-        if f"val/{column}" in summary["scores"]:
-            table.add_column(meaning, justify="right")
+    known = {key: summary["scores"][f"val/{key}"] for key in SCORE_NAMES if f"val/{key}" in summary["scores"]}
+    for key in known:
+        table.add_column(SCORE_NAMES[key], justify="right")
     table.add_column("minutes", justify="right")
     table.add_column("images/s", justify="right")
-    values = [summary["scores"][f"val/{column}"] for column in SCORES if f"val/{column}" in summary["scores"]]
     table.add_row(
-        *(f"{value:.3f}" for value in values),
+        *(f"{value:.3f}" for value in known.values()),
         f"{summary['train_seconds'] / 60:.1f}",
         f"{summary['images_per_second']:.1f}",
     )
     return table
-
-
-SCORES = {
-    "map_50": "AP50",
-    "map_75": "AP75",
-    "map": "AP (COCO)",
-    "map_voc07": "AP (VOC07)",
-    "map_voc12": "AP (VOC12)",
-}
-"""Scores of the final table, and how people call them."""
 
 
 def plain_values(node: Any) -> Any:

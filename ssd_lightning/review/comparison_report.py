@@ -38,6 +38,7 @@ from ssd_lightning.review.runs import (
     with_numbers,
 )
 from ssd_lightning.review.seeds import SEED, over_seeds
+from ssd_lightning.run_folder import SCORE_NAMES
 from ssd_lightning.visualize import DRAW_THRESHOLD
 
 FINISHED = "finished"
@@ -48,14 +49,8 @@ NO_RESULT = ("failed", "broken")
 DOTS_PER_INCH = 200
 """Of a figure that is smaller as pixels than as lines: sharp on a screen with two pixels for one."""
 
-SCORES = {
-    "map_50": "AP50",
-    "map": "AP",
-    "map_75": "AP75",
-    "map_voc12": "VOC12",
-    "val/loss": "val/loss",  # loss is a setting
-}
-"""Columns of the table of runs, beside the one by which they are ranked, and what they are called there."""
+SCORES = ("map_50", "map", "map_75", "map_voc12", "val/loss")
+"""Columns of the table of runs, beside the one by which they are ranked."""
 
 RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "best_epoch": ("best epoch", "{:.0f}".format),
@@ -317,7 +312,7 @@ def _table_of_runs(runs: pd.DataFrame, scored: dict[str, int | None], score: str
     is_finished = (runs["status"] == FINISHED).tolist()
     scores = []
     for name in _scores(runs, score):
-        column = _column(runs, name, SCORES.get(name, name), "{:.3f}".format)
+        column = _column(runs, name, SCORE_NAMES.get(name, name), "{:.3f}".format)
         of_finished = runs.loc[is_finished, name]
         best = of_finished.max() if more_is_better(name) else of_finished.min()
         known = zip(column.cells, is_finished, strict=True)
@@ -332,7 +327,7 @@ def _table_over_seeds(runs: pd.DataFrame, score: str) -> list[Column]:
     table = over_seeds(runs, scores).sort_values(score, ascending=not more_is_better(score), kind="stable")
     columns = [_column(table, "seeds", "seeds", str)]
     for name in scores:
-        column = _column(table, name, SCORES.get(name, name), "{:.3f}".format)
+        column = _column(table, name, SCORE_NAMES.get(name, name), "{:.3f}".format)
         deviations = zip(column.cells, table[f"{name} std"], strict=True)
         with_std = [cell._replace(text=f"{cell.text} ± {std:.3f}") if std == std else cell for cell, std in deviations]
         columns.append(column._replace(cells=with_std))
