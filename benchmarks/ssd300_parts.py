@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torchvision.models.detection import ssd300_vgg16
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_iou
 
 from ssd_lightning.allocator import keep_freed_memory
@@ -23,7 +24,7 @@ from ssd_lightning.default_boxes import DefaultBoxes
 from ssd_lightning.losses import MinedCrossEntropy, MultiBoxLoss
 from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.postprocess import PostProcess
-from ssd_lightning.structures import Objects, Predictions
+from ssd_lightning.structures import Detections, Objects, Predictions
 
 BATCH, CLASSES, SIDE = 32, 21, 300
 GRIDS = [(side, side) for side in (38, 19, 10, 5, 3, 1)]
@@ -75,7 +76,9 @@ def trained_like(default_boxes: Tensor, objects: Objects, noise: float) -> Predi
     return Predictions(logits, torch.where(best.unsqueeze(-1) > 0.3, offsets, 0) + 0.3 * torch.randn_like(offsets))
 
 
-def compare_losses(torchvision_ssd, default_boxes, anchors, objects, repeats) -> None:
+def compare_losses(
+    torchvision_ssd: TorchvisionSSD, default_boxes: Tensor, anchors: list[Tensor], objects: Objects, repeats: int
+) -> None:
     logits = torch.randn(BATCH, len(default_boxes), CLASSES, requires_grad=True)
     offsets = torch.randn(BATCH, len(default_boxes), 4, requires_grad=True)
     # torchvision takes no negatives from images without positives.
@@ -107,7 +110,14 @@ def compare_losses(torchvision_ssd, default_boxes, anchors, objects, repeats) ->
     report("matching + loss + backward, batch 32", "ms", 1e3, ours, theirs, repeats)
 
 
-def compare_detections(torchvision_ssd, default_boxes, anchors, predictions, name, repeats) -> None:
+def compare_detections(
+    torchvision_ssd: TorchvisionSSD,
+    default_boxes: Tensor,
+    anchors: list[Tensor],
+    predictions: Predictions,
+    name: str,
+    repeats: int,
+) -> None:
     postprocess = PostProcess(
         score_threshold=torchvision_ssd.score_thresh,
         nms_threshold=torchvision_ssd.nms_thresh,
@@ -115,11 +125,11 @@ def compare_detections(torchvision_ssd, default_boxes, anchors, predictions, nam
         max_detections=torchvision_ssd.detections_per_img,
     )
 
-    def ours():
+    def ours() -> Detections:
         return postprocess(predictions, default_boxes)
 
     @torch.no_grad()
-    def theirs():
+    def theirs() -> list[dict[str, Tensor]]:
         outputs = {"cls_logits": predictions.logits, "bbox_regression": predictions.offsets}
         return torchvision_ssd.postprocess_detections(outputs, anchors, [(SIDE, SIDE)] * BATCH)
 

@@ -50,7 +50,7 @@ def main() -> None:
     with_memory_returned = measure(mine, repeats)
     keep_freed_memory()
     fast = measure(our_step(images, objects, MultiBoxLoss())[0], repeats)
-    precision = fastest_precision("cpu")
+    precision = fastest_precision("cpu", new_model())
     fastest = measure(our_step(images, objects, MultiBoxLoss(), precision)[0], repeats)
     for name, speed in (
         ("recipe of d2l.ai", slow),

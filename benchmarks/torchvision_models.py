@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 
 from ssd_lightning.allocator import keep_freed_memory
 from ssd_lightning.boxes import cxcywh_to_xyxy
@@ -49,7 +50,7 @@ def main() -> None:
         theirs = make(weights=None, weights_backbone=None, num_classes=OUTPUTS)
         ours = with_their_weights(preset, theirs)
         for model in (theirs, ours):
-            model.to(device=device, memory_format=torch.channels_last)
+            model.to(device).to(memory_format=torch.channels_last)
         images = torch.randint(0, 256, (arguments.batch, *ours.image_size, 3), dtype=torch.uint8, device=device)
         compare(preset, ours, theirs, images.permute(0, 3, 1, 2), arguments.repeats)
 
@@ -65,18 +66,18 @@ def with_their_weights(preset: str, theirs: nn.Module) -> SSD:
     return ours
 
 
-def compare(name: str, ours: SSD, theirs: nn.Module, images: Tensor, repeats: int) -> None:
+def compare(name: str, ours: SSD, theirs: TorchvisionSSD, images: Tensor, repeats: int) -> None:
     pixels = list(images.float() / 255)
     objects, targets = some_objects(images)
     postprocess = PostProcess(theirs.score_thresh, theirs.nms_thresh, theirs.topk_candidates, theirs.detections_per_img)
     matcher, loss = BoxMatcher(), MultiBoxLoss(MinedCrossEntropy(min_negatives=0))
 
     @torch.inference_mode()
-    def our_forward() -> tuple[Tensor, Tensor]:
+    def our_forward() -> tuple[Tensor, ...]:
         return tuple(ours(images))
 
     @torch.inference_mode()
-    def their_forward() -> tuple[Tensor, Tensor]:
+    def their_forward() -> tuple[Tensor, ...]:
         normalized, _ = theirs.transform(pixels)
         outputs = theirs.head(list(theirs.backbone(normalized.tensors).values()))
         return outputs["cls_logits"], outputs["bbox_regression"]
@@ -132,7 +133,7 @@ def descend(model: nn.Module, total: Tensor) -> Tensor:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter -= 1e-9 * parameter.grad
+                parameter.sub_(parameter.grad, alpha=1e-9)
                 parameter.grad = None
     return total.detach()
 

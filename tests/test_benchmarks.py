@@ -1,0 +1,43 @@
+"""The scripts of ``benchmarks/`` run. They check for themselves that both sides give the same results."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+VOC = BENCHMARKS.parents[1] / "shared" / "data" / "VOCdevkit" / "VOC2007"
+
+ONCE = {
+    "average_precision.py": (["--repeats", "1"], "pycocotools, COCO"),
+    "family.py": (["tiny_ssd", "--repeats", "1"], "5444"),
+    "ssd300_parts.py": (["--repeats", "1"], "times as fast"),
+    "tiny_training_step.py": (["--repeats", "1"], "ours, as ssd-train runs it"),
+    "torchvision_models.py": (["--repeats", "1", "--batch", "2"], "ssdlite320_torchvision, training step"),
+    "training_pictures.py": ([str(VOC), "--pictures", "8", "--rounds", "1"], "torchvision"),
+}
+"""By script: arguments that make it as quick as it can be, and what it says in the end."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ONCE)
+def test_benchmarks_run(script: str):
+    arguments, last = ONCE[script]
+    if str(VOC) in arguments and not VOC.is_dir():
+        pytest.skip(f"{VOC} is missing")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert last in done.stdout
+
+
+def test_every_benchmark_is_run():
+    assert set(ONCE) == {path.name for path in BENCHMARKS.glob("*.py")}
