@@ -220,7 +220,13 @@ class TestResume:
             assert summary_of(folder)["steps"] == 3 * 12 // 4
         assert "max_epochs: 3" in (folder / ".hydra/config.yaml").read_text()
 
-    @pytest.mark.parametrize("other", ["-m", "data=banana", "hydra.run.dir=elsewhere"])
+    @pytest.mark.parametrize(
+        "other",
+        [
+            "-m", "data=banana", "hydra.run.dir=elsewhere", "optimizer.lr=1e-20", "+optimizer.eps=1e-3", "seed=1",
+            "batch_size=2", "model.image_size=96", "~loss.alpha",
+        ],
+    )  # fmt: skip
     def test_other_choices_are_refused(self, run, trained: tuple[Path, str], other: str):
         outcome = run("ssd-train", f"resume={trained[0]}", other)
         assert outcome.exit_code == 1

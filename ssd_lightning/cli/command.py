@@ -55,6 +55,12 @@ PLUGINS = {
 }
 """Packages of the extra ``sweep``, by the arguments that need them."""
 
+DECIDED_AT_THE_START = {
+    *(set(GROUPS) - {"data", "trainer", "logger", "callbacks"}),
+    *("seed", "batch_size", "lr_reference_batch", "overfit_pictures", "pretrained"),
+}
+"""What a run that goes on cannot change: its checkpoint has it, or it would train something else from the middle on."""
+
 WRITE_NOTHING = ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
 """Arguments by which Hydra keeps no files of this process."""
 
@@ -252,7 +258,8 @@ def _continue_in_run_folder(arguments: list[str]) -> list[str]:
     others = [argument for argument in arguments if not argument.startswith("resume=")]
     for other in others:
         key = other.partition("=")[0]
-        if key in GROUPS or key in ("-m", "--multirun", "hydra.run.dir"):
+        decides = key.lstrip("+~").partition(".")[0] in DECIDED_AT_THE_START
+        if decides or key in GROUPS or key in ("-m", "--multirun", "hydra.run.dir"):
             raise ValueError(
                 f"resume: a run goes on with its own choices and in its own folder, {other} is not possible"
             )
