@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from ssd_lightning.arguments import require_number, require_whole_number
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 RECALL_LEVELS = np.arange(11) / 10
@@ -114,7 +115,7 @@ def average_curves(
     """
     averages = {"11-point": average_precision_11_point, "area": average_precision_area}
     if interpolation not in averages:
-        raise ValueError(f"Expected argument `interpolation` to be one of {tuple(averages)}, but got {interpolation!r}")
+        raise ValueError(f"interpolation: expected one of {', '.join(averages)}, got {interpolation!r}")
     average = averages[interpolation]
 
     has_truth = num_objects > 0
@@ -157,8 +158,7 @@ def precision_recall_curves(
         ValueError: as :func:`voc_average_precision`.
     """
     check_records(detections, objects, num_classes)
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"Expected argument `iou_threshold` to be in (0, 1], but got {iou_threshold}")
+    require_number("iou_threshold", iou_threshold, "(0, 1]")
 
     _, _, is_true, is_ignored = assign_detections(detections, objects, iou_threshold)
     num_objects = np.bincount(objects.labels[~objects.difficult], minlength=num_classes + 1)[1:]
@@ -240,8 +240,7 @@ def coco_average_precision(
         ValueError: as :func:`voc_average_precision` for records, and when ``max_detections`` is less than 1.
     """
     check_records(detections, objects, num_classes)
-    if max_detections < 1:
-        raise ValueError(f"Expected argument `max_detections` to be at least 1, but got {max_detections}")
+    require_whole_number("max_detections", max_detections, 1)
 
     sizes = ("small", "medium", "large")
     recall = f"mar_{max_detections}"
@@ -359,8 +358,7 @@ def check_records(detections: DetectionRecords, objects: ObjectRecords, num_clas
     Raises:
         ValueError: naming the column, what was expected of it, and the first row that is otherwise.
     """
-    if num_classes < 1:
-        raise ValueError(f"Expected argument `num_classes` to be at least 1, but got {num_classes}")
+    require_whole_number("num_classes", num_classes, 1)
     kinds = {
         "image_ids": np.integer,
         "labels": np.integer,

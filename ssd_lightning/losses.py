@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ssd_lightning import collectives
+from ssd_lightning.arguments import require_number, require_whole_number
 from ssd_lightning.boxes import cxcywh_to_xyxy, decode, encode
 from ssd_lightning.host import can_read
 from ssd_lightning.structures import Losses, Matches, Predictions
@@ -37,8 +38,7 @@ class MultiBoxLoss(nn.Module):
         self, classification: nn.Module | None = None, localization: nn.Module | None = None, alpha: float = 1.0
     ) -> None:
         super().__init__()
-        if not alpha >= 0:
-            raise ValueError(f"alpha: expected a number of at least 0, got {alpha}")
+        require_number("alpha", alpha, "[0, inf)")
         self.classification = classification or MinedCrossEntropy()
         self.localization = localization or SmoothL1()
         self.alpha = alpha
@@ -74,10 +74,8 @@ class MinedCrossEntropy(nn.Module):
 
     def __init__(self, negative_ratio: float = 3.0, min_negatives: int = 3) -> None:
         super().__init__()
-        if not negative_ratio >= 0:
-            raise ValueError(f"negative_ratio: expected a number of at least 0, got {negative_ratio}")
-        if not min_negatives >= 0:
-            raise ValueError(f"min_negatives: expected a number of at least 0, got {min_negatives}")
+        require_number("negative_ratio", negative_ratio, "[0, inf)")
+        require_whole_number("min_negatives", min_negatives, 0)
         self.negative_ratio = negative_ratio
         self.min_negatives = min_negatives
 
@@ -133,10 +131,8 @@ class FocalLoss(nn.Module):
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
         super().__init__()
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha: expected a number in [0, 1], got {alpha}")
-        if not gamma >= 0:
-            raise ValueError(f"gamma: expected a number of at least 0, got {gamma}")
+        require_number("alpha", alpha, "[0, 1]")
+        require_number("gamma", gamma, "[0, inf)")
         self.alpha = alpha
         self.gamma = gamma
 
@@ -155,8 +151,7 @@ class SmoothL1(nn.Module):
 
     def __init__(self, sigma: float = 1.0) -> None:
         super().__init__()
-        if not sigma > 0:
-            raise ValueError(f"sigma: expected a number above 0, got {sigma}")
+        require_number("sigma", sigma, "(0, inf)")
         self.sigma = sigma
 
     def forward(

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ssd_lightning.arguments import require_number
 from ssd_lightning.boxes import cxcywh_to_xyxy, pairwise_iou
 from ssd_lightning.host import can_read
 from ssd_lightning.structures import Matches, Objects
@@ -25,8 +26,7 @@ class BoxMatcher:
     """
 
     def __init__(self, iou_threshold: float = 0.5, background_threshold: float | None = None) -> None:
-        if not 0 < iou_threshold <= 1:
-            raise ValueError(f"iou_threshold: expected a number in (0, 1], got {iou_threshold}")
+        require_number("iou_threshold", iou_threshold, "(0, 1]")
         if background_threshold is not None and not 0 < background_threshold <= iou_threshold:
             raise ValueError(
                 f"background_threshold: expected a number in (0, {iou_threshold}], where iou_threshold ends it, "

@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from ssd_lightning.arguments import require_whole_number
 from ssd_lightning.backbones.shapes import channels_and_grids
 from ssd_lightning.default_boxes import DefaultBoxes
 from ssd_lightning.extra_layers import ExtraLayers, he_initialization, mobile_norm
@@ -54,8 +55,7 @@ class SSD(nn.Module):
         frozen_batch_norm: bool = False,
     ) -> None:
         super().__init__()
-        if not num_classes >= 1:
-            raise ValueError(f"num_classes: expected at least 1, background not counted, got {num_classes}")
+        require_whole_number("num_classes", num_classes, 1)
         self.image_size = height_and_width(image_size)
         self.num_classes = num_classes
         self.backbone = backbone

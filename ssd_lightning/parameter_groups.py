@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from ssd_lightning.arguments import require_number
+
 NEW = "backbone.lift."
 """Layers of a backbone for which there are no weights to start from."""
 
@@ -19,8 +21,7 @@ class ParameterGroups:
     """
 
     def __init__(self, backbone_lr_factor: float = 1.0, decay_norms_and_biases: bool = True) -> None:
-        if not backbone_lr_factor >= 0:
-            raise ValueError(f"backbone_lr_factor: expected a number of at least 0, got {backbone_lr_factor}")
+        require_number("backbone_lr_factor", backbone_lr_factor, "[0, inf)")
         self.backbone_lr_factor = backbone_lr_factor
         self.decay_norms_and_biases = decay_norms_and_biases
 

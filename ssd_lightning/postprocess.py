@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ssd_lightning.arguments import require_number, require_whole_number
 from ssd_lightning.boxes import decode, pairwise_iou
 from ssd_lightning.structures import Detections, Predictions
 
@@ -35,13 +36,10 @@ class PostProcess:
         max_detections: int = 200,
         class_agnostic: bool = False,
     ) -> None:
-        if not 0 <= score_threshold < 1:
-            raise ValueError(f"score_threshold: expected a number in [0, 1), got {score_threshold}")
-        if not 0 < nms_threshold <= 1:
-            raise ValueError(f"nms_threshold: expected a number in (0, 1], got {nms_threshold}")
-        for name, value in (("candidates_per_class", candidates_per_class), ("max_detections", max_detections)):
-            if not value >= 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        require_number("score_threshold", score_threshold, "[0, 1)")
+        require_number("nms_threshold", nms_threshold, "(0, 1]")
+        require_whole_number("candidates_per_class", candidates_per_class, 1)
+        require_whole_number("max_detections", max_detections, 1)
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.candidates_per_class = candidates_per_class

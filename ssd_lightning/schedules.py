@@ -11,6 +11,8 @@ from itertools import pairwise
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ssd_lightning.arguments import require_number, require_whole_number
+
 
 def warmup_cosine(
     optimizer: Optimizer, total_steps: int, warmup_steps: int = 500, final_factor: float = 0.01
@@ -19,8 +21,7 @@ def warmup_cosine(
 
     A run shorter than ten times ``warmup_steps`` rises for a tenth of its steps.
     """
-    if not 0 <= final_factor <= 1:
-        raise ValueError(f"final_factor: expected a number in [0, 1], got {final_factor}")
+    require_number("final_factor", final_factor, "[0, 1]")
     rising = _warmup_steps(warmup_steps, total_steps)
 
     def factor(step: int) -> float:
@@ -66,8 +67,7 @@ def one_cycle(
     Args:
         start_factor: the first step's share of the learning rate.
     """
-    if not 0 < warmup_share < 1:
-        raise ValueError(f"warmup_share: expected a number in (0, 1), got {warmup_share}")
+    require_number("warmup_share", warmup_share, "(0, 1)")
     rising = warmup_share * total_steps
 
     def factor(step: int) -> float:
@@ -85,6 +85,5 @@ def constant(optimizer: Optimizer, total_steps: int) -> LambdaLR:
 
 
 def _warmup_steps(warmup_steps: int, total_steps: int) -> int:
-    if not warmup_steps >= 0:
-        raise ValueError(f"warmup_steps: expected at least 0, got {warmup_steps}")
+    require_whole_number("warmup_steps", warmup_steps, 0)
     return min(warmup_steps, total_steps // 10)

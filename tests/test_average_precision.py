@@ -371,7 +371,7 @@ GOOD_OBJECTS = make_objects([(0, 1, BOX, False), (0, 2, BOX, False)])
         ({"detections": {"boxes": np.array([BOX, (5.0, 1.0, 4.0, 2.0)])}}, "left ≤ right.*row 1 is .*5"),
         ({"detections": {"labels": np.array([0, 1])}}, "`detections.labels` to be in 1 … 2, but row 0 is 0"),
         ({"objects": {"labels": np.array([1, 3])}}, "`objects.labels` to be in 1 … 2, but row 1 is 3"),
-        ({"num_classes": 0}, "`num_classes` to be at least 1, but got 0"),
+        ({"num_classes": 0}, "num_classes: expected a whole number of at least 1, got 0"),
     ],
 )
 @pytest.mark.parametrize("function", [voc_average_precision, precision_recall_curves, coco_average_precision])
@@ -384,19 +384,19 @@ def test_bad_records_are_refused(function, change, message):
 
 @pytest.mark.parametrize("iou_threshold", [0.0, -0.5, 1.5, float("nan")])
 def test_bad_iou_threshold_is_refused(iou_threshold):
-    with pytest.raises(ValueError, match=r"`iou_threshold` to be in \(0, 1\], but got"):
+    with pytest.raises(ValueError, match=r"iou_threshold: expected a number in \(0, 1\], got"):
         voc_average_precision(GOOD_DETECTIONS, GOOD_OBJECTS, 2, iou_threshold)
 
 
 def test_unknown_interpolation_is_refused():
     curves = precision_recall_curves(GOOD_DETECTIONS, GOOD_OBJECTS, 2)
     unchecked = inspect.unwrap(average_curves)  # beartype, on in tests alone, would refuse it first
-    with pytest.raises(ValueError, match=r"`interpolation` to be one of \('11-point', 'area'\), but got '12-point'"):
+    with pytest.raises(ValueError, match="interpolation: expected one of 11-point, area, got '12-point'"):
         unchecked(*curves, "12-point")
 
 
 def test_bad_max_detections_is_refused():
-    with pytest.raises(ValueError, match="`max_detections` to be at least 1, but got 0"):
+    with pytest.raises(ValueError, match="max_detections: expected a whole number of at least 1, got 0"):
         coco_average_precision(GOOD_DETECTIONS, GOOD_OBJECTS, 2, max_detections=0)
 
 

@@ -654,7 +654,7 @@ class TestPictures:
         assert worth_showing(few).scores.min() >= 0.05
 
     def test_are_not_fewer_than_none(self):
-        with pytest.raises(ValueError, match="dashboard_pictures: expected at least 0, got -1"):
+        with pytest.raises(ValueError, match="dashboard_pictures: expected a whole number of at least 0, got -1"):
             ShowOnDashboards(-1)
 
     def test_curves_are_thinned_evenly_and_short_ones_kept(self):

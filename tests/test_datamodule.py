@@ -341,9 +341,9 @@ def test_the_default_number_of_workers_is_what_the_machine_has_to_spare() -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"batch_size": -3}, "batch_size: expected at least 1, got -3"),
-        ({"num_workers": -1}, "num_workers: expected at least 0, got -1"),
+        ({"batch_size": 0}, "batch_size: expected a whole number of at least 1, got 0"),
+        ({"batch_size": -3}, "batch_size: expected a whole number of at least 1, got -3"),
+        ({"num_workers": -1}, "num_workers: expected a whole number of at least 0, got -1"),
         ({"image_size": 0}, "image_size: expected .* got 0"),
         ({"image_size": [300, 300, 3]}, r"image_size: expected .* got \[300, 300, 3\]"),
     ],

@@ -341,7 +341,8 @@ class TestDebug:
     def test_overfit_needs_a_picture(self, run, bananas: Path, tmp_path: Path):
         outcome = run("ssd-train", *QUICK, f"data.root={bananas}", "overfit_pictures=0")
         assert outcome.exit_code == 1
-        assert outcome.error.strip().splitlines()[-1] == "ssd-train: overfit_pictures: expected at least 1, got 0"
+        told = "ssd-train: overfit_pictures: expected a whole number of at least 1, got 0"
+        assert outcome.error.strip().splitlines()[-1] == told
         assert not (tmp_path / "run").exists()
 
     @pytest.mark.slow
@@ -515,7 +516,7 @@ def test_groups_and_schedules_keep_their_proportions(bananas: Path, tmp_path: Pa
 
 
 def test_a_reference_batch_has_a_picture():
-    with pytest.raises(ValueError, match="lr_reference_batch: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="lr_reference_batch: expected a whole number of at least 1, got 0"):
         make_module(lr_reference_batch=0)
 
 

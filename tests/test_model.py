@@ -267,9 +267,7 @@ def test_the_step_compiles_as_one_graph():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(
-            {"num_classes": 0}, "num_classes: expected at least 1, background not counted, got 0", id="no class"
-        ),
+        pytest.param({"num_classes": 0}, "num_classes: expected a whole number of at least 1, got 0", id="no class"),
         pytest.param({"image_size": 0}, "image_size: .* at least 1, got 0", id="no pixels"),
         pytest.param({"image_size": (64, -1)}, r"image_size: .* got \(64, -1\)", id="negative pixels"),
         pytest.param({"image_size": [64, 64, 3]}, r"image_size: .* got \[64, 64, 3\]", id="three numbers"),

@@ -277,8 +277,8 @@ def test_takes_no_gradient():
         ({"score_threshold": -0.1}, "score_threshold: .* got -0.1"),
         ({"nms_threshold": 0.0}, r"nms_threshold: expected a number in \(0, 1\], got 0.0"),
         ({"nms_threshold": 1.5}, "nms_threshold: .* got 1.5"),
-        ({"candidates_per_class": 0}, "candidates_per_class: expected at least 1, got 0"),
-        ({"max_detections": 0}, "max_detections: expected at least 1, got 0"),
+        ({"candidates_per_class": 0}, "candidates_per_class: expected a whole number of at least 1, got 0"),
+        ({"max_detections": 0}, "max_detections: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_refuses(arguments, message):

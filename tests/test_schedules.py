@@ -138,8 +138,8 @@ def test_constant():
     [
         (warmup_cosine, {"final_factor": 1.5}, r"final_factor: expected a number in \[0, 1\], got 1.5"),
         (warmup_cosine, {"final_factor": -0.1}, "final_factor: .* got -0.1"),
-        (warmup_cosine, {"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
-        (warmup_multistep, {"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
+        (warmup_cosine, {"warmup_steps": -1}, "warmup_steps: expected a whole number of at least 0, got -1"),
+        (warmup_multistep, {"warmup_steps": -1}, "warmup_steps: expected a whole number of at least 0, got -1"),
         (warmup_multistep, {"milestones": [0.5, 0.5]}, r"milestones: expected ascending .* got \[0.5, 0.5\]"),
         (warmup_multistep, {"milestones": [0.8, 0.5]}, r"milestones: .* got \[0.8, 0.5\]"),
         (warmup_multistep, {"milestones": [0.0, 0.5]}, r"milestones: .* above 0, got \[0.0, 0.5\]"),

@@ -21,7 +21,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 import yaml
 
-[folder] = [a.partition("=")[2].strip("'") for a in sys.argv if a.startswith(("hydra.run.dir=", "resume="))]
+[folder] = [a.partition("=")[2].strip('"') for a in sys.argv if a.startswith(("hydra.run.dir=", "resume="))]
 folder = Path(folder)
 config = yaml.safe_load((folder / ".hydra/config.yaml").read_text())
 checkpoint = folder / "checkpoints/last.ckpt"
@@ -131,7 +131,7 @@ class TestGrid:
         child = summary(tmp_path / "sweep/1")
         assert child["arguments"] == [
             "--config-path", str(tmp_path / "sweep/1/.hydra"), "--config-name", "config",
-            f"hydra.run.dir='{tmp_path / 'sweep/1'}'", "hydra.output_subdir=null", "hydra.job.name=ssd-train",
+            f'hydra.run.dir="{tmp_path / "sweep/1"}"', "hydra.output_subdir=null", "hydra.job.name=ssd-train",
         ]  # fmt: skip
         assert not {"WORLD_SIZE", "MASTER_PORT", "HYDRA_FULL_ERROR"} & set(child["environment"])
         assert child["environment"]["SLURM_JOB_NAME"] == "interactive"
@@ -286,7 +286,7 @@ def wait_for(path: Path, patience: float = 60) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (["jobs_at_once=0"], {}, "jobs_at_once: expected at least 1, got 0"),
+        (["jobs_at_once=0"], {}, "jobs_at_once: expected a whole number of at least 1, got 0"),
         ([], {"LOCAL_RANK": "0"}, "start it without torchrun"),
         (["hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"], {}, "expected tasks_per_node=1"),
     ],
@@ -525,7 +525,7 @@ def test_jobs_of_a_cluster_are_processes_too(bananas: Path, tmp_path: Path):
     assert code == 1, out
     folder = tmp_path / "sweep"
     assert column(folder, "status") == ["finished", "failed"], out
-    assert "batch_size: expected at least 1, got 0" in column(folder, "reason")[1]
+    assert "batch_size: expected a whole number of at least 1, got 0" in column(folder, "reason")[1]
     assert "1 of 2 jobs finished" in out
     assert summary(folder / "0")["choices"]["trainer"] == "ddp_cpu"
     assert len(list((folder / ".submitit").glob("*/*_result.pkl"))) == 2

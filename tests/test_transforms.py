@@ -308,7 +308,7 @@ def test_probability_of_mirroring() -> None:
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
 @pytest.mark.parametrize("name", ["horizontal_flip", "vertical_flip"])
 def test_probabilities_are_checked(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{name}: expected a probability in \[0, 1\], got {value}"):
+    with pytest.raises(ValueError, match=rf"{name}: expected a number in \[0, 1\], got {value}"):
         Augmentation(**{name: value})
 
 

@@ -142,9 +142,9 @@ def test_largest_of_one_and_objects_as_large_as_the_picture_leave_it_whole() -> 
     [
         ({"probability": 1.5}, r"probability: expected a number in \[0, 1\], got 1.5"),
         ({"probability": -0.5}, r"probability: expected a number in \[0, 1\], got -0.5"),
-        ({"largest": 0.5}, "largest: expected a factor of at least 1, got 0.5"),
-        ({"largest": float("nan")}, "largest: expected a factor of at least 1, got nan"),
-        ({"largest": float("inf")}, "largest: expected a factor of at least 1, got inf"),
+        ({"largest": 0.5}, "largest: expected a number of at least 1, got 0.5"),
+        ({"largest": float("nan")}, "largest: expected a number of at least 1, got nan"),
+        ({"largest": float("inf")}, "largest: expected a number of at least 1, got inf"),
     ],
 )
 def test_zoom_arguments_are_checked(zoom: type, arguments: dict[str, float], message: str) -> None:
@@ -266,7 +266,7 @@ def test_the_same_generator_gives_the_same_windows() -> None:
         ({"aspect_ratio": (2.0, 0.5)}, r"aspect_ratio: expected two numbers, 0 < least <= largest, got \(2.0, 0.5\)"),
         ({"aspect_ratio": (0.0, 2.0)}, "aspect_ratio: expected two numbers"),
         ({"aspect_ratio": (1.0,)}, "aspect_ratio: expected two numbers"),
-        ({"trials": 0}, "trials: expected at least 1, got 0"),
+        ({"trials": 0}, "trials: expected a whole number of at least 1, got 0"),
     ],
 )
 def test_crop_arguments_are_checked(arguments: dict, message: str) -> None:

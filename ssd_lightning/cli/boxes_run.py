@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from ssd_lightning.arguments import require_number
 from ssd_lightning.cli.command import CONFIG_FOLDER
 from ssd_lightning.cli.train_run import build_datamodule, plain_values, without_weights
 from ssd_lightning.data.annotations import AnnotatedPictures
@@ -198,9 +199,8 @@ def _of_training() -> list[str]:
 def _begin(config: DictConfig) -> tuple[Path, Console, Subject]:
     if config.resume:
         raise ValueError(f"resume: {config.resume} is for ssd-train; a run goes on with the default boxes that it has")
-    least = config.least_reached
-    if least is not None and not (isinstance(least, int | float) and 0 <= least <= 1):
-        raise ValueError(f"least_reached: expected a share from 0 to 1 or null, got {least}")
+    if config.least_reached is not None:
+        require_number("least_reached", config.least_reached, "[0, 1]")
     datamodule = build_datamodule(config)
     train, val = datamodule.train_pictures, datamodule.val_pictures
     if not (isinstance(train, AnnotatedPictures) and isinstance(val, AnnotatedPictures)):

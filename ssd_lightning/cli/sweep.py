@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,9 +29,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ssd_lightning.arguments import require_whole_number
 from ssd_lightning.cli import sweep_table
-from ssd_lightning.cli.command import fail, quote, require_plugins, run_in_folder
-from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE
+from ssd_lightning.cli.command import fail, require_plugins, run_in_folder
+from ssd_lightning.cli.paths import quote, value_of
+from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE, replace_text
 
 NAME = "ssd-train"
 
@@ -251,7 +254,7 @@ class Child:
     def _write(self) -> None:
         seconds = round(self._before + time.monotonic() - self._began, 1)
         content = {"status": self.status, "reason": self.reason, "seconds": seconds}
-        sweep_table.replace_text(self.folder / JOB_FILE, json.dumps(content) + "\n")
+        replace_text(self.folder / JOB_FILE, json.dumps(content) + "\n")
 
     def __str__(self) -> str:
         how = f"AP50 {self.score:.3f}" if self.score is not None else self.reason
@@ -327,7 +330,7 @@ def end_sweep(folder: Path, is_over: bool) -> None:
     left = [job for job in sweep_table.show(folder) if job.status != "finished"]
     if not left:
         return
-    print(f"Next:    {NAME} resume_sweep={folder} runs what is not finished", flush=True)
+    print(f"Next:    {NAME} {shlex.quote(f'resume_sweep={folder}')} runs what is not finished", flush=True)
     if is_over:
         counts = Counter(job.status for job in left)
         fail(NAME, ", ".join(f"{count} of the jobs {status}" for status, count in counts.items()))
@@ -345,8 +348,11 @@ class SweepStart(Callback):
             problem = "-m: a sweep starts the processes of each job itself; start it without torchrun"
         elif launcher.get("tasks_per_node", 1) != 1 or launcher.get("nodes", 1) != 1:
             problem = "hydra.launcher: expected tasks_per_node=1 and nodes=1, since each job starts its ranks itself"
-        elif not config.jobs_at_once >= 1:
-            problem = f"jobs_at_once: expected at least 1, got {config.jobs_at_once}"
+        else:
+            try:
+                require_whole_number("jobs_at_once", config.jobs_at_once, 1)
+            except ValueError as error:
+                problem = str(error)
         if problem is not None:
             # Hydra turns exceptions of callbacks into warnings.
             fail(NAME, problem)
@@ -435,8 +441,8 @@ def save_config(config: DictConfig, folder: Path) -> None:
 def understand(arguments: list[str]) -> list[str]:
     """For ``resume_sweep=<folder>``, the arguments of the sweep that began there; others as they are."""
     key = "resume_sweep="
-    resumed = [argument.removeprefix(key) for argument in arguments if argument.startswith(key)]
-    if not resumed or resumed[-1] in ("", "null"):
+    resumed = [value_of(argument) for argument in arguments if argument.startswith(key)]
+    if not resumed or not resumed[-1]:
         return arguments
     others = [
         argument for argument in arguments if not argument.startswith(key) and argument not in ("-m", "--multirun")
@@ -458,6 +464,9 @@ def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
         if not (key in OF_THE_SWEEP or key.startswith("hydra")) or key.startswith("hydra.sweep."):
             raise ValueError(f"resume_sweep: a sweep goes on with its own choices, {other} is not possible")
     config = OmegaConf.load(folder / "multirun.yaml").hydra
+    if Path(config.runtime.cwd).is_dir():
+        # Relative paths among its arguments are seen from where it began.
+        os.chdir(config.runtime.cwd)
     keys_of_others = {other.partition("=")[0] for other in others}
     saved = [
         argument

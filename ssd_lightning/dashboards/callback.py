@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning
 
+from ssd_lightning.arguments import require_whole_number
 from ssd_lightning.average_precision import average_curves, precision_recall_curves
 from ssd_lightning.dashboards.board import dashboards_of
 from ssd_lightning.dashboards.pictures import ShownPictures, rows_to_show, worth_showing
@@ -22,8 +23,7 @@ class ShowOnDashboards(lightning.Callback):
     """
 
     def __init__(self, pictures: int) -> None:
-        if not pictures >= 0:
-            raise ValueError(f"dashboard_pictures: expected at least 0, got {pictures}")
+        require_whole_number("dashboard_pictures", pictures, 0)
         self.count = pictures
         self._shown: ShownPictures | None = None
         self._images = 0

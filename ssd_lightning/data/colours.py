@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ssd_lightning.arguments import require_number
+
 ColourChange = Callable[[UInt8[np.ndarray, "height width 3"], np.random.Generator], UInt8[np.ndarray, "height width 3"]]
 
 
@@ -20,8 +22,7 @@ class BrightnessContrast:
 
     def __init__(self, brightness: float = 0.15, contrast: float = 0.3, tint: float = 0.1) -> None:
         for name, value in (("brightness", brightness), ("contrast", contrast), ("tint", tint)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name}: expected a number in [0, 1), got {value}")
+            require_number(name, value, "[0, 1)")
         self.brightness, self.contrast, self.tint = brightness, contrast, tint
 
     def __call__(
@@ -77,8 +78,7 @@ class PhotometricDistortion:
             ("hue", hue, 180),
             ("shuffled_channels", shuffled_channels, 1),
         ):
-            if not 0 <= value <= most:
-                raise ValueError(f"{name}: expected a number in [0, {most}], got {value}")
+            require_number(name, value, f"[0, {most}]")
         self.probability = probability
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
         self.shuffled_channels = shuffled_channels

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssd_lightning.arguments import require_whole_number
 from ssd_lightning.data.transforms import Augmentation
 from ssd_lightning.structures import Batch, ImageSize, Objects, Sample, Truth, height_and_width
 
@@ -74,10 +75,9 @@ class DetectionDataModule(lightning.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not batch_size >= 1:
-            raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-        if num_workers is not None and not num_workers >= 0:
-            raise ValueError(f"num_workers: expected at least 0, got {num_workers}")
+        require_whole_number("batch_size", batch_size, 1)
+        if num_workers is not None:
+            require_whole_number("num_workers", num_workers, 0)
         self.data = data
         self.image_size = height_and_width(image_size)
         self.batch_size = batch_size

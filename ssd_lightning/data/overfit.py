@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import UInt8
 
+from ssd_lightning.arguments import require_whole_number
 from ssd_lightning.data.datamodule import DetectionData, Pictures
 from ssd_lightning.structures import Sample, Truth
 
@@ -15,8 +16,7 @@ class FirstPictures:
     """
 
     def __init__(self, pictures: Pictures, count: int) -> None:
-        if not count >= 1:
-            raise ValueError(f"overfit_pictures: expected at least 1, got {count}")
+        require_whole_number("overfit_pictures", count, 1)
         self.pictures = pictures
         self.paths = list(pictures.paths)[:count]
 

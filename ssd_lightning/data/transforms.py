@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from ssd_lightning.arguments import require_number
 from ssd_lightning.data.colours import ColourChange
 from ssd_lightning.data.windows import WHOLE, Window, WindowSampler, boxes_in_window, nested, truth_in_window
 from ssd_lightning.structures import Sample, Truth
@@ -53,8 +54,7 @@ class Augmentation:
         colours: Sequence[ColourChange] = (),
     ) -> None:
         for name, value in (("horizontal_flip", horizontal_flip), ("vertical_flip", vertical_flip)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: expected a probability in [0, 1], got {value}")
+            require_number(name, value, "[0, 1]")
         self.windows = list(windows)
         self.horizontal_flip = horizontal_flip
         self.vertical_flip = vertical_flip

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ssd_lightning.arguments import require_number, require_whole_number
 from ssd_lightning.structures import Truth
 
 
@@ -79,10 +80,8 @@ class ZoomOut:
 
 
 def _check_zoom(probability: float, largest: float) -> None:
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability: expected a number in [0, 1], got {probability}")
-    if not 1 <= largest < np.inf:
-        raise ValueError(f"largest: expected a factor of at least 1, got {largest}")
+    require_number("probability", probability, "[0, 1]")
+    require_number("largest", largest, "[1, inf)")
 
 
 class MinIoUCrop:
@@ -111,12 +110,10 @@ class MinIoUCrop:
     ) -> None:
         if len(min_ious) == 0 or not all(0 <= limit < 1 for limit in min_ious):
             raise ValueError(f"min_ious: expected at least one number, each in [0, 1), got {min_ious}")
-        if not 0 < shortest_side <= 1:
-            raise ValueError(f"shortest_side: expected a number in (0, 1], got {shortest_side}")
+        require_number("shortest_side", shortest_side, "(0, 1]")
         if len(aspect_ratio) != 2 or not 0 < aspect_ratio[0] <= aspect_ratio[1]:
             raise ValueError(f"aspect_ratio: expected two numbers, 0 < least <= largest, got {aspect_ratio}")
-        if not trials >= 1:
-            raise ValueError(f"trials: expected at least 1, got {trials}")
+        require_whole_number("trials", trials, 1)
         self.min_ious = tuple(min_ious)
         self.shortest_side = shortest_side
         self.aspect_ratio = aspect_ratio[0], aspect_ratio[1]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from ssd_lightning.arguments import require_number, require_whole_number
 from ssd_lightning.average_precision import RECALL_LEVELS, assign_detections, check_records
 from ssd_lightning.review.detections import StoredDetections, load_detections
 from ssd_lightning.review.scores import voc_columns
@@ -45,12 +46,9 @@ def compare_runs(
         ValueError: if the runs were not scored on the same pictures with the same truth, or an argument is out of
             range.
     """
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold: expected a number in (0, 1], got {iou_threshold}")
-    if not resamples >= 1:
-        raise ValueError(f"resamples: expected at least 1, got {resamples}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, got {confidence}")
+    require_number("iou_threshold", iou_threshold, "(0, 1]")
+    require_whole_number("resamples", resamples, 1)
+    require_number("confidence", confidence, "(0, 1)")
     a, b = (load_detections(_file(run)) for run in (run_a, run_b))
     _refuse_other_pictures(a, b, run_a, run_b)
     pictures = len(a.paths)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from ssd_lightning.arguments import require_number
 from ssd_lightning.average_precision import check_records, iou_of_pairs, pairs_of_same_image_and_class
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 from ssd_lightning.visualize import DRAW_THRESHOLD
@@ -38,8 +39,7 @@ def confusion_matrix(
         ValueError: as :func:`ssd_lightning.average_precision.voc_average_precision`.
     """
     check_records(detections, objects, num_classes)
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold: expected a number in (0, 1], got {iou_threshold}")
+    require_number("iou_threshold", iou_threshold, "(0, 1]")
     detections = DetectionRecords(*(column[detections.scores >= score_threshold] for column in detections))
 
     # With all labels alike, pairs are those of the same image.

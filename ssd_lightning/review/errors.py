@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from ssd_lightning.arguments import require_number
 from ssd_lightning.average_precision import (
     Pairs,
     assign_detections,
@@ -100,8 +101,7 @@ def find_errors(
             ``background_threshold`` is not in (0, ``iou_threshold``].
     """
     check_records(detections, objects, num_classes)
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold: expected a number in (0, 1], got {iou_threshold}")
+    require_number("iou_threshold", iou_threshold, "(0, 1]")
     if background_threshold is None:
         background_threshold = min(BACKGROUND_THRESHOLD, iou_threshold)
     if not 0 < background_threshold <= iou_threshold:
