@@ -5,19 +5,24 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import lightning
 import torch
 import torch.distributed
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ssd_lightning import collectives
+from ssd_lightning.checkpoint import AtomicCheckpointIO, load_detector, read_checkpoint, rebuild_part
+from ssd_lightning.interruption import IMPATIENCE
+from ssd_lightning.module import SSDModule
 from ssd_lightning.parameter_groups import NEW
-from ssd_lightning.structures import Batch
+from ssd_lightning.structures import Batch, Objects
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -27,9 +32,9 @@ class NonFiniteLossError(ArithmeticError):
 class StopOnNonFiniteLoss(lightning.Callback):
     """Stops the run at the step whose loss is NaN or infinite, before it can spoil the weights or a checkpoint.
 
-    The error names the step, the learning rate and the pictures of the batch, which is saved for replay as
-    ``non_finite_batch.pt``. On an accelerator the loss of a step is looked at when the next step has been launched, so
-    that nothing waits; it stops one step later then.
+    The error names the step, the learning rate and the pictures of the batch, which is saved with the weights that it
+    met as ``non_finite_batch.pt``: see :func:`load_non_finite_batch`. The loss is looked at when the backward pass has
+    been launched, so that an accelerator is not idle meanwhile.
 
     Args:
         folder: where the batch is saved.
@@ -38,44 +43,80 @@ class StopOnNonFiniteLoss(lightning.Callback):
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         self._batch: Batch | None = None
-        self._pending: _Launched | None = None
+        self._launched: list[_Launched] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._launched = []  # of a step that was broken off
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         self._batch = batch
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         assert self._batch is not None
-        launched = _Launched(loss, self._batch, trainer.global_step)
-        due, self._pending = (self._pending, launched) if loss.is_cuda else (launched, None)
-        if due is not None:
-            self._check(due, trainer)
+        self._launched.append(_Launched(loss, self._batch, trainer.global_step))
 
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self._check_pending(trainer)
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
+        launched, self._launched = self._launched, []
+        for one in launched:
+            if not math.isfinite(one.value()):
+                self._stop(one, trainer, pl_module)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._check_pending(trainer)
-
-    def _check_pending(self, trainer: Any) -> None:
-        if self._pending is not None:
-            self._check(self._pending, trainer)
-
-    def _check(self, launched: "_Launched", trainer: Any) -> None:
-        value = launched.value()
-        if math.isfinite(value):
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _stop(self, launched: "_Launched", trainer: Any, pl_module: Any) -> NoReturn:
         path = self.folder / f"non_finite_batch{f'_of_rank_{trainer.global_rank}' if trainer.global_rank else ''}.pt"
         # As plain dictionaries: that is what torch.load reads without trusting the file.
-        torch.save({**launched.batch._asdict(), "objects": launched.batch.objects._asdict()}, path)
+        content = {
+            "batch": {**launched.batch._asdict(), "objects": launched.batch.objects._asdict()},
+            "state_dict": pl_module.state_dict(),
+            "evaluating": [name for name, part in pl_module.named_modules() if not part.training],
+            "precision": trainer.precision,
+        }
+        pl_module.on_save_checkpoint(content)
+        AtomicCheckpointIO().save_checkpoint(content, path)
         paths = trainer.datamodule.train_pictures.paths if trainer.datamodule else None
         ids = launched.batch.image_ids.tolist()
         names = ", ".join(str(paths[index]) if paths else str(index) for index in ids)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         raise NonFiniteLossError(
-            f"the loss became {value} at step {launched.step} with learning rate {rate:g}; "
-            f"try a smaller one, or a longer warm-up. The batch is saved in {path}; its pictures: {names}"
+            f"the loss became {launched.value()} at step {launched.step} with learning rate {rate:g}; "
+            f"try a smaller one, or a longer warm-up. The batch and the weights are saved in {path}; its pictures: "
+            f"{names}"
         )
+
+
+class NonFiniteBatch(NamedTuple):
+    """A step whose loss was not finite, to be taken again."""
+
+    module: SSDModule
+    """With the weights that the batch met, in training mode where it was."""
+    batch: Batch
+    autocast: torch.autocast
+    """The precision of the run."""
+
+
+def load_non_finite_batch(path: Path | str, device: str = "cpu") -> NonFiniteBatch:
+    """What :class:`StopOnNonFiniteLoss` saved. Within its ``autocast``, ``module.training_step(batch, 0)`` is the loss.
+
+    Args:
+        path: of the file.
+        device: on which it is taken again. Another than that of the run rounds otherwise.
+
+    Raises:
+        ValueError: naming the file, if it is missing, something else, or without the config of its run.
+    """
+    content = read_checkpoint(path)
+    if "batch" not in content:
+        raise ValueError(f"checkpoint: {path} holds no batch whose loss was not finite")
+    module = SSDModule(
+        load_detector(path).model,
+        matcher=rebuild_part(content, "matcher", path),
+        loss=rebuild_part(content, "loss", path),
+    ).to(device)
+    for name, part in module.named_modules():
+        part.training = name not in content["evaluating"]
+    batch = Batch(**{**content["batch"], "objects": Objects(**content["batch"]["objects"])})
+    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(content["precision"])
+    autocast = torch.autocast(device, dtype, enabled=dtype is not None)
+    return NonFiniteBatch(module, move_data_to_device(batch, device), autocast)
 
 
 class _Launched:
@@ -101,13 +142,11 @@ class StoppedBySignal(Exception):
     """A run was asked to stop, and its last step is saved."""
 
 
-IMPATIENCE = 1.0
-"""Seconds from which on a second Ctrl-C is another one. ``uv run`` and schedulers pass a signal on that the terminal or
-the process group brings as well, so that one request arrives twice."""
-
-
 class StopOnSignal(Checkpoint):
     """Ctrl-C and SIGTERM end a run between two steps, after a checkpoint. A second Ctrl-C ends it at once.
+
+    Before and after the steps of training they do what they did before the trainer was started. (Lightning's handler of
+    SIGTERM would end a validation without a word, and let the ranks wait for each other.)
 
     As it is a Checkpoint, Lightning calls it after all callbacks that have something to save. Of several ranks it is
     enough that one gets the signal; all end after the same step.
@@ -125,17 +164,31 @@ class StopOnSignal(Checkpoint):
         self._former: dict[signal.Signals, Any] = {}
         self._group: Any = None
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        self._former = {number: signal.getsignal(number) for number in self.SIGNALS}
+
+    def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
+        self._restore_handlers()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._restore_handlers()
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._received = None
         if collectives.world_size() > 1:
             # Of processes, so that no GPU is waited for.
             self._group = torch.distributed.new_group(backend="gloo")
-        self._former = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        for number in self.SIGNALS:
+            signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._received is None:
             self._received, self._received_at = signal.Signals(number), time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._received_at >= IMPATIENCE:
+            former = self._former[signal.SIGINT]
+            if callable(former):
+                former(number, frame)
             raise KeyboardInterrupt
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -177,7 +230,6 @@ class StopOnSignal(Checkpoint):
         # Not in the hook "teardown": by then Lightning has restored those from before its own.
         for number, handler in self._former.items():
             signal.signal(number, handler)
-        self._former = {}
 
 
 class SaveEverySteps(ModelCheckpoint):

@@ -1,16 +1,20 @@
 """Writing checkpoints so that a good one is never lost, and reading a detector back from one."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from ssd_lightning.model import SSD
 from ssd_lightning.postprocess import PostProcess
 from ssd_lightning.weights import CONFIG_KEY, MODEL_PREFIX, read_file
+
+RUN = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
+"""What Lightning puts into a checkpoint from which a run can go on."""
 
 
 class Detector(NamedTuple):
@@ -54,10 +58,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Read a file, from which a run goes on; what a killed process left half written beside it is removed."""
+        """Read a file, from which a run goes on; what a killed process left half written beside it is removed.
+
+        Raises:
+            ValueError: naming the file, if it is missing, no checkpoint, or without the state of a run.
+        """
         for part in Path(path).parent.glob(".*.part"):
             part.unlink(missing_ok=True)
-        return super().load_checkpoint(path, *args, **settings)
+        content = read_checkpoint(path)
+        missing = [key for key in RUN if key not in content]
+        if missing:
+            raise ValueError(f"checkpoint: {path} holds no run to go on with, it lacks {', '.join(missing)}")
+        return content
 
 
 def _cause_in_the_system(error: BaseException | None) -> OSError | None:
@@ -86,24 +98,80 @@ def load_detector(path: Path | str, postprocess: dict[str, Any] | None = None) -
         ValueError: naming the file, if it is missing, no checkpoint, not from this project, or its weights and its
             config do not fit.
     """
+    # The only use of Hydra outside the commands, here and below.
+    from hydra.utils import instantiate
+
     content = read_checkpoint(path)
     config = content.get(CONFIG_KEY)
-    if not isinstance(config, dict) or not {"model", "postprocess", "classes"} <= set(config):
+    parts = {"model": dict, "postprocess": dict, "classes": list}
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), kind) for part, kind in parts.items()):
         raise ValueError(
             f"checkpoint: {path} was not written by ssd-train: it lacks {CONFIG_KEY!r}, the description of the model"
         )
     model = rebuild(config["model"], path)
-    make_detections = rebuild({**config["postprocess"], **(postprocess or {})}, path)
+    if not isinstance(model, SSD):
+        raise ValueError(f"checkpoint: {path} was not written by ssd-train: its model is a {type(model).__name__}")
+    make_detections = rebuild(config["postprocess"], path)
+    if postprocess:
+        # The caller's own: where they do not fit, the file is not to be blamed.
+        make_detections = instantiate({**config["postprocess"], **postprocess}, _convert_="all")
+    classes = tuple(config["classes"])
+    if len(classes) != model.num_classes:
+        raise ValueError(f"checkpoint: {path} has a model of {model.num_classes} classes, and names {len(classes)}")
     weights = {
         name.removeprefix(MODEL_PREFIX): value
-        for name, value in content["state_dict"].items()
+        for name, value in weights_in(content, path).items()
         if name.startswith(MODEL_PREFIX)
     }
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"checkpoint: the weights in {path} are of another model than its config: {error}") from error
-    return Detector(model.eval(), make_detections, tuple(config["classes"]))
+    refuse_other_weights(weights, model.state_dict(), path)
+    model.load_state_dict(weights)
+    return Detector(model.eval(), make_detections, classes)
+
+
+def weights_in(content: dict[str, Any], path: Path | str) -> dict[str, Tensor]:
+    """Of a checkpoint, those that it was written for.
+
+    Raises:
+        ValueError: naming the file, if there are none.
+    """
+    weights = content.get("state_dict")
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"checkpoint: {path} holds no weights by name in its state_dict")
+    return dict(weights)
+
+
+def refuse_other_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path | str) -> None:
+    """Raises: ValueError: naming the file and what differs, if ``weights`` are not of the model that has ``own``."""
+    differing = [
+        *(f"{name} is missing" for name in own if name not in weights),
+        *(f"{name} is not in the model" for name in weights if name not in own),
+        *(
+            f"{name} is of {list(value.shape)} where the model has {list(own[name].shape)}"
+            for name, value in weights.items()
+            if name in own and value.shape != own[name].shape
+        ),
+    ]
+    if differing:
+        raise ValueError(f"checkpoint: the weights in {path} are of another model than its config: {_names(differing)}")
+
+
+def refuse_other_model(stored: dict[str, Any], own: dict[str, Any], path: Path | str) -> None:
+    """Raises: ValueError: naming the file and what differs, if the configs of two models do."""
+    differing = list(_differences(stored, own, "model"))
+    if differing:
+        raise ValueError(f"checkpoint: {path} is of another model: {_names(differing)}")
+
+
+def _differences(stored: Any, own: Any, key: str) -> Iterator[str]:
+    if isinstance(stored, dict) and isinstance(own, dict):
+        for name in {**stored, **own}:
+            yield from _differences(stored.get(name, "unset"), own.get(name, "unset"), f"{key}.{name}")
+    elif stored != own:
+        yield f"{key} is {stored} there and {own} here"
+
+
+def _names(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def rebuild(config: dict[str, Any], path: Path | str) -> Any:
@@ -113,15 +181,31 @@ def rebuild(config: dict[str, Any], path: Path | str) -> Any:
     are built.
 
     Raises:
-        ValueError: naming the file, if it asks for anything else.
+        ValueError: naming the file, if it asks for anything else, or for what they refuse.
     """
-    # The only use of Hydra outside the commands.
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
     for target in _targets(config, path):
         if not _is_class_of_this_project(target):
             raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of ssd_lightning; refused")
-    return instantiate(config, _convert_="all")
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"checkpoint: {path} holds a config that cannot be built here: {reason}") from error
+
+
+def rebuild_part(content: dict[str, Any], part: str, path: Path | str) -> Any:
+    """Of a checkpoint of ``ssd-train``, a part of the training beside the model, such as its ``matcher``.
+
+    Raises:
+        ValueError: naming the file, if it does not tell.
+    """
+    config = content[CONFIG_KEY].get("config")
+    if not isinstance(config, dict) or not isinstance(config.get(part), dict):
+        raise ValueError(f"checkpoint: {path} does not tell with which {part} it was trained")
+    return rebuild(config[part], path)
 
 
 def _targets(node: Any, path: Path | str) -> Iterator[Any]:

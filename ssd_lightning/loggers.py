@@ -1,7 +1,7 @@
 """The metrics of a run as one table."""
 
 import csv
-import os
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ssd_lightning.run_folder import read_metrics
+from ssd_lightning.run_folder import read_metrics, replace_text
 
 
 class MetricsFile(Logger):
@@ -63,12 +63,11 @@ class MetricsFile(Logger):
             return
         columns = sorted({key for row in self._rows.values() for key in row} - {"step", "epoch"})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f".metrics.csv.{os.getpid()}.part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["step", "epoch", *columns])
-            writer.writeheader()
-            writer.writerows(row for _, row in sorted(self._rows.items()))
-        part.replace(self.path)
+        written = io.StringIO()
+        writer = csv.DictWriter(written, ["step", "epoch", *columns])
+        writer.writeheader()
+        writer.writerows(row for _, row in sorted(self._rows.items()))
+        replace_text(self.path, written.getvalue())
         self._changed = False
 
     @rank_zero_only

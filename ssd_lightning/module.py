@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ssd_lightning import collectives
-from ssd_lightning.checkpoint import CONFIG_KEY
+from ssd_lightning.arguments import require_whole_number
+from ssd_lightning.checkpoint import CONFIG_KEY, refuse_other_model, refuse_other_weights, weights_in
 from ssd_lightning.losses import MinedCrossEntropy, MultiBoxLoss, plain_errors
 from ssd_lightning.matching import BoxMatcher
 from ssd_lightning.metrics import DetectionScores
@@ -68,8 +69,8 @@ class SSDModule(lightning.LightningModule):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if lr_reference_batch is not None and not lr_reference_batch >= 1:
-            raise ValueError(f"lr_reference_batch: expected at least 1, got {lr_reference_batch}")
+        if lr_reference_batch is not None:
+            require_whole_number("lr_reference_batch", lr_reference_batch, 1)
         # Channels-last is how pictures come, and the faster order for convolutions on CPUs and tensor cores.
         self.model = model.to(memory_format=torch.channels_last)
         self.matcher = matcher or BoxMatcher()
@@ -153,8 +154,10 @@ class SSDModule(lightning.LightningModule):
         optimizer = self.new_optimizer()
         for group in optimizer.param_groups:
             group["lr"] *= self._lr_factor_of_batch()
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.make_scheduler(optimizer, steps)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise ValueError("max_epochs: expected a number, or one for max_steps, which the schedule goes by")
+        scheduler = self.make_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def new_optimizer(self) -> Optimizer:
@@ -173,6 +176,14 @@ class SSDModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.config is not None:
             checkpoint[CONFIG_KEY] = self.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises: ValueError: naming the file and what differs, if it is of another model."""
+        path = "the file" if self._trainer is None else str(self._trainer.ckpt_path)
+        stored = checkpoint.get(CONFIG_KEY)
+        if self.config is not None and isinstance(stored, dict):
+            refuse_other_model(stored.get("model", {}), self.config["model"], path)
+        refuse_other_weights(weights_in(checkpoint, path), self.state_dict(), path)
 
 
 def mean_over_pictures(batches: list[tuple[int, list[float]]]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What commands and reviews agree on about the folders of runs and of sweeps. Imports nothing that takes long."""
 
 import csv
+import os
 from pathlib import Path
 
 JOB_FILE = "job.json"
@@ -24,6 +25,23 @@ def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
     with path.open(newline="") as file:
         rows = [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
     return {int(row["step"]): row for row in rows}
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all: no reader finds half of it, and a full disk leaves the former one.
+
+    Raises:
+        OSError: naming the file and what the system says.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        part.replace(path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _number(text: str) -> float:

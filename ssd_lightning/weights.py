@@ -1,5 +1,6 @@
 """Files of weights: reading them without running code, and finding torchvision's."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,9 @@ CONFIG_KEY = "ssd_lightning"
 
 MODEL_PREFIX = "model."
 """Of the network's weights among those of the module that trains it."""
+
+STARTS = (b"PK\x03\x04", b"\x80\x02")
+"""First bytes of what ``torch.save`` writes: a zip file, before torch 1.6 a pickle."""
 
 
 class Weights(NamedTuple):
@@ -78,11 +82,23 @@ def read_file(path: Path | str, argument: str) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file fails in as many ways as a pickle has instructions
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{argument}: {path} cannot be read as a checkpoint ({reason})") from error
+        raise ValueError(f"{argument}: {path} cannot be read as a checkpoint: {_reason(path, error)}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{argument}: {path} holds a {type(content).__name__}, not a checkpoint")
     return dict(content)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why torch did not read a file. Its own words are long, and advise to trust the file."""
+    if isinstance(error, PermissionError):
+        return str(error.strerror)
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it holds a {found[1]}; only tensors and plain data are read, since others could run code"
+    with path.open("rb") as file:
+        start = file.read(max(map(len, STARTS)))
+    if not start:
+        return "it is empty"
+    return "it is damaged or incomplete" if start.startswith(STARTS) else "it is no file of torch.save"
 
 
 def state_dict(content: dict[str, Any], path: Path | str, argument: str = "weights") -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import socket
 import threading
 import zipfile
@@ -162,6 +163,15 @@ def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
     assert f"{folder / 'label.csv'}, line 4: ymax" in refusal(folder)
 
 
+@pytest.mark.parametrize("length", [10, 20_000])
+def test_a_quote_that_is_never_closed_is_named(tmp_path: Path, length: int) -> None:
+    rows = ("0.png,0,1,2,3,4", "", '"1.png,0,1,2,3,4', *["2.png,0,1,2,3,4"] * length)
+    folder = write_split(tmp_path / "a", *rows)
+    assert refusal(folder).startswith(f"{folder / 'label.csv'}, line 4: cannot be read as csv (")
+    (folder / "label.csv").write_text(f'"{HEADER}\n0.png,0,1,2,3,4\n')
+    assert refusal(folder).startswith(f"{folder / 'label.csv'}, line 1: cannot be read as csv (")
+
+
 def test_a_short_row_whose_missing_cell_is_the_name(tmp_path: Path) -> None:
     folder = write_split(tmp_path / "a")
     (folder / "label.csv").write_text("label,xmin,ymin,xmax,ymax,img_name\n0,1,2,3,4\n")
@@ -240,6 +250,44 @@ def test_an_existing_folder_is_used_where_it_is(tmp_path: Path, place: str) -> N
     assert (len(data.train()), len(data.val())) == (3, 2)
     assert data.train().paths[0] == tmp_path / place / "bananas_train" / "images" / "0.png"
     assert data.classes == data.train().classes == ("banana",)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("place", [".", "banana-detection"])
+@pytest.mark.parametrize(("missing", "there"), [("train", "val"), ("val", "train")])
+def test_the_half_that_is_missing_is_named(tmp_path: Path, place: str, missing: str, there: str) -> None:
+    write_banana_folder(tmp_path / place, num_train=1, num_val=1, side=64)
+    shutil.rmtree(tmp_path / place / f"bananas_{missing}")
+    data = Bananas(tmp_path, download_to=tmp_path / "elsewhere")
+    data.prepare()
+    assert len(getattr(data, there)()) == 1
+    folder = tmp_path / place / f"bananas_{missing}"
+    with pytest.raises(ValueError, match=re.escape(f"{folder / 'label.csv'} is missing")):
+        getattr(data, missing)()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_only_its_own_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "my_banannas").mkdir()
+    data = Bananas(tmp_path / "my_banannas", download_to=tmp_path / "banana")
+    expected = f"data.root: expected a folder that holds bananas_train and bananas_val, got {data.root}; "
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        data.prepare()
+    assert list(tmp_path.rglob("*")) == [data.root]
+
+
+@pytest.mark.parametrize("begun", ["banana-detection.zip", "banana-detection.zip.part"])
+def test_a_download_that_has_begun_elsewhere_goes_on(
+    tmp_path: Path, served: Archive, monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    monkeypatch.setattr(banana, "ARCHIVE", served)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / begun).write_bytes(
+        (tmp_path / "web" / served.name).read_bytes()[: 100 if "part" in begun else None]
+    )
+    data = Bananas(tmp_path / "data", download_to=tmp_path / "banana")
+    data.prepare()
+    assert len(data.train()) == 3
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,28 @@ def test_interruption_leaves_nothing(workers: int, tmp_path: Path, monkeypatch: 
     with pytest.raises(KeyboardInterrupt):
         generate_bananas(tmp_path / "bananas", num_train=20, num_val=2, workers=workers)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_goes_and_what_is_being_written_stays(tmp_path: Path):
+    ages = {"killed": (7200, 7200), "just begun": (0, None), "long at work": (7200, 60)}
+    for name, (age, age_of_pictures) in ages.items():
+        folder = tmp_path / f".bananas [1]-unfinished-{name}"
+        folder.mkdir()
+        if age_of_pictures is not None:
+            pictures = folder / "bananas [1]" / "bananas_train" / "images"
+            pictures.mkdir(parents=True)
+            (pictures / "0.png").touch()
+            os.utime(pictures, times=2 * (time.time() - age_of_pictures,))
+        os.utime(folder, times=2 * (time.time() - age,))
+    (tmp_path / ".others-unfinished-killed").mkdir()
+    os.utime(tmp_path / ".others-unfinished-killed", times=(0, 0))
+    generate_bananas(tmp_path / "bananas [1]", num_train=1, num_val=1, workers=1)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "bananas [1]",
+        ".bananas [1]-unfinished-just begun",
+        ".bananas [1]-unfinished-long at work",
+        ".others-unfinished-killed",
+    }
 
 
 def test_a_finished_data_set_is_left_alone(small: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,29 +1,39 @@
 """Stopping well: at a loss that is no number, and when somebody asks for it. Each test is a run of a tiny model."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from in_memory import InMemoryPictures
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from test_checkpoint import CONFIG, MODEL
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
 from ssd_lightning import callbacks
 from ssd_lightning.callbacks import (
     AveragedWeights,
+    HeadsFirst,
     NonFiniteLossError,
     SaveEverySteps,
     StopOnNonFiniteLoss,
     StopOnSignal,
     StoppedBySignal,
+    load_non_finite_batch,
 )
+from ssd_lightning.data.banana import Bananas
 from ssd_lightning.data.datamodule import DetectionDataModule, Item, collate
+from ssd_lightning.module import SSDModule
 from ssd_lightning.structures import Batch, Sample
 
 BATCHES = 4
@@ -102,8 +112,7 @@ def trainer_with(*own: lightning.Callback, epochs: int = 2, **settings: Any) -> 
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in own),
         enable_progress_bar=False,
         enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **settings,
+        **{"num_sanity_val_steps": 0, **settings},
     )
 
 
@@ -149,8 +158,9 @@ def test_the_batch_is_saved_as_plain_data_for_replay(tmp_path: Path) -> None:
     module = Tiny({1: float("nan")})
     with pytest.raises(NonFiniteLossError):
         trainer_with(StopOnNonFiniteLoss(tmp_path / "new folder")).fit(module, data())
-    saved = torch.load(tmp_path / "new folder" / "non_finite_batch.pt", weights_only=True)
-    batch = module.batches[-1]
+    content = torch.load(tmp_path / "new folder" / "non_finite_batch.pt", weights_only=True)
+    assert torch.equal(content["state_dict"]["weight"], module.weight)
+    saved, batch = content["batch"], module.batches[-1]
     assert list(saved) == list(batch._fields)
     for name in ("images", "image_ids", "image_sizes"):
         assert torch.equal(saved[name], getattr(batch, name))
@@ -187,20 +197,93 @@ def test_without_a_data_module_pictures_are_numbers(tmp_path: Path) -> None:
         trainer_with(StopOnNonFiniteLoss(tmp_path)).fit(Tiny({0: float("nan")}), loader)
 
 
-def test_no_checkpoint_is_written_after_a_loss_that_was_not_looked_at_yet(tmp_path: Path) -> None:
-    """On an accelerator a loss is looked at one step later; what is saved in between must not be spoilt either."""
-    stop, path = StopOnNonFiniteLoss(tmp_path), tmp_path / "last.ckpt"
-    path.write_text("good")
+def test_of_batches_whose_gradients_are_added_up_the_bad_one_is_told(tmp_path: Path) -> None:
+    class Third(Tiny):
+        def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+            return super().training_step(batch, batch_idx) + (float("nan") if batch_idx == 2 else 0)
 
-    class Launch(lightning.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Tiny, *args: Any) -> None:
-            launched = callbacks._Launched(torch.tensor(float("nan")), pl_module.batches[-1], trainer.global_step - 1)
-            stop._pending = launched
-            trainer.save_checkpoint(path)
+    module = Third()
+    with pytest.raises(NonFiniteLossError, match="at step 1 ") as caught:
+        trainer_with(StopOnNonFiniteLoss(tmp_path), accumulate_grad_batches=2).fit(module, data())
+    pictures = [f"folder/picture {index}.png" for index in module.batches[2].image_ids.tolist()]
+    assert str(caught.value).endswith(f"its pictures: {', '.join(pictures)}")
+    saved = torch.load(tmp_path / "non_finite_batch.pt", weights_only=True)
+    assert torch.equal(saved["batch"]["images"], module.batches[2].images)
+    assert torch.equal(saved["state_dict"]["weight"], module.weight)
+    assert module.weight.isfinite()
 
-    with pytest.raises(NonFiniteLossError, match="at step 0 "):
-        trainer_with(stop, Launch()).fit(Tiny(), data())
-    assert path.read_text() == "good"
+
+# --- taking a bad step again ---
+
+PARTS = {
+    "matcher": {"_target_": "ssd_lightning.matching.BoxMatcher", "iou_threshold": 0.4},
+    "loss": {"_target_": "ssd_lightning.losses.MultiBoxLoss", "alpha": 2.0},
+}
+
+
+def detector(lr: float) -> SSDModule:
+    """As ``ssd-train`` makes one."""
+    torch.manual_seed(0)
+    return SSDModule(
+        instantiate(MODEL, _convert_="all"),
+        matcher=instantiate(PARTS["matcher"]),
+        loss=instantiate(PARTS["loss"]),
+        optimizer=partial(torch.optim.SGD, lr=lr),
+        lr_scheduler=constant,
+        config={**CONFIG, "config": PARTS},
+    )
+
+
+def constant(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def stop_at_a_bad_loss(
+    folder: Path, bananas: Path, module: SSDModule, *own: lightning.Callback, **settings: Any
+) -> tuple[float, SSDModule, Batch, float]:
+    """The loss at which a run stopped; then the step that was saved, and its loss."""
+    trainer = trainer_with(StopOnNonFiniteLoss(folder), *own, epochs=9, limit_val_batches=0, **settings)
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.fit(module, DetectionDataModule(Bananas(bananas), image_size=64, batch_size=4, num_workers=0))
+    again, batch, autocast = load_non_finite_batch(folder / "non_finite_batch.pt")
+    with autocast:
+        loss = again.training_step(batch, 0)
+    return float(str(caught.value).split()[3]), again, batch, loss.item()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_loss_is_not_finite_again(tmp_path: Path, bananas: Path, precision: Any) -> None:
+    _, again, batch, loss = stop_at_a_bad_loss(tmp_path, bananas, detector(lr=1e30), precision=precision)
+    assert not math.isfinite(loss)
+    assert all(parameter.isfinite().all() for parameter in again.parameters()), "the step was taken"
+    assert detector(lr=0.1).training_step(batch, 0).isfinite(), "the weights are to blame, not the batch"
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("waits", [False, True])
+def test_all_that_decides_the_loss_is_saved(
+    tmp_path: Path, bananas: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, waits: bool
+) -> None:
+    """Of a loss that is finite, in which everything can be seen: it comes out the same to the last digit."""
+    losses: list[float] = []
+
+    def refuse_the_fifth(loss: float) -> bool:
+        losses.append(loss)
+        return len(losses) < 5
+
+    monkeypatch.setattr(callbacks, "math", SimpleNamespace(isfinite=refuse_the_fifth))
+    own = [HeadsFirst(epochs=9)] if waits else []
+    expected, again, _, loss = stop_at_a_bad_loss(tmp_path, bananas, detector(0.1), *own, precision=precision)
+    assert loss == expected == losses[-1]
+    assert len(set(losses)) == 5
+    assert again.model.head.training
+    assert all(part.training != waits for part in again.model.backbone.children())
+
+
+def test_a_checkpoint_is_no_bad_step(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"checkpoint: .*last\.ckpt holds no batch whose loss was not finite"):
+        load_non_finite_batch(tmp_path / "last.ckpt")
 
 
 # --- a signal ---
@@ -309,6 +392,51 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
     assert len(module.batches) == 2
     assert not (tmp_path / "last.ckpt").exists()
     assert current_handlers() == handlers
+
+
+class Former(BaseException):
+    """Raised by the handler from before the run."""
+
+
+def former(number: int, frame: object) -> None:
+    raise Former(number)
+
+
+class DuringValidation(lightning.Callback):
+    """Sends a signal in the middle of one."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("method", ["fit", "validate"])
+def test_before_and_after_training_signals_do_what_they_did(
+    tmp_path: Path, number: signal.Signals, method: str
+) -> None:
+    """In the sanity check, and when weights are scored."""
+    signal.signal(number, former)
+    trainer = trainer_with(StopOnSignal(tmp_path / "last.ckpt"), DuringValidation(number), num_sanity_val_steps=1)
+    with pytest.raises(Former):
+        getattr(trainer, method)(Tiny(), data())
+    assert not trainer.received_sigterm, "Lightning's own handler makes the ranks wait for each other"
+    assert signal.getsignal(number) is former
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_second_ctrl_c_does_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssd_lightning.callbacks.IMPATIENCE", 0.0)
+    signal.signal(signal.SIGINT, former)
+    module = Tiny()
+    with pytest.raises(Former):
+        trainer_with(Interrupt(1, signal.SIGINT, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt")).fit(
+            module, data()
+        )
+    assert len(module.batches) == 2
+    assert not (tmp_path / "last.ckpt").exists()
 
 
 def fail(trainer: Any) -> None:

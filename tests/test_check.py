@@ -222,10 +222,22 @@ def test_bananas_too(run, bananas: Path):
     assert "12 pictures for training, 4 for scoring" in outcome.out
 
 
-def test_a_folder_that_is_not_there(run):
+def test_one_job_for_each_value(run, folder: Path, tmp_path: Path):
+    """Problems in one do not stop the next."""
+    spoil_annotation(folder)
+    outcome = run("ssd-check", "-m", "data=voc_folder", f"data.root={folder}", *MODEL, "data.fix=null,skip")
+    assert outcome.exit_code == 1
+    assert "1 problems, all in" in outcome.error
+    [sweep] = (tmp_path / "runs/check").iterdir()
+    assert findings(sweep / "0") == [("problem", "unreadable")]
+    assert findings(sweep / "1") == [("fixed", "unreadable")]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["check"]
+
+
+def test_a_folder_that_is_not_there(run, tmp_path: Path):
     outcome = run("ssd-check", "data=voc_folder", "data.root=nowhere")
     assert outcome.exit_code == 1
-    assert outcome.error.endswith("ssd-check: data.root: no folder nowhere\n")
+    assert outcome.error.endswith(f"ssd-check: data.root: no folder {tmp_path / 'nowhere'}\n")
 
 
 # --- its parts ---

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -18,10 +19,18 @@ import lightning
 import pytest
 import torch
 from banana_folder import write_banana_folder
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from ssd_lightning.backbones.tiny import Tiny
-from ssd_lightning.checkpoint import CONFIG_KEY, AtomicCheckpointIO, load_detector, read_checkpoint, rebuild
+from ssd_lightning.checkpoint import (
+    CONFIG_KEY,
+    AtomicCheckpointIO,
+    load_detector,
+    read_checkpoint,
+    rebuild,
+    rebuild_part,
+)
 from ssd_lightning.data.banana import Bananas
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.model import SSD
@@ -165,15 +174,19 @@ def test_an_error_of_another_kind_stays_what_it_is(two_weights: Path) -> None:
     assert read_checkpoint(two_weights)["weights"].tolist() == [0, 0]
 
 
+RUN = dict.fromkeys(("state_dict", "optimizer_states", "loops", "pytorch-lightning_version"))
+"""What Lightning puts beside other things."""
+
+
 def write_for_ever(path: Path) -> None:
     for number in itertools.count():
-        AtomicCheckpointIO().save_checkpoint({"number": number, "weights": torch.full((300_000,), number)}, path)
+        AtomicCheckpointIO().save_checkpoint({**RUN, "number": number, "weights": torch.full((300_000,), number)}, path)
 
 
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     """At any moment of its writing, and it does nothing else; what it left half written goes when a run goes on."""
     path, rng, left = tmp_path / "last.ckpt", random.Random(0), 0
-    AtomicCheckpointIO().save_checkpoint({"number": 0, "weights": torch.zeros(300_000)}, path)
+    AtomicCheckpointIO().save_checkpoint({**RUN, "number": 0, "weights": torch.zeros(300_000)}, path)
     for _ in range(20):
         writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,))
         writer.start()
@@ -269,20 +282,53 @@ def test_a_missing_file(tmp_path: Path) -> None:
     assert "no file" in refusal(tmp_path)
 
 
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+
+
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"epoch: 3\n", b"\x80", b"PK\x03\x04 no zip", pickle.dumps([1], protocol=2)[:-2], bytes(range(256))],
+    ("content", "reason"),
+    [
+        (b"", "it is empty"),
+        (b"x", "it is no file of torch.save"),
+        (b"epoch: 3\n", "it is no file of torch.save"),
+        (PNG, "it is no file of torch.save"),
+        (b"\x80", "it is no file of torch.save"),
+        (bytes(range(256)), "it is no file of torch.save"),
+        (b"PK\x03\x04 no zip", "it is damaged or incomplete"),
+        (pickle.dumps([1], protocol=2)[:-2], "it is damaged or incomplete"),
+    ],
 )
-def test_a_file_of_something_else(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_something_else(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "file.ckpt").write_bytes(content)
-    assert "cannot be read as a checkpoint" in refusal(tmp_path / "file.ckpt")
+    assert refusal(tmp_path / "file.ckpt").endswith(f"file.ckpt cannot be read as a checkpoint: {reason}")
 
 
-def test_half_of_a_checkpoint(tmp_path: Path, trained: tuple[SSDModule, Path]) -> None:
-    whole = trained[1].read_bytes()
+@pytest.mark.parametrize("is_new", [True, False])
+def test_half_of_a_checkpoint(tmp_path: Path, content: dict[str, Any], is_new: bool) -> None:
+    path = tmp_path / "file.ckpt"
+    torch.save(content, path, _use_new_zipfile_serialization=is_new)
+    whole = path.read_bytes()
     for length in (100, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "file.ckpt").write_bytes(whole[:length])
-        assert "cannot be read as a checkpoint" in refusal(tmp_path / "file.ckpt")
+        path.write_bytes(whole[:length])
+        assert refusal(path).endswith("it is damaged or incomplete")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "file.ckpt").touch()
+    monkeypatch.setattr(torch, "load", refuse)
+    assert refusal(tmp_path / "file.ckpt").endswith("cannot be read as a checkpoint: Permission denied")
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_whole_module(tmp_path: Path, is_new: bool) -> None:
+    """torch advises to read it all the same."""
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "file.ckpt", _use_new_zipfile_serialization=is_new)
+    text = refusal(tmp_path / "file.ckpt")
+    assert "it holds a torch.nn.modules.linear.Linear; only tensors and plain data are read" in text
+    assert "weights_only" not in text
 
 
 @pytest.mark.parametrize("kind", ["list", "Tensor"])
@@ -291,7 +337,19 @@ def test_a_torch_file_of_something_else(tmp_path: Path, kind: str) -> None:
     assert f"holds a {kind}, not a checkpoint" in refusal(tmp_path / "file.ckpt")
 
 
-@pytest.mark.parametrize("config", [None, "a text", {}, {"model": MODEL, "classes": ["banana"]}])
+OTHERS = [
+    None,
+    "a text",
+    {},
+    {"model": MODEL, "classes": ["banana"]},
+    {**CONFIG, "model": "SSD"},
+    {**CONFIG, "postprocess": None},
+    {**CONFIG, "classes": 5},
+    {**CONFIG, "model": POSTPROCESS},
+]
+
+
+@pytest.mark.parametrize("config", OTHERS)
 def test_a_checkpoint_of_another_project(tmp_path: Path, content: dict[str, Any], config: object) -> None:
     content[CONFIG_KEY] = config
     if config is None:
@@ -300,19 +358,135 @@ def test_a_checkpoint_of_another_project(tmp_path: Path, content: dict[str, Any]
     assert "was not written by ssd-train" in refusal(tmp_path / "file.ckpt")
 
 
-@pytest.mark.parametrize("change", [{"num_classes": 2}, {"backbone": {**MODEL["backbone"], "channels": 16}}])
-def test_weights_of_another_model(tmp_path: Path, content: dict[str, Any], change: dict[str, Any]) -> None:
-    content[CONFIG_KEY]["model"] |= change
+def test_classes_that_the_model_does_not_have(tmp_path: Path, content: dict[str, Any]) -> None:
+    content[CONFIG_KEY]["classes"] = ["banana", "apple"]
+    torch.save(content, tmp_path / "file.ckpt")
+    assert refusal(tmp_path / "file.ckpt").endswith("has a model of 1 classes, and names 2")
+
+
+def test_weights_of_another_model(tmp_path: Path, content: dict[str, Any]) -> None:
+    """The first that differ, and how many more."""
+    content[CONFIG_KEY]["model"]["backbone"]["channels"] = 16
     torch.save(content, tmp_path / "file.ckpt")
     text = refusal(tmp_path / "file.ckpt")
-    assert "are of another model than its config" in text
-    assert "size mismatch" in text
+    assert "are of another model than its config: " in text
+    # Two convolutions with batch norm in three blocks, and what reads them.
+    assert "backbone.levels.1.0.weight is of [8, 8, 3, 3] where the model has [16, 8, 3, 3]" in text
+    assert re.search(r" and \d\d more$", text)
+    assert text.count(" is of ") == 3
 
 
-def test_no_weights(tmp_path: Path, content: dict[str, Any]) -> None:
-    content["state_dict"] = {}
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda weights: weights.popitem(), "head.localization.4.bias is missing"),
+        (lambda weights: weights.update({"model.extra": torch.zeros(1)}), "extra is not in the model"),
+        (lambda weights: weights.clear(), "backbone."),
+    ],
+)
+def test_weights_that_lack_or_have_something(
+    tmp_path: Path, content: dict[str, Any], change: Any, expected: str
+) -> None:
+    change(content["state_dict"])
     torch.save(content, tmp_path / "file.ckpt")
-    assert "Missing key" in refusal(tmp_path / "file.ckpt")
+    assert f"are of another model than its config: {expected}" in refusal(tmp_path / "file.ckpt")
+
+
+@pytest.mark.parametrize("weights", [None, "text", ["list"], {"model.weight": "text"}])
+def test_no_weights(tmp_path: Path, content: dict[str, Any], weights: object) -> None:
+    content["state_dict"] = weights
+    if weights is None:
+        del content["state_dict"]
+    torch.save(content, tmp_path / "file.ckpt")
+    assert refusal(tmp_path / "file.ckpt").endswith("holds no weights by name in its state_dict")
+
+
+@pytest.mark.parametrize("place", ["model", "backbone", "postprocess"])
+def test_an_argument_that_is_not_known(tmp_path: Path, content: dict[str, Any], place: str) -> None:
+    config = content[CONFIG_KEY]
+    (config["model"]["backbone"] if place == "backbone" else config[place])["gone"] = 3
+    torch.save(content, tmp_path / "file.ckpt")
+    text = refusal(tmp_path / "file.ckpt")
+    assert "cannot be built here: " in text
+    assert text.endswith("got an unexpected keyword argument 'gone'")
+    assert "\n" not in text
+
+
+def test_settings_of_the_caller_are_no_fault_of_the_file(trained: tuple[SSDModule, Path]) -> None:
+    with pytest.raises(InstantiationException, match="score_threshold") as caught:
+        load_detector(trained[1], {"score_threshold": 2})
+    assert "last.ckpt" not in str(caught.value)
+
+
+def test_parts_of_the_training(content: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"checkpoint: some\.ckpt does not tell with which matcher it was trained"):
+        rebuild_part(content, "matcher", "some.ckpt")
+    content[CONFIG_KEY]["config"]["matcher"] = {"_target_": "ssd_lightning.matching.BoxMatcher", "iou_threshold": 0.4}
+    assert rebuild_part(content, "matcher", "some.ckpt").iou_threshold == 0.4
+    del content[CONFIG_KEY]["config"]
+    with pytest.raises(ValueError, match="does not tell with which matcher"):
+        rebuild_part(content, "matcher", "some.ckpt")
+
+
+# --- going on with a run ---
+
+
+def go_on(path: Path, model: dict[str, Any], bananas: Path) -> None:
+    config = {**CONFIG, "model": model}
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    data = DetectionDataModule(Bananas(bananas), image_size=64, batch_size=2, num_workers=0)
+    trainer.fit(SSDModule(instantiate(model, _convert_="all"), config=config), data, ckpt_path=path, weights_only=True)
+    assert trainer.global_step == 3
+
+
+def test_a_run_goes_on_with_its_own_model(trained: tuple[SSDModule, Path], bananas: Path) -> None:
+    go_on(trained[1], MODEL, bananas)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"num_classes": 2}, "model.num_classes is 1 there and 2 here"),
+        ({"image_size": 128}, "model.image_size is 64 there and 128 here"),  # to which the weights would fit
+        ({"backbone": {**MODEL["backbone"], "channels": 16}}, "model.backbone.channels is 8 there and 16 here"),
+        ({"backbone": {"_target_": "ssd_lightning.backbones.tiny.Tiny"}}, "channels is 8 there and unset here"),
+    ],
+)
+def test_a_run_does_not_go_on_with_another_model(
+    trained: tuple[SSDModule, Path], bananas: Path, change: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"checkpoint: {trained[1]} is of another model: ")) as caught:
+        go_on(trained[1], {**MODEL, **change}, bananas)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda content: content.clear(), "holds no run to go on with, it lacks state_dict, optimizer_states, loops, "),
+        (lambda content: content.pop("optimizer_states"), "holds no run to go on with, it lacks optimizer_states"),
+        (lambda content: content.update(state_dict="x"), "holds no weights by name"),
+        (lambda content: content["state_dict"].popitem(), "model.head.localization.4.bias is missing"),
+        (lambda content: content[CONFIG_KEY].update(model={}), "is of another model: model._target_ is unset there"),
+    ],
+)
+def test_what_no_run_can_go_on_from(
+    tmp_path: Path, bananas: Path, content: dict[str, Any], change: Any, expected: str
+) -> None:
+    change(content)
+    torch.save(content, tmp_path / "file.ckpt")
+    with pytest.raises(ValueError, match=f"^checkpoint: .*{re.escape(str(tmp_path / 'file.ckpt'))}") as caught:
+        go_on(tmp_path / "file.ckpt", MODEL, bananas)
+    assert expected in str(caught.value)
 
 
 # --- files that would run code ---

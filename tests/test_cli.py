@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from ssd_lightning.average_precision import voc_average_precision
 from ssd_lightning.checkpoint import load_detector
 from ssd_lightning.cli import command, train_run
 from ssd_lightning.cli.command import CONFIG_FOLDER, GROUPS
+from ssd_lightning.cli.predict_run import find_pictures
+from ssd_lightning.data import banana
 from ssd_lightning.review import find_errors, load_detections, save_detections
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
@@ -541,6 +544,63 @@ class TestPredict:
         assert len(json.loads((tmp_path / "out/predictions.json").read_text())["images"]) == 6
         assert not (tmp_path / "out/drawings").exists()
 
+    def test_what_a_folder_holds(self, photos: Path, monkeypatch):
+        for name in ("._colour.jpg", ".thumbnails/a.jpg", "inner/.b.png", "notes.txt", "c.jpg.part"):
+            (photos / name).parent.mkdir(exist_ok=True)
+            shutil.copy(photos / "colour.jpg", photos / name)
+        for name in ("d.JFIF", "e.avif", "f.mpo"):
+            (photos / name).touch()
+        expected = {"alpha picture ü.png", "colour.jpg", "d.JFIF", "e.avif", "f.mpo", "grey.png", "palette.gif"}
+        assert {path.name for path in find_pictures([str(photos)])} == expected | {"sixteen.png", "turned.jpg"}
+        # The folder that is asked for may be hidden, and so may a picture.
+        assert [path.name for path in find_pictures([str(photos / ".thumbnails")])] == ["a.jpg"]
+        assert [path.name for path in find_pictures([str(photos / "inner/.b.png")])] == [".b.png"]
+        monkeypatch.chdir(photos.parent)
+        photos.rename("2024")
+        assert len(find_pictures([2024])) == 9
+
+    @pytest.mark.parametrize("source", ["", "''", "[]", "null", "[a.png,null]", "[true,'']", "{a:1}"])
+    def test_a_source_that_is_none(self, run, tmp_path: Path, source: str):
+        Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+        outcome = run("ssd-predict", "checkpoint=a.ckpt", f"source={source}")
+        assert outcome.exit_code == 1
+        message = outcome.error.strip().splitlines()[-1]
+        assert message.startswith("ssd-predict: source: expected a picture, a folder or a pattern, or a list of those")
+        assert "Traceback" not in outcome.error
+
+    @pytest.mark.parametrize("draw", ["true", "false"])
+    def test_a_full_disk(self, run, trained, photos: Path, tmp_path: Path, draw: str):
+        """The system refuses more than 10 kB in a file, which is enough for Hydra's."""
+        Image.open(photos / "colour.jpg").resize((900, 480)).save(photos / "colour.jpg")
+        arguments = [f"source={photos}/colour.jpg", f"draw={draw}", "num_workers=0", "hydra.run.dir=out"]
+        former = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, former[1]))
+        try:
+            outcome = run("ssd-predict", f"checkpoint={trained[0]}/checkpoints/best.ckpt", *arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        assert outcome.exit_code == 1
+        name = "drawings/colour.jpg.jpg" if draw == "true" else "predictions.json"
+        message = outcome.error.strip().splitlines()[-1]
+        assert message == f"ssd-predict: {tmp_path / 'out' / name} could not be written: File too large"
+        left = [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".jpg", ".json", ".part")]
+        assert left == []
+
+    def test_one_job_for_each_value(self, run, trained, photos: Path, tmp_path: Path):
+        """A picture that cannot be read in one does not stop the next."""
+        (photos / "inner/broken.jpg").write_text("not a picture")
+        outcome = run(
+            "ssd-predict", "-m", f"checkpoint={trained[0]}/checkpoints/best.ckpt",
+            f"source='{photos}/inner','{photos}/colour.jpg'", "num_workers=0", "draw=false",
+        )  # fmt: skip
+        assert outcome.exit_code == 1
+        assert "1 of 2 pictures could not be read" in outcome.error
+        assert "inner/broken.jpg" in outcome.error
+        [sweep] = (tmp_path / "runs/predict").iterdir()
+        for job in ("0", "1"):
+            assert len(json.loads((sweep / job / "predictions.json").read_text())["images"]) == 1
+        assert {path.name for path in tmp_path.iterdir()} == {"photos", "runs"}
+
     def test_pattern_and_list_of_sources(self, run, trained, photos: Path, tmp_path: Path):
         checkpoint = trained[0] / "checkpoints/best.ckpt"
         outcome = run(
@@ -609,12 +669,45 @@ TRAIN_MISTAKES = {
     "image size": (["model.image_size=0"], ["image_size", "0"]),
     "batch size": (["batch_size=0"], ["batch_size", "at least 1", "0"]),
     "workers": (["num_workers=-1"], ["num_workers", "-1"]),
-    "learning rate": (["optimizer.lr=-0.1"], ["learning rate", "-0.1"]),
+    "learning rate": (["optimizer.lr=-0.1"], ["optimizer.lr", "at least 0", "-0.1"]),
     "NaN scale": (["model.default_boxes.scales=[0.2,nan,0.54,0.71,0.88,1.05]"], ["scales", "nan"]),
     "threshold": (["+matcher.iou_threshold=2"], ["iou_threshold", "(0, 1]", "2"]),
     "GPU": (["trainer=gpu"], ["trainer", "gpu"]),
-    "data folder": (["data.root=nowhere"], ["nowhere"]),
+    "data folder": (
+        ["data.root=nowhere"],
+        [
+            "data.root: expected a folder that holds bananas_train and bananas_val, got /",
+            "/nowhere",
+            "/data/banana alone",
+        ],
+    ),
+    "VOC's folder": (
+        ["data=voc07", "data.root=nowhere"],
+        ["data.root: expected a folder that holds VOCdevkit, got /", "/nowhere", "/data alone"],
+    ),
     "nothing to choose the best on": (["+trainer.limit_val_batches=0"], ["trainer.limit_val_batches", "got 0"]),
+    "no end": (["trainer.max_epochs=null"], ["max_epochs", "max_steps"]),
+    "no epoch": (["trainer.max_epochs=0"], ["trainer.max_epochs", "at least 1"]),
+    "half an epoch": (["trainer.max_epochs=1.5"], ["trainer.max_epochs", "whole number", "1.5"]),
+    "batches for pictures": (["+trainer.overfit_batches=1"], ["trainer.overfit_batches", "overfit_pictures"]),
+    "argument of another optimizer": (["+optimizer.momentum=0.9"], ["optimizer: ", "AdamW", "momentum"]),
+    "argument of another schedule": (["+lr_scheduler.milestones=[1]"], ["lr_scheduler: ", "milestones"]),
+}
+TRAIN_MISTAKES |= {
+    f"{value} for {key}": ([f"{key}={value}"], [f"{key}: ", "number", value.replace("null", "None")])
+    for key, value in (
+        ("batch_size", "abc"),
+        ("batch_size", "null"),
+        ("num_workers", "1.5"),
+        ("seed", "null"),
+        ("seed", "1.5"),
+        ("optimizer.lr", "abc"),
+        ("optimizer.lr", "null"),
+        ("overfit_pictures", "abc"),
+        ("lr_reference_batch", "abc"),
+        ("dashboard_pictures", "abc"),
+        ("trainer.log_every_n_steps", "abc"),
+    )
 }
 
 
@@ -633,21 +726,31 @@ def test_a_commit_is_that_of_the_package_and_not_of_a_checkout_around_it(tmp_pat
 
 class TestMistakes:
     @pytest.mark.parametrize("name", list(TRAIN_MISTAKES))
-    def test_one_line_and_nothing_left_behind(self, run, bananas: Path, tmp_path: Path, monkeypatch, name: str):
+    def test_one_line_and_nothing_left_behind(self, run, bananas: Path, tmp_path: Path, name: str):
         if name == "GPU" and torch.cuda.is_available():
             pytest.skip("there is a GPU here")
         arguments, expected = TRAIN_MISTAKES[name]
         settings = [setting for setting in QUICK if name != "GPU" or setting != "trainer=cpu"]
-        if name == "data folder":
-            monkeypatch.setattr("ssd_lightning.data.banana.ARCHIVE", unreachable_archive())
         outcome = run("ssd-train", "data=banana", f"data.root={bananas}", *settings, "hydra.run.dir=run", *arguments)
         assert outcome.exit_code == 1
         assert "Traceback" not in outcome.error
-        message = outcome.error.strip().splitlines()[-1] if name != "data folder" else outcome.error
-        assert message.startswith("ssd-train: ") or name == "data folder"
+        assert "Error executing job" not in outcome.error
+        message = outcome.error.strip().splitlines()[-1]
+        assert message.startswith("ssd-train: ")
         for part in expected:
             assert part in message
         assert not (tmp_path / "run").exists()
+
+    def test_a_download_that_brings_nothing_leaves_nothing(self, run, tmp_path: Path, monkeypatch):
+        monkeypatch.delenv("SSD_DATA", raising=False)
+        archive = banana.ARCHIVE._replace(urls=("http://127.0.0.1:9/banana-detection.zip",))
+        monkeypatch.setattr(banana, "ARCHIVE", archive)
+        outcome = run("ssd-train", "data=banana", *QUICK, "hydra.run.dir=run")
+        assert outcome.exit_code == 1
+        assert "banana-detection.zip could not be downloaded" in outcome.error
+        assert f"into {tmp_path / 'data/banana'} by hand" in outcome.error
+        assert "Traceback" not in outcome.error
+        assert list(tmp_path.iterdir()) == []
 
     def test_traceback_on_request(self, run, bananas: Path, monkeypatch):
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -729,16 +832,83 @@ class TestMistakes:
         assert outcome.exit_code == 1
         assert "learning rate 1e+30" in outcome.error
         assert ".png" in outcome.error
-        assert torch.load(tmp_path / "run" / "non_finite_batch.pt", weights_only=True)["images"].dtype == torch.uint8
-
-
-def unreachable_archive():
-    from ssd_lightning.data.download import Archive
-
-    return Archive("banana-detection.zip", ("http://127.0.0.1:9/banana-detection.zip",), "0" * 40, "sha1")
+        saved = torch.load(tmp_path / "run" / "non_finite_batch.pt", weights_only=True)
+        assert saved["batch"]["images"].dtype == torch.uint8
 
 
 def test_an_error_of_ours_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPatch):
     assert command.explain(ValueError("a bad value")) == "a bad value"
     assert command.explain(AssertionError("ours")) is None
     assert command.explain(TypeError("ours")) is None
+
+
+def text_file(path: Path) -> None:
+    path.write_text("hello")
+
+
+def empty_file(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def half_a_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def weights_of_something_else(path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+
+
+def checkpoint_of_another_model(path: Path) -> None:
+    content = torch.load(path, weights_only=True)
+    content["ssd_lightning"]["model"]["default_boxes"]["scales"][0] = 0.1
+    torch.save(content, path)
+
+
+class TestFilesOfARunThatAreBad:
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (text_file, "cannot be read as a checkpoint: it is no file of torch.save"),
+            (empty_file, "cannot be read as a checkpoint: it is empty"),
+            (half_a_file, "cannot be read as a checkpoint: it is damaged or incomplete"),
+            (weights_of_something_else, "holds no run to go on with"),
+            (checkpoint_of_another_model, "is of another model: model.default_boxes.scales is [0.1, "),
+        ],
+    )
+    def test_a_checkpoint_to_go_on_from(self, run, trained: tuple[Path, str], tmp_path: Path, spoil, message: str):
+        folder = tmp_path / "copy"
+        shutil.copytree(trained[0], folder)
+        last = folder / "checkpoints" / "last.ckpt"
+        spoil(last)
+        config = (folder / ".hydra" / "config.yaml").read_bytes()
+        outcome = run("ssd-train", f"resume={folder}", "trainer.max_epochs=3")
+        assert outcome.exit_code == 1
+        assert outcome.error.strip().splitlines()[-1].startswith(f"ssd-train: checkpoint: {last} {message}")
+        assert "Traceback" not in outcome.error
+        assert (folder / ".hydra" / "config.yaml").read_bytes() == config
+
+    @pytest.mark.parametrize("content", [b"a: [", b"", b"hello", b"- 1\n", b"\xff\xfe\x00"])
+    def test_a_config_to_go_on_with(self, run, tmp_path: Path, content: bytes):
+        for name in (".hydra/config.yaml", "checkpoints/last.ckpt"):
+            (tmp_path / name).parent.mkdir()
+            (tmp_path / name).write_bytes(content)
+        outcome = run("ssd-train", f"resume={tmp_path}")
+        assert outcome.exit_code == 1
+        [line] = outcome.error.strip().splitlines()
+        assert str(tmp_path / ".hydra" / "config.yaml") in line
+
+    def test_a_checkpoint_that_does_not_tell_how_it_was_trained(self, run, trained: tuple[Path, str], tmp_path: Path):
+        content = torch.load(trained[0] / "checkpoints" / "best.ckpt", weights_only=True)
+        data = content["ssd_lightning"].pop("config")["data"]
+        torch.save(content, tmp_path / "bare.ckpt")
+        settings = ["checkpoint=bare.ckpt", "trainer=cpu", "num_workers=0"]
+        outcome = run("ssd-evaluate", *settings)
+        assert outcome.exit_code == 1
+        assert "checkpoint: bare.ckpt does not tell with which data it was trained" in outcome.error
+        assert run("ssd-evaluate", *settings, "data=banana", f"data.root={data['root']}").exit_code == 0
+
+    def test_no_checkpoint(self, run, tmp_path: Path):
+        Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+        outcome = run("ssd-predict", "source=x.png", "checkpoint=null")
+        assert outcome.exit_code == 1
+        assert "checkpoint: expected a file, got null" in outcome.error

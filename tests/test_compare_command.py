@@ -216,7 +216,7 @@ class TestCommand:
             (["runs=empty"], "folders: expected runs of ssd-train, found none in"),
             (["runs=[]"], "runs: expected a folder or a list of folders, got []"),
             (["runs=null"], "runs: expected a folder or a list of folders, got None"),
-            (["runs=2026"], "runs: expected a folder or a list of folders, got 2026"),
+            (["runs={a:1}"], "runs: expected a folder or a list of folders, got {'a': 1}"),
             (["runs={a: b}"], "runs: expected a folder or a list of folders, got"),
             (["runs=sweep", "score=recall"], "score: expected a column of numbers, one of"),
             (["runs=sweep", "baseline=sweep"], "baseline: expected the folder of one run, got"),

@@ -16,13 +16,21 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePath
 
 import pytest
 
 from ssd_lightning.data import download as download_module
-from ssd_lightning.data.download import Archive, DownloadError, download, download_and_extract, extract
+from ssd_lightning.data.download import (
+    Archive,
+    DownloadError,
+    download,
+    download_and_extract,
+    extract,
+    only_one_process_in,
+)
 
 CONTENT = random.Random(0).randbytes(1_000_000)
 HALF = len(CONTENT) // 2
@@ -600,9 +608,7 @@ def test_an_archive_that_reaches_outside_is_refused_and_nothing_written(tmp_path
     with pytest.raises(DownloadError, match=message) as caught:
         extract(path, tmp_path / "parent" / "data")
     assert str(path) in str(caught.value)
-    assert names(tmp_path) - {"parent/data/.download.lock"} == {
-        "archives", f"archives/{name}", "outside", "parent", "parent/data"
-    }  # fmt: skip
+    assert names(tmp_path) == {"archives", f"archives/{name}", "outside"}
 
 
 def test_an_unsafe_archive_from_a_server_is_refused(server: Server, tmp_path: Path) -> None:
@@ -760,3 +766,43 @@ def test_the_hint_reaches_the_error_of_download_and_extract(server: Server, tmp_
     server.default = answering(404)
     with pytest.raises(DownloadError, match=r"\nuse data=banana_generated$"):
         download_and_extract(archive_of(server.url()), tmp_path, PurePath("bananas"), hint="use data=banana_generated")
+
+
+@pytest.mark.parametrize("existing", [(), ("parent",), ("parent", "parent/data")])
+def test_folders_that_were_made_for_nothing_go_again(tmp_path: Path, existing: tuple[str, ...]) -> None:
+    for folder in existing:
+        (tmp_path / folder).mkdir()
+    with pytest.raises(KeyError), only_one_process_in(tmp_path / "parent" / "data"):
+        raise KeyError
+    assert names(tmp_path) - {"parent/data/.download.lock"} == set(existing)
+
+
+def test_what_has_arrived_stays_with_its_folder(tmp_path: Path) -> None:
+    with suppress(KeyError), only_one_process_in(tmp_path / "data"):
+        write(tmp_path / "data" / "a.part", b"half")
+        raise KeyError
+    assert names(tmp_path) == {"data", "data/.download.lock", "data/a.part"}
+
+
+def test_who_waits_for_one_that_fails_goes_on_and_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock that it got at last is one of a file that has gone."""
+    folder, waits, works, may_end = tmp_path / "data", threading.Event(), threading.Event(), threading.Event()
+    monkeypatch.setattr(download_module.logger, "info", lambda *args: waits.set())
+
+    def wait_and_work() -> None:
+        with only_one_process_in(folder):
+            works.set()
+            may_end.wait(10)
+
+    with ThreadPoolExecutor() as pool:
+        with suppress(KeyError), only_one_process_in(folder):
+            second = pool.submit(wait_and_work)
+            assert waits.wait(10)
+            raise KeyError
+        assert works.wait(10)
+        waits.clear()
+        third = pool.submit(wait_and_work)
+        assert waits.wait(10)
+        may_end.set()
+        second.result(10)
+        third.result(10)

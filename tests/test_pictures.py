@@ -56,6 +56,36 @@ def test_black_and_white_of_one_bit(tmp_path: Path) -> None:
     assert read_picture(tmp_path / "a.png")[0].tolist() == [list(WHITE), list(BLACK), list(WHITE)]
 
 
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [([0, 1, 200, 255], [0, 1, 200, 255]), ([0, 255, 256, 0xFFFF], [0, 0, 1, 255]), ([0, 0, 0, 0], [0, 0, 0, 0])],
+)
+def test_whole_numbers_of_32_bits_have_the_range_that_holds_them(
+    tmp_path: Path, levels: list[int], expected: list[int]
+):
+    Image.fromarray(np.array([levels], dtype=np.int32)).save(tmp_path / "a.tif")
+    assert read_picture(tmp_path / "a.tif")[0].tolist() == [[value] * 3 for value in expected]
+
+
+@pytest.mark.parametrize("levels", [[-1, 5], [0, 2**16]])
+def test_whole_numbers_beyond_16_bits_are_refused(tmp_path: Path, levels: list[int]):
+    Image.fromarray(np.array([levels], dtype=np.int32)).save(tmp_path / "a.tif")
+    expected = rf"a\.tif: cannot be read .*expected grey levels in 0 … 65535, got {levels[0]} … {levels[1]}\)$"
+    with pytest.raises(PictureError, match=expected):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_a_dark_picture_of_16_bits_stays_dark(tmp_path: Path):
+    for name in ("a.png", "a.tif", "a.pgm"):
+        Image.fromarray(np.full((2, 2), 255, dtype=np.uint16)).save(tmp_path / name)
+        assert read_picture(tmp_path / name).max() == 0, name
+
+
+def test_floats_up_to_1_are_parts_of_white(tmp_path: Path):
+    Image.fromarray(np.array([[-0.5, 0, 0.25, np.nan, 1]], dtype=np.float32)).save(tmp_path / "a.tif")
+    assert read_picture(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 63, 0, 255]
+
+
 def test_floats_are_taken_as_grey_levels_and_cut_at_both_ends(tmp_path: Path) -> None:
     Image.fromarray(np.array([[-5, 0, 99.9, 255, 1e6]], dtype=np.float32)).save(tmp_path / "a.tif")
     assert read_picture(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 0, 99, 255, 255]
@@ -168,6 +198,14 @@ def test_what_counts_is_the_content_not_the_suffix(tmp_path: Path, pixels: np.nd
 def test_one_pixel(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), GREEN).save(tmp_path / "a.png")
     assert read_picture(tmp_path / "a.png").tolist() == [[list(GREEN)]]
+
+
+@pytest.mark.parametrize("suffix", sorted(PICTURE_SUFFIXES))
+def test_what_has_the_suffix_of_a_picture_can_be_read(tmp_path: Path, pixels: np.ndarray, suffix: str):
+    mode = {".pbm": "1", ".pgm": "L"}.get(suffix, "RGB")
+    Image.fromarray(pixels).convert(mode).save(tmp_path / f"a{suffix}")
+    assert picture_size(tmp_path / f"a{suffix}") == (20, 30)
+    assert read_picture(tmp_path / f"a{suffix}").shape == (20, 30, 3)
 
 
 def test_suffixes_are_lower_case_with_a_dot() -> None:

@@ -1,6 +1,8 @@
 """Run folders as a table, and what is made of it."""
 
 import json
+import re
+import resource
 import shutil
 import time
 from collections.abc import Callable
@@ -22,11 +24,28 @@ from ssd_lightning.review.runs import (
     run_labels,
     settings_of,
 )
+from ssd_lightning.run_folder import replace_text
 
 MULTIBOX = {"_target_": "losses.MultiBoxLoss", "alpha": 1.0, "classification": {"_target_": "losses.Mined", "ratio": 3}}
 FOCAL = {"_target_": "losses.MultiBoxLoss", "alpha": 1.0, "classification": {"_target_": "losses.Focal", "gamma": 2.0}}
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.001}
 RESULTS = ["best_epoch", "train_seconds", "images_per_second", "parameters", "default_boxes"]
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "summary ü.json"
+    replace_text(path, "former\r\nü\n")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(OSError, match=re.escape(f"{path} could not be written: File too large")):
+            replace_text(path, "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert path.read_bytes() == "former\r\nü\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'no/a.json'} could not be written: No such file")):
+        replace_text(tmp_path / "no" / "a.json", "")
 
 
 def write_run(

@@ -52,6 +52,7 @@ names = ("map_50", "map", "map_voc07", "map_voc12")
 summary = {
     "scores": {f"val/{name}": score for name in names}, "parameters": 1000000, "resumed": resumed,
     "began": began, "ended": time.time(), "environment": dict(os.environ), "arguments": sys.argv[1:],
+    "cwd": os.getcwd(),
 }
 (folder / "summary.json").write_text(json.dumps(summary))
 """
@@ -198,6 +199,19 @@ class TestResume:
         config = yaml.safe_load((folder / "3/.hydra/config.yaml").read_text())
         assert (config["batch_size"], config["resume_sweep"]) == (4, None)
         assert command.chosen_options(folder / "3")["model"] == "tiny_ssd"
+
+    def test_data_is_where_it_was_from_elsewhere_too(self, run, stand_in: Path, tmp_path: Path, monkeypatch):
+        run("ssd-train", *GRID, "data=banana", "data.root=Äpfel (1)")
+        shutil.rmtree(tmp_path / "sweep/1")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        outcome = run("ssd-train", "resume_sweep=../sweep")
+        assert outcome.exit_code == 0, outcome.error
+        for job in ("0", "1"):
+            config = yaml.safe_load((tmp_path / "sweep" / job / ".hydra/config.yaml").read_text())
+            stands_in = summary(tmp_path / "sweep" / job)["cwd"]
+            assert Path(stands_in, config["data"]["root"]) == tmp_path / "Äpfel (1)"
+        assert column(tmp_path / "sweep", "status") == ["finished"] * 2
 
     def test_a_job_that_another_process_runs_is_left_alone(self, run, stand_in: Path, tmp_path: Path):
         run("ssd-train", *GRID, "batch_size=3")

@@ -607,6 +607,20 @@ def test_only_what_is_missing_is_requested(tmp_path: Path, server: Server, archi
     assert (stems(data.train()), stems(data.val())) == (["a", "c"], ["b"])
 
 
+def test_only_its_own_folder_is_filled(tmp_path: Path, server: Server, archives):
+    choice = {"train": ["2007/trainval"], "val": ["2007/test"]}
+    with pytest.raises(
+        ValueError, match=rf"^data\.root: .* VOCdevkit, got {tmp_path / 'typo'}; .*{tmp_path / 'own'} alone$"
+    ):
+        VOC(tmp_path / "typo", **choice, download_to=tmp_path / "own").prepare()
+    assert server.requests == []
+    assert not (tmp_path / "typo").exists()
+    # What is missing beside what is there is no mistake.
+    VOC(tmp_path / "trainval", **choice, download_to=tmp_path / "own").prepare()
+    VOC(tmp_path / "own", ["2007/train"], ["2007/val"], download_to=tmp_path / "own").prepare()
+    assert server.requests == [("/test.tar", None), ("/trainval.tar", None)]
+
+
 def test_an_archive_that_was_put_there_by_hand(tmp_path: Path, server: Server, archives):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "test.tar").write_bytes(tar_of(tmp_path / "test"))

@@ -1,7 +1,6 @@
 """What ``ssd-check`` does once its config is composed."""
 
 import csv
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,7 +43,11 @@ MOST_CLASSES = 20
 
 
 def check(config: DictConfig) -> None:
-    """Read everything, write a report, and exit with 1 if training would fail or be wrong."""
+    """Read everything, and write a report.
+
+    Raises:
+        ValueError: if training would fail or be wrong.
+    """
     if config.resume:
         raise ValueError(f"resume: {config.resume} is for ssd-train; a run that began has been checked")
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -117,9 +120,8 @@ def _print(console: Console, lines: Iterable[str]) -> None:
 
 
 def _fail(folder: Path, problems: list[Finding], data: DetectionData, more: str) -> NoReturn:
-    text = f"ssd-check: {len(problems)} problems, all in {folder / 'findings.csv'}"
-    print("; ".join(part for part in (text, more, advice(problems, data)) if part), file=sys.stderr)
-    sys.exit(1)
+    text = f"{len(problems)} problems, all in {folder / 'findings.csv'}"
+    raise ValueError("; ".join(part for part in (text, more, advice(problems, data)) if part))
 
 
 def annotation_findings(data: DetectionData) -> list[Finding]:

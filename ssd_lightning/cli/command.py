@@ -18,10 +18,12 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssd_lightning.cli import ranks
+from ssd_lightning.cli import paths, ranks
+from ssd_lightning.interruption import Interrupted, interruptible
 from ssd_lightning.presets import CONFIG_FOLDER
 
 GROUPS = {
@@ -90,7 +92,8 @@ def run(
     try:
         _refuse_lists_for_groups(arguments)
         require_plugins(arguments)
-        sys.argv[1:] = [*_continue_in_run_folder(understand(arguments)), *([] if ranks.is_first() else WRITE_NOTHING)]
+        arguments = _continue_in_run_folder(understand(paths.readable(arguments)))
+        sys.argv[1:] = [*arguments, *([] if ranks.is_first() else WRITE_NOTHING)]
         hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(_tidy(name, task))()
     except KeyboardInterrupt:
         fail(name, "interrupted", exit_code=130)
@@ -111,7 +114,7 @@ def explain(error: BaseException) -> str | None:
         cause = error.__cause__
         text = (explain(cause) if cause is not None else None) or str(cause or error)
         return f"{where.group(1)}: {_one_line(text)}" if where else _one_line(text)
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
+    if isinstance(error, (HydraException, OmegaConfBaseException, yaml.YAMLError)):
         # What follows is Hydra's search path, which says nothing to most.
         return _one_line(str(error).split("Config search path:")[0])
     if type(error).__name__ in ("MisconfigurationException", "NonFiniteLossError"):
@@ -169,8 +172,10 @@ def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
     @functools.wraps(task)
     def tidy_task(config: DictConfig) -> Any:
         try:
-            return task(config)
-        except Exception as error:
+            with interruptible():
+                paths.make_data_folders_absolute(config)
+                return task(config)
+        except (Exception, Interrupted) as error:
             hydra_config = HydraConfig.get()
             folder = Path(hydra_config.runtime.output_dir)
             own = {folder / ".hydra", folder / f"{hydra_config.job.name}.log"}
@@ -180,14 +185,32 @@ def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
             if isinstance(error, ranks.FailedElsewhere):
                 # Not as an exception, of which Hydra would tell.
                 sys.exit(1)
+            if isinstance(error, Interrupted):
+                if not ranks.is_first():
+                    raise
+                fail(name, f"{error}; {_what_is_left(config, folder)}", error.code)
             if type(error).__name__ == "StoppedBySignal":
                 if not ranks.is_first():
                     sys.exit(0)
                 # Not as an exception, after which a sweep would go on with its next job.
-                fail(name, str(error))
+                fail(name, f"{error}; {_what_is_left(config, folder)}")
+            explanation = None if ranks.wants_traceback else explain(error)
+            if explanation is not None and hydra_config.mode == RunMode.RUN:
+                # Not as an exception: Hydra would put a line with all overrides before it.
+                fail(name, explanation)
             raise
 
     return tidy_task
+
+
+def _what_is_left(config: DictConfig, folder: Path) -> str:
+    if not folder.exists():
+        return "nothing is left of it"
+    if "resume" not in config:
+        return f"{folder} is not complete"
+    if not (folder / "checkpoints" / "last.ckpt").exists():
+        return f"{folder} has no checkpoint to go on from"
+    return f"resume={folder} goes on from its last checkpoint"
 
 
 class RunFolderGuard(Callback):
@@ -246,8 +269,8 @@ def _refuse_lists_for_groups(arguments: list[str]) -> None:
 
 def _continue_in_run_folder(arguments: list[str]) -> list[str]:
     """For ``resume=<run folder>``, run the config that was saved there, in that folder; other keys still override."""
-    resumed = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
-    if not resumed or resumed[-1] in ("", "null"):
+    resumed = [paths.value_of(argument) for argument in arguments if argument.startswith("resume=")]
+    if not resumed or not resumed[-1]:
         return arguments
     if "--config-path" in arguments:  # the first rank has understood them
         return arguments
@@ -255,6 +278,10 @@ def _continue_in_run_folder(arguments: list[str]) -> list[str]:
     for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
         if not (folder / needed).is_file():
             raise ValueError(f"resume: {folder} is no run folder that can be continued, it has no {needed}")
+    with (folder / ".hydra" / "config.yaml").open("rb") as file:
+        saved = yaml.safe_load(file)
+    if not isinstance(saved, dict) or "resume" not in saved:
+        raise ValueError(f"resume: {file.name} is not the config of a run")
     others = [argument for argument in arguments if not argument.startswith("resume=")]
     for other in others:
         key = other.partition("=")[0]
@@ -263,13 +290,13 @@ def _continue_in_run_folder(arguments: list[str]) -> list[str]:
             raise ValueError(
                 f"resume: a run goes on with its own choices and in its own folder, {other} is not possible"
             )
-    return [*run_in_folder(folder), f"resume={quote(folder)}", *others]
+    return [*run_in_folder(folder), f"resume={paths.quote(folder)}", *others]
 
 
 def run_in_folder(folder: Path) -> list[str]:
     """Arguments that run the config that is saved in a run folder, there."""
     saved = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
-    return [*saved, f"hydra.run.dir={quote(folder)}", "hydra.output_subdir=null"]
+    return [*saved, f"hydra.run.dir={paths.quote(folder)}", "hydra.output_subdir=null"]
 
 
 def chosen_options(folder: Path) -> dict[str, str]:
@@ -277,11 +304,6 @@ def chosen_options(folder: Path) -> dict[str, str]:
     saved = folder / ".hydra" / "hydra.yaml"
     choices = OmegaConf.load(saved).hydra.runtime.choices if saved.exists() else {}
     return {group: option for group, option in choices.items() if group in GROUPS and option is not None}
-
-
-def quote(path: Path) -> str:
-    """For a value in Hydra's grammar."""
-    return "'" + str(path).replace("'", "\\'") + "'"
 
 
 def require_plugins(arguments: list[str]) -> None:

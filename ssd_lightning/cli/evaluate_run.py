@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from ssd_lightning import review
-from ssd_lightning.checkpoint import CONFIG_KEY, load_detector, read_checkpoint, rebuild
+from ssd_lightning.arguments import require_number
+from ssd_lightning.checkpoint import load_detector, read_checkpoint, rebuild_part
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
 from ssd_lightning.data.pictures import picture_size, read_picture
 from ssd_lightning.module import SSDModule
 from ssd_lightning.review.missed import REASONS
 from ssd_lightning.review.scores import COCO_COLUMNS
+from ssd_lightning.run_folder import replace_text
 from ssd_lightning.structures import DetectionRecords, Sample, Truth
 from ssd_lightning.visualize import draw_detections, save_figure
 
@@ -37,7 +40,7 @@ def evaluate(config: DictConfig) -> float:
     detections, objects, paths, classes = found
     table = review.write_report(folder, detections, objects, classes, config.iou_threshold, config.draw_threshold)
     review.save_detections(folder / "detections.npz", detections, objects, paths, classes)
-    (folder / "scores.json").write_text(json.dumps(_as_json(table, config, len(paths)), indent=2) + "\n")
+    replace_text(folder / "scores.json", json.dumps(_as_json(table, config, len(paths)), indent=2) + "\n")
     pictures = StoredPictures(found)
     has_pictures = len(paths) > 0 and all(path.is_file() for path in pictures.paths)
     if has_pictures:
@@ -58,7 +61,7 @@ def evaluate(config: DictConfig) -> float:
     for line in (
         *([] if has_pictures else ["The pictures are not where they were, so no detections are drawn."]),
         f"Results: {folder} (look at figures/confusion.png)",
-        f"Next:    ssd-evaluate detections={folder} iou_threshold={other}",
+        f"Next:    ssd-evaluate {shlex.quote(f'detections={folder}')} iou_threshold={other}",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return float(table["COCO AP50"].iloc[-1])
@@ -73,9 +76,11 @@ def detect(config: DictConfig) -> tuple[review.StoredDetections, pd.DataFrame | 
     if config.get("data") and "classes" in config.data and config.data.classes is None:
         # Those of these pictures may be fewer.
         config.data.classes = list(detector.classes)
-    trained = read_checkpoint(config.checkpoint)[CONFIG_KEY]["config"]
+    trained = read_checkpoint(config.checkpoint)
     data: DetectionData = (
-        instantiate(config.data, _convert_="all") if config.get("data") else rebuild(trained["data"], config.checkpoint)
+        instantiate(config.data, _convert_="all")
+        if config.get("data")
+        else rebuild_part(trained, "data", config.checkpoint)
     )
     datamodule = DetectionDataModule(
         data, detector.model.image_size, batch_size=config.batch_size, num_workers=config.num_workers
@@ -106,7 +111,7 @@ def detect(config: DictConfig) -> tuple[review.StoredDetections, pd.DataFrame | 
         # Lightning has taken it back to the CPU.
         detector.model.eval().to(trainer.strategy.root_device),
         shown,
-        rebuild(trained["matcher"], config.checkpoint),
+        rebuild_part(trained, "matcher", config.checkpoint),
         datamodule.val_pictures,
         found.detections,
         found.objects,
@@ -159,13 +164,10 @@ def _check(config: DictConfig) -> None:
                 raise ValueError(f"{key}: expected only with a checkpoint; stored detections are of their own pictures")
     if config.why_missed and config.draw_threshold == 1:
         raise ValueError("draw_threshold: expected a number below 1 with why_missed=true, since all is missed at 1")
-    thresholds = {"iou_threshold": "(0, 1]", "draw_threshold": "[0, 1]", "score_threshold": "[0, 1]"}
-    for key, interval in thresholds.items():
-        value = config[key]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        is_unset = key == "score_threshold" and value is None
-        if not is_unset and not (is_number and 0 <= value <= 1 and (value > 0 or interval[0] == "[")):
-            raise ValueError(f"{key}: expected a number in {interval}, got {value}")
+    require_number("iou_threshold", config.iou_threshold, "(0, 1]")
+    require_number("draw_threshold", config.draw_threshold, "[0, 1]")
+    if config.score_threshold is not None:
+        require_number("score_threshold", config.score_threshold, "[0, 1]")
 
 
 def _as_json(table: pd.DataFrame, config: DictConfig, pictures: int) -> dict[str, Any]:

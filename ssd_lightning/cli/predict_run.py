@@ -3,7 +3,6 @@
 import glob
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +11,19 @@ import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import UInt8
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_lightning.allocator import keep_freed_memory
+from ssd_lightning.arguments import require_number, require_whole_number
 from ssd_lightning.checkpoint import Detector, load_detector
 from ssd_lightning.data.datamodule import free_cores
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, PictureError, picture_size, read_picture
 from ssd_lightning.data.transforms import WHOLE, resample
+from ssd_lightning.run_folder import replace_text
 from ssd_lightning.visualize import draw_boxes
 
 LARGEST_DRAWING = 1600
@@ -43,13 +44,19 @@ class Loaded(NamedTuple):
 
 
 def predict(config: DictConfig) -> None:
-    """Write ``predictions.json`` and drawings; exit with 1 if some picture could not be read."""
+    """Write ``predictions.json`` and drawings.
+
+    Raises:
+        PictureError: after all others are done, listing those that could not be read.
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    paths = find_pictures([config.source] if isinstance(config.source, str) else list(config.source))
-    if not 0 <= config.draw_threshold <= 1:
-        raise ValueError(f"draw_threshold: expected a score in [0, 1], got {config.draw_threshold}")
-    if not config.batch_size >= 1:
-        raise ValueError(f"batch_size: expected at least 1, got {config.batch_size}")
+    paths = find_pictures(list(config.source) if isinstance(config.source, ListConfig) else [config.source])
+    require_number("draw_threshold", config.draw_threshold, "[0, 1]")
+    require_whole_number("batch_size", config.batch_size, 1)
+    if config.num_workers is not None:
+        require_whole_number("num_workers", config.num_workers, 0)
+    if config.checkpoint is None:
+        raise ValueError("checkpoint: expected a file, got null")
     detector = load_detector(config.checkpoint, dict(config.postprocess))
     device = choose_device(config.device)
     keep_freed_memory()
@@ -76,7 +83,7 @@ def predict(config: DictConfig) -> None:
                 _draw(folder / "drawings" / loaded.path.relative_to(root), loaded, found, detector, config)
     categories = [{"id": label, "name": name} for label, name in enumerate(detector.classes, start=1)]
     content = {"images": images, "categories": categories, "annotations": annotations}
-    (folder / "predictions.json").write_text(json.dumps(content, indent=1) + "\n")
+    replace_text(folder / "predictions.json", json.dumps(content, indent=1) + "\n")
 
     confident = sum(entry["score"] >= config.draw_threshold for entry in annotations)
     console.print(
@@ -85,10 +92,9 @@ def predict(config: DictConfig) -> None:
     what = "predictions.json and drawings" if config.draw else "predictions.json"
     console.print(f"Results: {folder} ({what})", highlight=False, markup=False, soft_wrap=True)
     if unreadable:
-        print(f"ssd-predict: {len(unreadable)} of {len(paths)} pictures could not be read:", file=sys.stderr)
-        for loaded in unreadable:
-            print(f"  {loaded.error}", file=sys.stderr)
-        sys.exit(1)
+        # Not as sys.exit, by which the jobs of a sweep that come after this one would not be run.
+        errors = "".join(f"\n  {loaded.error}" for loaded in unreadable)
+        raise PictureError(f"{len(unreadable)} of {len(paths)} pictures could not be read:{errors}")
 
 
 class Found(NamedTuple):
@@ -153,19 +159,22 @@ class PicturesToPredict(Dataset):
         return Loaded(path, image=image, canvas=canvas, size=(height, width))
 
 
-def find_pictures(sources: list[str]) -> list[Path]:
-    """Files, folders with their subfolders, and patterns, as a list without repetitions.
+def find_pictures(sources: list[Any]) -> list[Path]:
+    """Files, folders with their subfolders but for hidden ones, and patterns, as a list without repetitions.
 
     Raises:
         ValueError: naming the source that gives no picture.
     """
     found: dict[Path, None] = {}
-    for source in sources:
+    # A name of digits in a list is a number to Hydra.
+    if not sources or any(source in ("", None) or not isinstance(source, str | int) for source in sources):
+        raise ValueError(f"source: expected a picture, a folder or a pattern, or a list of those, got {sources}")
+    for source in map(str, sources):
         path = Path(source).expanduser()
         if path.is_file():
             new = [path]
         elif path.is_dir():
-            new = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+            new = sorted(p for p in path.rglob("*") if _is_picture(p, path))
         else:
             new = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not new:
@@ -173,6 +182,12 @@ def find_pictures(sources: list[str]) -> list[Path]:
             raise ValueError(f"source: {what}: {source}")
         found.update(dict.fromkeys(p.resolve() for p in new))
     return list(found)
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    """As its name tells. What is hidden is none: macOS keeps ``._a.jpg`` beside ``a.jpg``."""
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden and path.is_file()
 
 
 def choose_device(name: str) -> torch.device:
@@ -201,4 +216,8 @@ def _draw(path: Path, loaded: Loaded, found: Found, detector: Detector, config: 
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     # The whole name stays, so that a.jpg and a.png do not meet.
-    Image.fromarray(drawn).save(path.with_name(f"{path.name}.jpg"), quality=92)
+    drawing = path.with_name(f"{path.name}.jpg")
+    try:
+        Image.fromarray(drawn).save(drawing, quality=92)
+    except OSError as error:
+        raise OSError(f"{drawing} could not be written: {error.strerror or error}") from error

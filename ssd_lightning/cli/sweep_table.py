@@ -7,6 +7,7 @@ Nothing here imports torch: the process of a sweep prints the table.
 import contextlib
 import csv
 import fcntl
+import io
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SCORE_NAMES, SET_ASIDE
+from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SCORE_NAMES, SET_ASIDE, replace_text
 
 SCORES = {SCORE_NAMES[key]: f"val/{key}" for key in ("map_50", "map", "map_voc07", "map_voc12")}
 """Columns, and the keys of ``summary.json``."""
@@ -159,12 +160,11 @@ def update(sweep: Path) -> list[Job]:
         jobs = all_jobs(sweep)
         for name, rows in (("sweep.csv", rows_of_jobs(jobs, sweep)), ("seeds.csv", rows_over_seeds(jobs))):
             if rows:
-                part = sweep / f".{name}.{os.getpid()}.part"
-                with part.open("w", newline="") as file:
-                    writer = csv.DictWriter(file, list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
-                part.replace(sweep / name)
+                written = io.StringIO()
+                writer = csv.DictWriter(written, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+                replace_text(sweep / name, written.getvalue())
     return jobs
 
 
@@ -257,10 +257,3 @@ def _alone(sweep: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file as a whole, so that no reader finds half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    part.replace(path)

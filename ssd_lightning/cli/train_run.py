@@ -4,9 +4,11 @@ import contextlib
 import json
 import logging
 import platform
+import shlex
 import shutil
 import subprocess
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from torch import nn
 
 from ssd_lightning import review
 from ssd_lightning.allocator import keep_freed_memory
+from ssd_lightning.arguments import require_number, require_whole_number
 from ssd_lightning.checkpoint import AtomicCheckpointIO, read_checkpoint
 from ssd_lightning.cli import ranks
 from ssd_lightning.cli.command import chosen_options, run_in_folder
 from ssd_lightning.cli.devices import fastest_precision
 from ssd_lightning.cli.other_ranks import SameOnAllRanks, together
+from ssd_lightning.cli.paths import PLACES_OF_DATA
 from ssd_lightning.dashboards import Dashboard, ShowOnDashboards, dashboards_of, read_results, running
 from ssd_lightning.data.annotation_cache import cache_folder
 from ssd_lightning.data.datamodule import DetectionDataModule
@@ -36,7 +40,7 @@ from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.overfit import OverfitData
 from ssd_lightning.module import SSDModule
 from ssd_lightning.pretrained import load_pretrained
-from ssd_lightning.run_folder import OF_THE_SWEEP, SCORE_NAMES
+from ssd_lightning.run_folder import OF_THE_SWEEP, SCORE_NAMES, replace_text
 from ssd_lightning.visualize import (
     draw_curves,
     draw_detections,
@@ -51,6 +55,7 @@ PACKAGES = ("ssd-lightning", "torch", "torchvision", "lightning", "hydra-core", 
 def train(config: DictConfig) -> float:
     """Train, validate the best checkpoint, and fill the run folder. Returns the best AP at IoU 0.5."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    _check(config)
     keep_freed_memory()
     # Lightning tells at length which devices it did not find, and each rank that it is there.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -85,6 +90,39 @@ def train(config: DictConfig) -> float:
             Console().print(_what_is_trained(config, trainer, module, datamodule), highlight=False, markup=False)
         trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
         return _finish(config, folder, trainer, module, datamodule, timer, dashboards)
+
+
+def _check(config: DictConfig) -> None:
+    """What would be found wrong late, or never."""
+    for key, least in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(config, key)
+        if value is not None or key in ("seed", "batch_size", "dashboard_pictures"):
+            require_whole_number(key, value, least)
+    if "lr" in config.optimizer:
+        require_number("optimizer.lr", config.optimizer.lr, "[0, inf)")
+    if config.trainer.get("limit_val_batches") == 0:
+        raise ValueError("trainer.limit_val_batches: expected at least a batch, on which the best are chosen, got 0")
+    if config.trainer.get("max_epochs") == 0:
+        raise ValueError("trainer.max_epochs: expected at least 1, got 0")
+    if config.trainer.get("overfit_batches"):
+        raise ValueError("trainer.overfit_batches: expected overfit_pictures, which counts pictures, in its place")
+
+
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "batch_size": 1,
+    "num_workers": 0,
+    "overfit_pictures": 1,
+    "lr_reference_batch": 1,
+    "dashboard_pictures": 0,
+    # Lightning takes anything for its own.
+    "trainer.max_epochs": -1,
+    "trainer.max_steps": -1,
+    "trainer.log_every_n_steps": 0,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.accumulate_grad_batches": 1,
+}
+"""The least of each; -1 is no limit."""
 
 
 def build_datamodule(config: DictConfig) -> DetectionDataModule:
@@ -146,11 +184,23 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
         },
     )
     # Once for nothing, so that settings that do not fit are told before anything is written.
-    module.make_scheduler(module.new_optimizer(), 100)
+    with _told_of("optimizer"):
+        optimizer = module.new_optimizer()
+    with _told_of("lr_scheduler"):
+        module.make_scheduler(optimizer, 100)
     if config.compile:
         # In place: names of weights, and so checkpoints, stay as they are.
         module.model.compile()
     return module
+
+
+@contextlib.contextmanager
+def _told_of(group: str) -> Iterator[None]:
+    """Arguments of a group that is called only now: Hydra checks those of the others when it makes them."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"{group}: {error}") from error
 
 
 def without_weights(model: dict[str, Any]) -> dict[str, Any]:
@@ -167,8 +217,6 @@ def build_trainer(
     config: DictConfig, always: list[lightning.Callback], loggers: list[Logger], model: nn.Module
 ) -> lightning.Trainer:
     callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
-    if config.trainer.get("limit_val_batches") == 0:
-        raise ValueError("trainer.limit_val_batches: expected at least a batch, on which the best are chosen, got 0")
     if not loggers:  # it refuses to be without
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     return instantiate(
@@ -235,7 +283,7 @@ def _finish(
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "git_commit": _git_commit(),
     }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     figures = folder / "figures"
     if (folder / "metrics.csv").exists():
         save_figure(draw_curves(folder / "metrics.csv"), figures / "curves.png")
@@ -252,9 +300,11 @@ def _finish(
     save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
     review.write_report(folder, detections, objects, datamodule.classes)
     console.print(_table(summary))
+    weights = "last" if best is None else "best"
     for line in (
         f"Results: {folder} (look at figures/validation_detections.png)",
-        f"Next:    ssd-predict checkpoint={folder}/checkpoints/best.ckpt source=<a picture or a folder>",
+        f"Next:    ssd-predict {shlex.quote(f'checkpoint={folder}/checkpoints/{weights}.ckpt')} "
+        "source=<a picture or a folder>",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for dashboard in dashboards:
@@ -265,17 +315,18 @@ def _finish(
 def _keep_config(config: DictConfig, folder: Path) -> None:
     """The run folder's config has the classes that were found, and what was changed for the rest of a run."""
     if ranks.is_first():
-        part = folder / ".hydra" / ".config.yaml.part"
-        OmegaConf.save(OmegaConf.merge(config, {"resume": None}), part)
-        part.replace(folder / ".hydra" / "config.yaml")
+        kept = OmegaConf.merge(config, {"resume": None})
+        replace_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(kept))
 
 
 def _what_ranks_share(config: DictConfig, datamodule: DetectionDataModule) -> dict[str, Any]:
     """All that decides what is trained. Data may lie elsewhere on each machine."""
     assert datamodule.train_pictures is not None
     assert datamodule.val_pictures is not None
+    plain = plain_values(config)
     return {
-        **plain_values(OmegaConf.merge(config, {"data_dir": None})),
+        **{key: value for key, value in plain.items() if key not in PLACES_OF_DATA},
+        "data": {key: value for key, value in plain["data"].items() if f"data.{key}" not in PLACES_OF_DATA},
         "pictures": [len(datamodule.train_pictures), len(datamodule.val_pictures)],
     }
 

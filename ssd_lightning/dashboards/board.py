@@ -87,6 +87,9 @@ def running(dashboards: Sequence[Dashboard], config: dict[str, Any], git_commit:
     except KeyboardInterrupt:
         exit_code = 130
         raise
+    except SystemExit as error:
+        exit_code = error.code if isinstance(error.code, int) else 1
+        raise
     finally:
         for dashboard in dashboards:
             dashboard.end(exit_code)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ssd_lightning.data.annotations import AnnotatedPictures
 from ssd_lightning.data.banana_generator import generate_bananas
-from ssd_lightning.data.download import Archive, download_and_extract
+from ssd_lightning.data.download import Archive, download_and_extract, has_begun
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
 
 CLASSES = ("banana",)
@@ -37,22 +37,31 @@ class Bananas:
 
     Args:
         root: folder that holds ``bananas_train`` and ``bananas_val``, or to which they are downloaded.
+        download_to: the only folder to which they may be, so that no other is filled by mistake; ``None``: any.
     """
 
     classes = CLASSES
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+    def __init__(self, root: Path | str, download_to: Path | str | None = None) -> None:
+        self.root = Path(root).expanduser()
+        self.download_to = None if download_to is None else Path(download_to).expanduser()
 
     def prepare(self) -> None:
         """Download if need be. Called by one process of a machine.
 
         Raises:
+            ValueError: if there are no bananas in ``root``, and it is not to be filled.
             DownloadError: saying which file to put where.
         """
-        if not self._split("train").is_dir():
-            hint = "data=banana_generated makes a similar data set without any download."
-            download_and_extract(ARCHIVE, self.root, PurePath(FOLDER_IN_ARCHIVE), hint=hint)
+        if any(self._split(name).is_dir() for name in ("train", "val")):
+            return
+        if not (self.download_to in (None, self.root) or has_begun(ARCHIVE, self.root)):
+            raise ValueError(
+                f"data.root: expected a folder that holds bananas_train and bananas_val, got {self.root}; "
+                f"they are downloaded to {self.download_to} alone"
+            )
+        hint = "data=banana_generated makes a similar data set without any download."
+        download_and_extract(ARCHIVE, self.root, PurePath(FOLDER_IN_ARCHIVE), hint=hint)
 
     def train(self) -> "BananaPictures":
         return BananaPictures(self._split("train"))
@@ -61,8 +70,9 @@ class Bananas:
         return BananaPictures(self._split("val"))
 
     def _split(self, name: str) -> Path:
-        at_root = self.root / f"bananas_{name}"
-        return at_root if at_root.is_dir() else self.root / FOLDER_IN_ARCHIVE / f"bananas_{name}"
+        extracted = self.root / FOLDER_IN_ARCHIVE
+        is_at_root = any((self.root / f"bananas_{split}").is_dir() for split in ("train", "val"))
+        return (extracted if extracted.is_dir() and not is_at_root else self.root) / f"bananas_{name}"
 
 
 class GeneratedBananas(Bananas):
@@ -157,15 +167,21 @@ def _read_rows(path: Path) -> Iterator[_Row]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected text in UTF-8 ({error})") from error
-    reader = csv.DictReader(io.StringIO(text), restval="")
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise ValueError(f"{path}: column {missing[0]} is missing, expected the columns {', '.join(COLUMNS)}")
-    for row in reader:
-        place = f"{path}, line {reader.line_num}"
-        if not row["img_name"]:
-            raise ValueError(f"{place}: img_name: expected the name of a picture, got ''")
-        yield _Row(place, row["img_name"], _label(place, row["label"]), tuple(_edges(place, row)))
+    reader = csv.DictReader(io.StringIO(text), restval="", strict=True)
+    try:
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path}: column {missing[0]} is missing, expected the columns {', '.join(COLUMNS)}")
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            if not row["img_name"]:
+                raise ValueError(f"{place}: img_name: expected the name of a picture, got ''")
+            yield _Row(place, row["img_name"], _label(place, row["label"]), tuple(_edges(place, row)))
+    except csv.Error as error:
+        # After the last that was read, since a quote that is never closed goes on to the end.
+        rest = enumerate(text.split("\n")[reader.line_num :], reader.line_num + 1)
+        line = next(number for number, content in rest if content)
+        raise ValueError(f"{path}, line {line}: cannot be read as csv ({error})") from error
 
 
 def _label(place: str, text: str) -> int:

@@ -6,15 +6,18 @@ on them finds bananas in photographs. Drawing needs numpy and PIL only: no torch
 """
 
 import csv
+import glob
 import io
 import json
 import multiprocessing
 import os
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -45,6 +48,8 @@ from ssd_lightning.data.banana_scenery import (
 
 GENERATOR_VERSION = 1
 """Raised whenever the pictures of a seed change, so that a folder made by older code is not taken for a new one."""
+SECONDS_UNTIL_LEFT = 3600.0
+"""Without a new picture, after which nobody writes a data set any more."""
 SETTINGS_FILE = "generated.json"
 LABEL_COLUMNS = ("img_name", "label", "xmin", "ymin", "xmax", "ymax")
 BANANA_LABEL = 0
@@ -322,8 +327,10 @@ def generate_bananas(
     if _holds(root, settings):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{root.name}-unfinished-"
+    _remove_what_was_left(root.parent, prefix)
     # A sibling of root is on the same file system, so that renaming it is one step.
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-unfinished-") as scratch:
+    with tempfile.TemporaryDirectory(dir=root.parent, prefix=prefix) as scratch:
         unfinished = Path(scratch) / root.name
         _write_data_set(unfinished, settings, workers or _available_cores())
         try:
@@ -331,6 +338,15 @@ def generate_bananas(
         except OSError:  # another process was faster: take what it made, if it is the same
             if not _holds(root, settings):
                 raise
+
+
+def _remove_what_was_left(parent: Path, prefix: str) -> None:
+    """Scratch folders of processes that were killed; those that others are writing just now stay."""
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(FileNotFoundError):  # it was renamed or removed meanwhile
+            written = max(folder.stat().st_mtime for folder in [left, *left.glob("*/*/images")])
+            if time.time() - written > SECONDS_UNTIL_LEFT:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _holds(root: Path, settings: Settings) -> bool:

@@ -25,10 +25,10 @@ import urllib.error
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib import request
 
 if sys.platform == "win32":
@@ -129,6 +129,11 @@ def download_and_extract(archive: Archive, folder: Path, expected: PurePath, *, 
         if not (folder / expected).exists():
             raise DownloadError(f"{archive_path} was unpacked into {folder} but holds no {expected}")
     return folder / expected
+
+
+def has_begun(archive: Archive, folder: Path) -> bool:
+    """Whether the archive, or a part of it, is in ``folder``."""
+    return any((folder / name).exists() for name in (archive.name, f"{archive.name}.part"))
 
 
 def _validate(archive: Archive) -> None:
@@ -381,14 +386,35 @@ def only_one_process_in(folder: Path) -> Iterator[None]:
 
     The system drops the lock with the process that holds it, however that ends. A lock that consists in the existence
     of a file would stay after a kill, and private .part files could not be resumed by another process.
+
+    Folders that are made here go again if the block fails and leaves nothing in them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".download.lock").open("ab") as lock:
-        if not _try_lock(lock.fileno()):
-            logger.info("Waiting for another process that works in %s", folder)
-            while not _try_lock(lock.fileno()):
-                time.sleep(0.1)
-        yield
+    path = folder / ".download.lock"
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    with _locked(path):
+        try:
+            yield
+        except BaseException:
+            if made and list(folder.iterdir()) == [path]:
+                with suppress(OSError):
+                    path.unlink()
+                    for place in made:
+                        place.rmdir()
+            raise
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The file, open and locked; it and its folder are made."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # the process that held it has taken the file away
+            lock = path.open("ab")
+            if not _try_lock(lock.fileno()):
+                logger.info("Waiting for another process that works in %s", path.parent)
+                while not _try_lock(lock.fileno()):
+                    time.sleep(0.1)
+            if os.path.samefile(lock.fileno(), path):
+                return lock
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -8,7 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+PICTURE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".tif", ".tiff", ".webp", ".avif"),
+        *(".bmp", ".dib", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
+    }
+)
+"""Of what Pillow reads, all that photographs and drawings are kept as."""
 
 
 class PictureError(ValueError):
@@ -18,8 +24,10 @@ class PictureError(ValueError):
 def read_picture(path: Path, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a picture as red, green, blue, upright.
 
-    EXIF rotation is applied, 16-bit grey is reduced to 8 bit, transparent pixels become white as a viewer shows them,
-    and of an animation the first frame is taken.
+    EXIF rotation is applied, transparent pixels become white as a viewer shows them, and of an animation the first
+    frame is taken. 16-bit grey is reduced to 8 bit. A TIFF file with 32 bits for a grey level does not tell its range:
+    whole numbers are taken as 8-bit if none is above 255, else as 16-bit, and refused beyond that; fractions as parts
+    of white if none is above 1, else as levels from 0 to 255.
 
     Args:
         path: of the file.
@@ -36,7 +44,7 @@ def read_picture(path: Path, least: tuple[int, int] | None = None) -> UInt8[np.n
                 height, width = reversed(least) if _is_turned(file) else least
                 file.draft(None, (round(REDUCING_GAP * width), round(REDUCING_GAP * height)))
             upright = ImageOps.exif_transpose(file)
-            return np.asarray(_as_rgb(upright))
+            return np.asarray(_as_rgb(upright, file.format))
     except FileNotFoundError:
         raise PictureError(f"{path}: no such picture") from None
     except Exception as error:  # for broken files Pillow raises SyntaxError, struct.error and half a dozen others
@@ -88,12 +96,18 @@ def _has_end(content: BinaryIO, file_format: str | None) -> bool:
     return content.read().rstrip(b"\0\r\n ").endswith(ENDS[file_format])
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow may give as 32-bit
-        grey = np.clip(np.asarray(image, dtype=np.int64) >> 8, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+def _as_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+    if image.mode.startswith("I"):
+        levels = np.asarray(image, dtype=np.int64)
+        if not 0 <= levels.min() <= levels.max() < 2**16:
+            raise ValueError(f"expected grey levels in 0 … 65535, got {levels.min()} … {levels.max()}")
+        # Of other formats Pillow gives 16-bit grey, too.
+        is_8_bit = image.mode == "I" and file_format == "TIFF" and levels.max() < 2**8
+        return Image.fromarray((levels if is_8_bit else levels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        return Image.fromarray(np.clip(np.asarray(image), 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.nan_to_num(np.asarray(image))
+        levels = values * (255 if values.max() <= 1 else 1)
+        return Image.fromarray(np.clip(levels, 0, 255).astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

@@ -23,7 +23,7 @@ from ssd_lightning.data.annotations import (
     distinct,
     refuse_unreadable,
 )
-from ssd_lightning.data.download import Archive, download_and_extract
+from ssd_lightning.data.download import Archive, download_and_extract, has_begun
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
 
 VOC_CLASSES = (
@@ -224,6 +224,7 @@ class VOC(VOCPictures):
         train: year and list of pictures, such as ``2007/trainval``; pictures of all of them are trained on.
         val: likewise, to score on.
         difficult, fix: see :class:`VOCPictures`. Cutting is no more than a precaution here.
+        download_to: the only folder to which it may be, where ``root`` holds no ``VOCdevkit``; ``None``: any.
     """
 
     def __init__(
@@ -233,8 +234,10 @@ class VOC(VOCPictures):
         val: str | Sequence[str] = "2007/test",
         difficult: bool = True,
         fix: Fix | None = "clip",
+        download_to: Path | str | None = None,
     ) -> None:
         super().__init__(root, VOC_CLASSES, difficult, fix)
+        self.download_to = None if download_to is None else Path(download_to).expanduser()
         for name, parts in (("train", train), ("val", val)):
             for part in _as_list(parts):
                 if part not in ARCHIVE_OF:
@@ -250,13 +253,22 @@ class VOC(VOCPictures):
         """Download what is not there: 0.5 GB for each half of 2007, 2 GB for 2012.
 
         Raises:
+            ValueError: if there is no ``VOCdevkit``, and ``root`` is not to be filled.
             DownloadError: saying which file to put where.
         """
-        for part in [part for parts in self.parts.values() for part in parts]:
+        folder = self.devkit.parent
+        needed = [part for parts in self.parts.values() for part in parts]
+        is_known = self.devkit.is_dir() or any(has_begun(ARCHIVE_OF[part], folder) for part in needed)
+        if not (is_known or self.download_to in (None, self.root)):
+            raise ValueError(
+                f"data.root: expected a folder that holds VOCdevkit, got {self.root}; "
+                f"it is downloaded to {self.download_to} alone"
+            )
+        for part in needed:
             year, _, name = part.partition("/")
             picture_list = PurePath(f"VOCdevkit/VOC{year}/ImageSets/Main/{name}.txt")
             hint = f"Or let data.root name a folder that holds {picture_list}, wherever it comes from."
-            download_and_extract(ARCHIVE_OF[part], self.devkit.parent, picture_list, hint=hint)
+            download_and_extract(ARCHIVE_OF[part], folder, picture_list, hint=hint)
 
     def xml_files(self) -> tuple[list[str], list[str]]:
         train, val = (

@@ -1,0 +1,82 @@
+"""Paths on the command line: any name of a file is taken as it is, and data is found again from every folder."""
+
+import os
+import re
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+FOLDERS_OF_DATA = ("data_dir", "data.root", "data.download_to")
+
+IN_ROOT_OR_HERE = ("data.annotations", "data.val_annotations", "data.pictures", "data.val_pictures")
+"""Lie in ``data.root``, unless they are there from where one stands."""
+
+PLACES_OF_DATA = (*FOLDERS_OF_DATA, *IN_ROOT_OR_HERE)
+
+PATHS = {
+    *("checkpoint", "source", "detections", "runs", "baseline", "pretrained", "backbone.weights"),
+    *("resume", "resume_sweep", "hydra.run.dir", "hydra.sweep.dir", *PLACES_OF_DATA),
+}
+"""Keys whose value is a path even where it looks like a number, or like several values."""
+
+STARTS_A_SWEEP = re.compile(r"(-m|--multirun|hydra\.mode=MULTIRUN|hydra/sweeper=.*|hparams_search=(?!null).*)$")
+
+PARSER = OverridesParser.create()
+
+
+def readable(arguments: list[str]) -> list[str]:
+    """Arguments whose values Hydra's grammar can read, which has its own mind about letters, brackets and spaces.
+
+    What it refuses is put in quotes, unless it begins with a quote or a bracket and so is meant for that grammar. ``~``
+    is the user's folder, as it is for a shell at the start of a word. A comma is between values where they are swept
+    over; elsewhere it is part of a path.
+    """
+    sweeps = any(STARTS_A_SWEEP.match(argument) for argument in arguments)
+    return [_readable(argument, sweeps) for argument in arguments]
+
+
+def _readable(argument: str, sweeps: bool) -> str:
+    match = re.fullmatch(r"(\+{0,2}([A-Za-z_$][\w$./@-]*))=([^\[{'\"].*)", argument, flags=re.DOTALL)
+    if match is None:
+        return argument
+    start, key, value = match.groups()
+    function = re.match(r"(\w+)\(", value)
+    if _is_read(value, key in PATHS) or (function and function[1] in PARSER.functions.functions):
+        return argument
+    parts = [part.strip() for part in value.split(",")] if sweeps else [value]
+    told = (part if _is_read(part, key in PATHS) else quote(os.path.expanduser(part)) for part in parts)
+    return f"{start}={','.join(told)}"
+
+
+def _is_read(text: str, is_path: bool) -> bool:
+    """As one value, and as what it is."""
+    try:
+        value = PARSER.parse_override(f"key={text}").value()
+    except HydraException:
+        return False
+    return not is_path or value is None or isinstance(value, str)
+
+
+def quote(path: Path | str) -> str:
+    """For a value in Hydra's grammar."""
+    return QuotedString(str(path), Quote.double).with_quotes()
+
+
+def value_of(argument: str) -> str | None:
+    """Of an argument that Hydra's grammar can read."""
+    value = PARSER.parse_override(argument).value()
+    return None if value is None else str(value)
+
+
+def make_data_folders_absolute(config: DictConfig) -> None:
+    """In place: a config is kept, and what it says of data must not depend on where one stands."""
+    for key in PLACES_OF_DATA:
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, str | int | float):
+            continue
+        path = Path(str(value)).expanduser()
+        if str(path.absolute()) != value and (key in FOLDERS_OF_DATA or path.exists()):
+            OmegaConf.update(config, key, str(path.absolute()))

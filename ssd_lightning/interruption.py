@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM outside training. Imports nothing that takes long."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+IMPATIENCE = 1.0
+"""Seconds from which on a second signal is another request. ``uv run`` and schedulers pass a signal on that the
+terminal or the process group brings as well, so that one request arrives twice."""
+
+
+class Interrupted(SystemExit):
+    """A signal that asks to stop came while nothing else, such as a training, was prepared for it."""
+
+    code: int
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self._signal = signal.Signals(number)
+
+    def __str__(self) -> str:
+        return f"interrupted by {self._signal.name}"
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within this SIGINT and SIGTERM raise Interrupted, unless somebody handles or ignores them already."""
+    handler = _Interrupt()
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {n: old for n, old in former.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
+    for number in former:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, old in former.items():
+            signal.signal(number, old)
+
+
+class _Interrupt:
+    """The handler. A request may arrive twice, from the terminal and from what started this: see IMPATIENCE."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._received_at: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # Forked off, such as a loader's worker: it ends with the process that needs it.
+            if number == signal.SIGTERM:
+                os._exit(128 + number)
+            return
+        if self._received_at is None or time.monotonic() - self._received_at >= IMPATIENCE:
+            self._received_at = time.monotonic()
+            raise Interrupted(number)
