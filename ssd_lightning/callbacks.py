@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ssd_lightning import collectives
+from ssd_lightning.arguments import require_number, require_whole_number
 from ssd_lightning.checkpoint import AtomicCheckpointIO, load_detector, read_checkpoint, rebuild_part
 from ssd_lightning.interruption import IMPATIENCE
 from ssd_lightning.module import SSDModule
@@ -244,8 +245,7 @@ class SaveEverySteps(ModelCheckpoint):
     """
 
     def __init__(self, every_n_train_steps: int, **settings: Any) -> None:
-        if not every_n_train_steps >= 1:
-            raise ValueError(f"every_n_train_steps: expected at least 1, got {every_n_train_steps}")
+        require_whole_number("every_n_train_steps", every_n_train_steps, 1)
         super().__init__(every_n_train_steps=every_n_train_steps, **settings)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -268,8 +268,7 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay: expected a number in [0, 1), got {decay}")
+        require_number("decay", decay, "[0, 1)")
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:

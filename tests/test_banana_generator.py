@@ -276,13 +276,13 @@ def test_an_empty_folder_is_filled(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_train": 0}, "num_train must be at least 1, got 0"),
-        ({"num_val": 0}, "num_val must be at least 1, got 0"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"workers": 0}, "workers must be at least 1, or None for one per core, got 0"),
-        ({"min_bananas": -1}, "got min_bananas -1 and max_bananas 1"),
-        ({"min_bananas": 2}, "got min_bananas 2 and max_bananas 1"),
-        ({"max_bananas": 11}, "max_bananas <= 10, got min_bananas 1 and max_bananas 11"),
+        ({"num_train": 0}, "num_train: expected a whole number of at least 1, got 0"),
+        ({"num_val": 0}, "num_val: expected a whole number of at least 1, got 0"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
+        ({"workers": 0}, "workers: expected a whole number of at least 1, got 0"),
+        ({"min_bananas": -1}, "min_bananas: expected a whole number of at least 0, got -1"),
+        ({"min_bananas": 2}, "max_bananas: expected a whole number of at least 2, got 1"),
+        ({"max_bananas": 11}, "max_bananas: expected at most 10, got 11"),
     ],
 )
 def test_refused_arguments(arguments: dict[str, int], message: str, tmp_path: Path):
@@ -293,7 +293,7 @@ def test_refused_arguments(arguments: dict[str, int], message: str, tmp_path: Pa
 
 @pytest.mark.parametrize("num_bananas", [-1, 11])
 def test_refused_number_of_bananas_in_a_picture(num_bananas: int):
-    with pytest.raises(ValueError, match=f"num_bananas must be 0 … 10, got {num_bananas}"):
+    with pytest.raises(ValueError, match=f"num_bananas: expected 0 … 10, got {num_bananas}"):
         draw_picture(np.random.default_rng(0), num_bananas)
 
 

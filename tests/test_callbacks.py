@@ -503,5 +503,5 @@ def test_steps_that_are_saved(tmp_path: Path, every: int, settings: dict[str, An
 
 
 def test_a_number_of_steps_is_at_least_one() -> None:
-    with pytest.raises(ValueError, match="every_n_train_steps: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="every_n_train_steps: expected a whole number of at least 1, got 0"):
         SaveEverySteps(0)

@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image, ImageFilter
 
+from ssd_lightning.arguments import require_whole_number
 from ssd_lightning.data.banana_scenery import (
     SIDE,
     Light,
@@ -209,7 +210,7 @@ def draw_picture(rng: np.random.Generator, num_bananas: int) -> Picture:
     Nothing lies in front of a banana, as long as there is room for all of them: up to five there always was.
     """
     if not 0 <= num_bananas <= MAX_BANANAS:
-        raise ValueError(f"num_bananas must be 0 … {MAX_BANANAS}, got {num_bananas}")
+        raise ValueError(f"num_bananas: expected 0 … {MAX_BANANAS}, got {num_bananas}")
     light = random_light(rng)
     canvas = draw_background(rng)
     for _ in range(rng.integers(MAX_DISTRACTORS + 1)):
@@ -312,16 +313,15 @@ def generate_bananas(
 
     Raises ValueError for numbers out of range, and where ``root`` holds anything else.
     """
-    for name, value, least in (("num_train", num_train, 1), ("num_val", num_val, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if not 0 <= min_bananas <= max_bananas <= MAX_BANANAS:
-        raise ValueError(
-            f"expected 0 <= min_bananas <= max_bananas <= {MAX_BANANAS}, "
-            f"got min_bananas {min_bananas} and max_bananas {max_bananas}"
-        )
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, or None for one per core, got {workers}")
+    require_whole_number("num_train", num_train, 1)
+    require_whole_number("num_val", num_val, 1)
+    require_whole_number("min_bananas", min_bananas, 0)
+    require_whole_number("max_bananas", max_bananas, min_bananas)
+    if max_bananas > MAX_BANANAS:
+        raise ValueError(f"max_bananas: expected at most {MAX_BANANAS}, got {max_bananas}")
+    require_whole_number("seed", seed, 0)
+    if workers is not None:
+        require_whole_number("workers", workers, 1)
     settings = Settings(GENERATOR_VERSION, num_train, num_val, min_bananas, max_bananas, seed)
     root = root.resolve()
     if _holds(root, settings):

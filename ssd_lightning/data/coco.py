@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssd_lightning.arguments import require_number
 from ssd_lightning.data import annotation_cache
 from ssd_lightning.data.annotation_cache import Stored, in_parallel, stamps
 from ssd_lightning.data.annotations import (
@@ -69,8 +70,7 @@ class COCO:
         fix: Fix | None = None,
     ) -> None:
         check_fix(fix)
-        if not 0 < val_share < 1:
-            raise ValueError(f"val_share: expected a number in (0, 1), got {val_share}")
+        require_number("val_share", val_share, "(0, 1)")
         if annotations is None and val_annotations is not None:
             raise ValueError(f"annotations: expected a json file beside val_annotations={val_annotations}, got null")
         self.root = Path(root).expanduser()

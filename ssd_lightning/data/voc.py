@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from ssd_lightning.arguments import require_number
 from ssd_lightning.data.annotation_cache import read_annotations
 from ssd_lightning.data.annotations import (
     AnnotatedPictures,
@@ -188,8 +189,7 @@ class VOCFolder(VOCPictures):
         fix: Fix | None = None,
     ) -> None:
         super().__init__(root, classes, difficult, fix)
-        if not 0 < val_share < 1:
-            raise ValueError(f"val_share: expected a number in (0, 1), got {val_share}")
+        require_number("val_share", val_share, "(0, 1)")
         self.val_share = val_share
         self.seed = seed
 
