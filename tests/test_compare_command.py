@@ -223,7 +223,7 @@ class TestCommand:
             (["runs=sweep", "baseline=begun"], "baseline: expected a finished run with its score and detections.npz"),
             (["runs=sweep", "iou_threshold=0"], "iou_threshold: expected a number in (0, 1], got 0"),
             (["runs=sweep", "draw_threshold=high"], "draw_threshold: expected a number in [0, 1], got high"),
-            (["runs=sweep", "pictures=-1"], "pictures: expected a whole number from 0 on, got -1"),
+            (["runs=sweep", "pictures=-1"], "pictures: expected a whole number of at least 0, got -1"),
             (["runs=begun"], "runs: expected at least one with scores, got begun unfinished"),
         ],
     )

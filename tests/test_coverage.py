@@ -232,8 +232,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("argument", "text"),
         [
-            ("least_reached=2", "least_reached: expected a share from 0 to 1 or null, got 2"),
-            ("least_reached=many", "least_reached: expected a share from 0 to 1 or null, got many"),
+            ("least_reached=2", "least_reached: expected a number in [0, 1], got 2"),
+            ("least_reached=many", "least_reached: expected a number in [0, 1], got many"),
             ("resume=nowhere", "resume: "),
             ("box_scales=[0.1,0.2]", "numbers go to model.default_boxes.scales"),
             ("box_scales=voc", "scales makes 6"),
