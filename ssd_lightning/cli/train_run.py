@@ -94,6 +94,8 @@ def train(config: DictConfig) -> float:
 
 def _check(config: DictConfig) -> None:
     """What would be found wrong late, or never."""
+    if isinstance(config.seed, str) and config.seed.isdecimal():
+        config.seed = int(config.seed)  # from the environment all is text
     for key, least in WHOLE_NUMBERS.items():
         value = OmegaConf.select(config, key)
         if value is not None or key in ("seed", "batch_size", "dashboard_pictures"):
