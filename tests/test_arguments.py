@@ -37,10 +37,15 @@ def test_what_is_no_number(value: object):
 
 
 def test_numbers_of_other_libraries():
+    """They are numbers, inside and outside."""
     for value in (np.float32(0.5), np.float64(0.5), Fraction(1, 2), torch.tensor(0.5).item()):
         require_number("x", value, "[0, 1]")
+        with pytest.raises(ValueError, match=r"^x: expected a number in \[0, 1\], got"):
+            require_number("x", value + 1, "[0, 1]")
     for value in (np.int64(3), np.uint8(3)):
         require_whole_number("x", value, 3)
+        with pytest.raises(ValueError, match=r"^x: expected a whole number of at least 4, got 3$"):
+            require_whole_number("x", value, 4)
 
 
 @pytest.mark.parametrize("value", [2, -1, 3.0, 3.5, math.inf, math.nan, np.float64(4)])

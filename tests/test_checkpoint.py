@@ -56,16 +56,10 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SSDModule, Path]:
-    """A module after two steps, and its checkpoint: the same way as in ``ssd-train``."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    module = SSDModule(instantiate(MODEL, _convert_="all"), config=CONFIG)
-    root = write_banana_folder(folder / "bananas", num_train=4, num_val=1, side=64)
-    trainer = lightning.Trainer(
+def new_trainer(max_steps: int) -> lightning.Trainer:
+    return lightning.Trainer(
         accelerator="cpu",
-        max_steps=2,
+        max_steps=max_steps,
         plugins=[AtomicCheckpointIO()],
         logger=False,
         enable_checkpointing=False,
@@ -73,6 +67,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SSDModule, Path]:
         enable_model_summary=False,
         limit_val_batches=0,
     )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[SSDModule, Path]:
+    """A module after two steps, and its checkpoint: the same way as in ``ssd-train``."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    module = SSDModule(instantiate(MODEL, _convert_="all"), config=CONFIG)
+    root = write_banana_folder(folder / "bananas", num_train=4, num_val=1, side=64)
+    trainer = new_trainer(max_steps=2)
     trainer.fit(module, DetectionDataModule(Bananas(root), image_size=64, batch_size=2, num_workers=0))
     trainer.save_checkpoint(folder / "last.ckpt")
     return module.eval(), folder / "last.ckpt"
@@ -431,25 +435,17 @@ def test_parts_of_the_training(content: dict[str, Any]) -> None:
 # --- going on with a run ---
 
 
-def go_on(path: Path, model: dict[str, Any], bananas: Path) -> None:
+def go_on(path: Path, model: dict[str, Any], bananas: Path) -> int:
+    """Returns the step that it comes to."""
     config = {**CONFIG, "model": model}
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        max_steps=3,
-        plugins=[AtomicCheckpointIO()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
+    trainer = new_trainer(max_steps=3)
     data = DetectionDataModule(Bananas(bananas), image_size=64, batch_size=2, num_workers=0)
     trainer.fit(SSDModule(instantiate(model, _convert_="all"), config=config), data, ckpt_path=path, weights_only=True)
-    assert trainer.global_step == 3
+    return trainer.global_step
 
 
 def test_a_run_goes_on_with_its_own_model(trained: tuple[SSDModule, Path], bananas: Path) -> None:
-    go_on(trained[1], MODEL, bananas)
+    assert go_on(trained[1], MODEL, bananas) == 3
 
 
 @pytest.mark.parametrize(

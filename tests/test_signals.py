@@ -12,6 +12,7 @@ import pytest
 import torch
 from run_folder import COMPLETE, files_of, summary_of
 from test_cli import QUICK
+from test_ddp import is_running
 
 from ssd_lightning import interruption
 from ssd_lightning.interruption import Interrupted, interruptible
@@ -60,15 +61,6 @@ def told(process: subprocess.Popen[str], number: signal.Signals) -> str:
         time.sleep(0.1)
     [line] = [line for line in out.splitlines() if line.startswith("ssd-train: ")]
     return line.removeprefix("ssd-train: ")
-
-
-def is_running(group: int) -> bool:
-    """Whether any process of a group is."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 SLOW = ["+callbacks.slow._target_=slow_callback.SlowValidation", "hydra.run.dir=run"]
