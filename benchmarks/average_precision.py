@@ -20,7 +20,7 @@ import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
 
-from ssd_lightning.average_precision import average_curves, precision_recall_curves, voc_average_precision
+from ssd_lightning.scoring.average_precision import average_curves, precision_recall_curves, voc_average_precision
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 NUM_IMAGES = 4952  # VOC2007 test, as the two below

@@ -14,9 +14,9 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssd_lightning.allocator import keep_freed_memory
-from ssd_lightning.model import SSD
-from ssd_lightning.presets import build_model, model_names
+from ssd_lightning.detector.model import SSD
+from ssd_lightning.detector.presets import build_model, model_names
+from ssd_lightning.devices import keep_freed_memory
 
 NUM_CLASSES = 20
 

@@ -18,12 +18,12 @@ from torchvision.models.detection import ssd300_vgg16
 from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_iou
 
-from ssd_lightning.allocator import keep_freed_memory
-from ssd_lightning.boxes import cxcywh_to_xyxy, encode, pairwise_iou
-from ssd_lightning.default_boxes import DefaultBoxes
-from ssd_lightning.losses import MinedCrossEntropy, MultiBoxLoss
-from ssd_lightning.matching import BoxMatcher
-from ssd_lightning.postprocess import PostProcess
+from ssd_lightning.detector.boxes import cxcywh_to_xyxy, encode, pairwise_iou
+from ssd_lightning.detector.default_boxes import DefaultBoxes
+from ssd_lightning.detector.losses import MinedCrossEntropy, MultiBoxLoss
+from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.postprocess import PostProcess
+from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.structures import Detections, Objects, Predictions
 
 BATCH, CLASSES, SIDE = 32, 21, 300

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from ssd_lightning.allocator import keep_freed_memory
-from ssd_lightning.backbones.tiny import Tiny
-from ssd_lightning.boxes import cxcywh_to_xyxy, encode
-from ssd_lightning.cli.devices import fastest_precision
-from ssd_lightning.default_boxes import DefaultBoxes
-from ssd_lightning.losses import MeanOverBoxesLoss, MultiBoxLoss
-from ssd_lightning.matching import BoxMatcher
-from ssd_lightning.model import SSD
+from ssd_lightning.detector.backbones.tiny import Tiny
+from ssd_lightning.detector.boxes import cxcywh_to_xyxy, encode
+from ssd_lightning.detector.default_boxes import DefaultBoxes
+from ssd_lightning.detector.losses import MeanOverBoxesLoss, MultiBoxLoss
+from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.model import SSD
+from ssd_lightning.devices import fastest_precision, keep_freed_memory
 from ssd_lightning.structures import Objects
 
 BATCH, SIDE = 32, 256

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 
-from ssd_lightning.allocator import keep_freed_memory
-from ssd_lightning.boxes import cxcywh_to_xyxy
-from ssd_lightning.losses import MinedCrossEntropy, MultiBoxLoss
-from ssd_lightning.matching import BoxMatcher
-from ssd_lightning.model import SSD
-from ssd_lightning.postprocess import PostProcess
-from ssd_lightning.presets import build_model
-from ssd_lightning.pretrained import load_pretrained
+from ssd_lightning.detector.boxes import cxcywh_to_xyxy
+from ssd_lightning.detector.losses import MinedCrossEntropy, MultiBoxLoss
+from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.model import SSD
+from ssd_lightning.detector.postprocess import PostProcess
+from ssd_lightning.detector.presets import build_model
+from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.structures import Detections, Objects, Predictions
+from ssd_lightning.training.pretrained import load_pretrained
 
 OUTPUTS = 91
 """COCO's numbers with background."""

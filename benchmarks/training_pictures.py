@@ -21,10 +21,10 @@ from torchvision import tv_tensors
 from torchvision.io import decode_jpeg, read_file
 from torchvision.transforms import v2
 
-from ssd_lightning.data.colours import PhotometricDistortion
+from ssd_lightning.data.augmentation.colours import PhotometricDistortion
+from ssd_lightning.data.augmentation.pipeline import FILL, Augmentation
+from ssd_lightning.data.augmentation.windows import MinIoUCrop, ZoomOut
 from ssd_lightning.data.pictures import read_picture
-from ssd_lightning.data.transforms import FILL, Augmentation
-from ssd_lightning.data.windows import MinIoUCrop, ZoomOut
 from ssd_lightning.structures import Sample, Truth
 
 SIZE = (300, 300)

@@ -79,7 +79,7 @@ class Predictions(NamedTuple):
 
     logits: Float[Tensor, "batch boxes classes"]
     offsets: Float[Tensor, "batch boxes 4"]
-    """Relative to the default boxes, divided by the variances; see :func:`ssd_lightning.boxes.decode`."""
+    """Relative to the default boxes, divided by the variances; see :func:`ssd_lightning.detector.boxes.decode`."""
 
 
 class Matches(NamedTuple):
@@ -134,3 +134,7 @@ class DetectionRecords(NamedTuple):
     labels: Int[np.ndarray, " detections"]
     boxes: Float[np.ndarray, "detections 4"]
     scores: Float[np.ndarray, " detections"]
+
+
+DRAW_THRESHOLD = 0.5
+"""Detections are drawn from this score on."""

@@ -45,7 +45,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
         exit_code = 0
         try:
-            importlib.import_module(f"ssd_lightning.cli.{name.removeprefix('ssd-')}").main()
+            getattr(importlib.import_module("ssd_lightning.cli.commands"), name.removeprefix("ssd-"))()
         except SystemExit as exit_:
             exit_code = exit_.code if isinstance(exit_.code, int) else 1
         finally:

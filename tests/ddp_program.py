@@ -20,14 +20,14 @@ from in_memory import InMemoryPictures
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
-from ssd_lightning.backbones.tiny import Tiny
 from ssd_lightning.data.datamodule import DetectionDataModule
-from ssd_lightning.default_boxes import DefaultBoxes
-from ssd_lightning.loggers import MetricsFile
-from ssd_lightning.model import SSD
-from ssd_lightning.module import SSDModule
-from ssd_lightning.presets import CONFIG_FOLDER
+from ssd_lightning.detector.backbones.tiny import Tiny
+from ssd_lightning.detector.default_boxes import DefaultBoxes
+from ssd_lightning.detector.model import SSD
+from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.structures import Sample
+from ssd_lightning.training.loggers.metrics_file import MetricsFile
+from ssd_lightning.training.module import SSDModule
 
 SIDE, BATCH, NUM_TRAIN, SEED = 64, 32, 36, 5
 LOSSES = sorted(path.stem for path in (CONFIG_FOLDER / "loss").glob("*.yaml"))

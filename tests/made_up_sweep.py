@@ -9,8 +9,8 @@ import numpy as np
 import yaml
 from banana_folder import write_banana_folder
 
-from ssd_lightning.average_precision import voc_average_precision
-from ssd_lightning.review import StoredDetections, save_detections
+from ssd_lightning.scoring.average_precision import voc_average_precision
+from ssd_lightning.scoring.stored_detections import StoredDetections, save_detections
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 CLASSES = ("banana", "plantain")

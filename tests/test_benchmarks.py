@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 VOC = BENCHMARKS.parents[1] / "shared" / "data" / "VOCdevkit" / "VOC2007"
 
 ONCE = {

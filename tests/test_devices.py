@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ssd_lightning.cli.devices import fastest_precision
-from ssd_lightning.presets import build_model
+from ssd_lightning.detector.presets import build_model
+from ssd_lightning.devices import fastest_precision
 
 
 @pytest.mark.parametrize(

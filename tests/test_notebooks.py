@@ -11,8 +11,9 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from places import ROOT
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def pictures_of(notebook: NotebookNode, folder: Path) -> int:

@@ -2,14 +2,14 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 
-from ssd_lightning.cli.command import CONFIG_FOLDER, GROUPS
+from ssd_lightning.cli.help import GROUPS
+from ssd_lightning.detector.presets import CONFIG_FOLDER
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 

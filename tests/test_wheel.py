@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from places import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +46,15 @@ def test_holds_every_config_and_module(installed: Path):
 
 def test_composes_the_default_config_from_another_folder(installed: Path, tmp_path: Path):
     program = (
-        "import sys; sys.argv = ['ssd-train', '--cfg', 'job']; import ssd_lightning.cli.train as train; train.main();"
+        "import sys; sys.argv = ['ssd-train', '--cfg', 'job']; import ssd_lightning.cli.commands as train; train.train();"
         "print(train.__file__, file=sys.stderr); print('from', train.__file__)"
     )
     out = run_installed(installed, program, tmp_path)
-    assert "_target_: ssd_lightning.model.SSD" in out
+    assert "_target_: ssd_lightning.detector.model.SSD" in out
     assert "name: banana_tiny" in out
     assert f"from {installed}" in out
 
 
 def test_help_lists_the_groups(installed: Path, tmp_path: Path):
-    program = "import sys; sys.argv = ['ssd-train', '-h']; from ssd_lightning.cli.train import main; main()"
+    program = "import sys; sys.argv = ['ssd-train', '-h']; from ssd_lightning.cli.commands import train; train()"
     assert "box_scales" in run_installed(installed, program, tmp_path)

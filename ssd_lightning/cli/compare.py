@@ -1,27 +1,45 @@
-"""``ssd-compare``: many runs in one HTML file, and two of them picture by picture."""
+"""What ``ssd-compare`` does once its config is composed."""
 
-from omegaconf import DictConfig
+import shlex
+from pathlib import Path
 
-from ssd_lightning.cli import command
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
 
-EXAMPLES = [
-    "ssd-compare runs=runs/banana_tiny/sweep_<time>                        all jobs of a sweep",
-    "ssd-compare runs=[runs/banana_tiny/<time>,runs/banana_d2l/<time>]     some runs",
-    "ssd-compare runs=runs score=map                                       all runs, ranked by COCO's AP",
-    "ssd-compare runs=<folder> baseline=<run folder>                       what is better than this one?",
-]
-
-
-def main() -> None:
-    about = "runs side by side in an HTML file: scores, curves, settings, errors and pictures"
-    command.run("ssd-compare", "compare", about, EXAMPLES, task)
+from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.review.comparison_report import write_comparison
 
 
-def task(config: DictConfig) -> None:
-    from ssd_lightning.cli.compare_run import compare
+def compare(config: DictConfig) -> None:
+    """Write ``comparison.html``, and tell the most important of it."""
+    _check(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    given = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
+    found = write_comparison(
+        [Path(str(path)).expanduser() for path in given],
+        folder / "comparison.html",
+        None if config.baseline is None else Path(str(config.baseline)).expanduser(),
+        config.score,
+        config.iou_threshold,
+        config.draw_threshold,
+        config.pictures,
+    )
+    console = Console()
+    for line in (
+        *found.sentences,
+        f"Results: {folder} (open comparison.html in a browser)",
+        "Next:    ssd-compare again when a run has finished"
+        if found.best is None
+        else f"Next:    ssd-predict {shlex.quote(f'checkpoint={found.best}/checkpoints/best.ckpt')} "
+        "source=<a picture or a folder>",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    compare(config)
 
-
-if __name__ == "__main__":
-    main()
+def _check(config: DictConfig) -> None:
+    if not isinstance(config.runs, str | ListConfig) or len(config.runs) == 0:
+        raise ValueError(f"runs: expected a folder or a list of folders, got {config.runs}")
+    require_number("iou_threshold", config.iou_threshold, "(0, 1]")
+    require_number("draw_threshold", config.draw_threshold, "[0, 1]")
+    require_whole_number("pictures", config.pictures, 0)

@@ -1,28 +1,217 @@
-"""``ssd-evaluate``: score a checkpoint, or stored detections once more."""
+"""What ``ssd-evaluate`` does once its config is composed."""
 
+import copy
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from jaxtyping import UInt8
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from ssd_lightning.cli import command
-
-EXAMPLES = [
-    "ssd-evaluate checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
-    "ssd-evaluate checkpoint=best.ckpt data=banana",
-    "ssd-evaluate checkpoint=best.ckpt +postprocess.nms_threshold=0.6",
-    "ssd-evaluate detections=runs/banana_tiny/<time>  what the run found, scored again without a model",
-    "ssd-evaluate detections=<run folder> iou_threshold=0.3 score_threshold=0.05",
-    "ssd-evaluate -m detections=<run folder> iou_threshold=0.3,0.5,0.75",
-]
-
-
-def main() -> None:
-    command.run("ssd-evaluate", "evaluate", "VOC07, VOC12 and COCO scores, and confusions", EXAMPLES, task)
-
-
-def task(config: DictConfig) -> float:
-    from ssd_lightning.cli.evaluate_run import evaluate
-
-    return evaluate(config)
+from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
+from ssd_lightning.data.pictures import picture_size, read_picture
+from ssd_lightning.drawing import draw_detections, save_figure
+from ssd_lightning.require import require_number
+from ssd_lightning.run_folder import replace_text
+from ssd_lightning.scoring.error_figures import draw_worst_pictures
+from ssd_lightning.scoring.missed import REASONS, why_missed
+from ssd_lightning.scoring.run_report import write_report
+from ssd_lightning.scoring.scores import COCO_COLUMNS, voc_columns
+from ssd_lightning.scoring.stored_detections import StoredDetections, load_detections, save_detections
+from ssd_lightning.structures import DetectionRecords, Sample, Truth
+from ssd_lightning.training.checkpoint import load_detector, read_checkpoint, rebuild_part
+from ssd_lightning.training.module import SSDModule
 
 
-if __name__ == "__main__":
-    main()
+def evaluate(config: DictConfig) -> float:
+    """Score a checkpoint, or stored detections, and fill the run folder. Returns the AP at IoU 0.5."""
+    _check(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    found, misses = (load(config.detections), None) if config.checkpoint is None else detect(config)
+    if config.score_threshold is not None:
+        is_kept = found.detections.scores > config.score_threshold
+        found = found._replace(detections=DetectionRecords(*(column[is_kept] for column in found.detections)))
+    detections, objects, paths, classes = found
+    table = write_report(folder, detections, objects, classes, config.iou_threshold, config.draw_threshold)
+    save_detections(folder / "detections.npz", detections, objects, paths, classes)
+    replace_text(folder / "scores.json", json.dumps(_as_json(table, config, len(paths)), indent=2) + "\n")
+    pictures = StoredPictures(found)
+    has_pictures = len(paths) > 0 and all(path.is_file() for path in pictures.paths)
+    if has_pictures:
+        thresholds = config.iou_threshold, config.draw_threshold
+        for name, figure in (
+            ("detections", draw_detections(pictures, detections, objects, classes, threshold=config.draw_threshold)),
+            ("worst_pictures", draw_worst_pictures(pictures, detections, objects, classes, 9, *thresholds)),
+        ):
+            save_figure(figure, folder / "figures" / f"{name}.png")
+    console = Console()
+    voc = voc_columns(config.iou_threshold)
+    console.print(_class_table(table[["objects", *voc, "COCO AP"]], len(paths)))
+    console.print(_coco_table(table))
+    if misses is not None:
+        misses.to_csv(folder / "misses.csv", index=False)
+        console.print(_reason_table(misses, config.draw_threshold))
+    other = 0.75 if config.iou_threshold == 0.5 else 0.5
+    for line in (
+        *([] if has_pictures else ["The pictures are not where they were, so no detections are drawn."]),
+        f"Results: {folder} (look at figures/confusion.png)",
+        f"Next:    ssd-evaluate {shlex.quote(f'detections={folder}')} iou_threshold={other}",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return float(table["COCO AP50"].iloc[-1])
+
+
+def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
+    """What a checkpoint finds in the validation pictures of a data group, by default of the one it was trained on.
+
+    And, if that is asked for, why it misses what it misses.
+    """
+    detector = load_detector(config.checkpoint, dict(config.postprocess))
+    if config.get("data") and "classes" in config.data and config.data.classes is None:
+        # Those of these pictures may be fewer.
+        config.data.classes = list(detector.classes)
+    trained = read_checkpoint(config.checkpoint)
+    data: DetectionData = (
+        instantiate(config.data, _convert_="all")
+        if config.get("data")
+        else rebuild_part(trained, "data", config.checkpoint)
+    )
+    datamodule = DetectionDataModule(
+        data, detector.model.image_size, batch_size=config.batch_size, num_workers=config.num_workers
+    )
+    datamodule.prepare_data()
+    if datamodule.classes != detector.classes:
+        raise ValueError(
+            f"data: its classes {list(datamodule.classes)} are not those of the checkpoint {list(detector.classes)}"
+        )
+    module = SSDModule(detector.model, postprocess=detector.postprocess)
+    # In float32, whatever is fastest: a score must not depend on the machine.
+    trainer = instantiate(
+        config.trainer,
+        precision=config.trainer.precision or "32-true",
+        logger=False,
+        enable_checkpointing=False,
+        _convert_="all",
+    )
+    trainer.validate(module, datamodule, verbose=False)
+    assert datamodule.val_pictures is not None
+    paths = tuple(str(path) for path in datamodule.val_pictures.paths)
+    found = StoredDetections(module.scores.detections(), module.scores.objects(), paths, detector.classes)
+    if not config.why_missed:
+        return found, None
+    shown = copy.copy(detector.postprocess)
+    shown.score_threshold = config.draw_threshold
+    misses = why_missed(
+        # Lightning has taken it back to the CPU.
+        detector.model.eval().to(trainer.strategy.root_device),
+        shown,
+        rebuild_part(trained, "matcher", config.checkpoint),
+        datamodule.val_pictures,
+        found.detections,
+        found.objects,
+        config.iou_threshold,
+    )
+    misses.insert(0, "picture", [paths[image_id] for image_id in misses.pop("image_id")])
+    misses.insert(1, "class", [detector.classes[label - 1] for label in misses.pop("label")])
+    return found, misses
+
+
+def load(source: str) -> StoredDetections:
+    """The detections of a run folder, or of a file."""
+    path = Path(source).expanduser()
+    return load_detections(path / "detections.npz" if path.is_dir() else path)
+
+
+class StoredPictures:
+    """Pictures of stored detections, with the truth that is stored beside them."""
+
+    def __init__(self, stored: StoredDetections) -> None:
+        self.paths = [Path(path) for path in stored.paths]
+        self.objects = stored.objects
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def truth(self, index: int) -> Truth:
+        height, width = picture_size(self.paths[index])
+        mine = self.objects.image_ids == index
+        boxes = self.objects.boxes[mine] / np.array([width, height, width, height], dtype=np.float32)
+        return Truth((height, width), boxes, self.objects.labels[mine], self.objects.difficult[mine])
+
+    def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        return read_picture(self.paths[index], least)
+
+    def __getitem__(self, index: int) -> Sample:
+        truth = self.truth(index)
+        return Sample(self.image(index), truth.boxes, truth.labels, truth.difficult)
+
+
+def _check(config: DictConfig) -> None:
+    if (config.checkpoint is None) == (config.detections is None):
+        given = "neither" if config.checkpoint is None else "both"
+        raise ValueError(
+            f"checkpoint, detections: expected one of checkpoint=<file> and detections=<run folder>, got {given}"
+        )
+    if config.detections is not None:
+        for key in ("data", "postprocess", "why_missed"):
+            if config.get(key):
+                raise ValueError(f"{key}: expected only with a checkpoint; stored detections are of their own pictures")
+    if config.why_missed and config.draw_threshold == 1:
+        raise ValueError("draw_threshold: expected a number below 1 with why_missed=true, since all is missed at 1")
+    require_number("iou_threshold", config.iou_threshold, "(0, 1]")
+    require_number("draw_threshold", config.draw_threshold, "[0, 1]")
+    if config.score_threshold is not None:
+        require_number("score_threshold", config.score_threshold, "[0, 1]")
+
+
+def _as_json(table: pd.DataFrame, config: DictConfig, pictures: int) -> dict[str, Any]:
+    rows = zip(table.index, table.to_dict("records"), strict=True)
+    return {
+        "checkpoint": config.checkpoint,
+        "detections": config.detections,
+        "iou_threshold": config.iou_threshold,
+        "score_threshold": config.score_threshold,
+        "pictures": pictures,
+        "scores": {name: {k: v for k, v in row.items() if v == v} for name, row in rows},
+    }
+
+
+def _class_table(table: pd.DataFrame, pictures: int) -> Table:
+    printed = Table(title=f"Scores of {pictures} pictures")
+    printed.add_column("class", overflow="fold")
+    for column in table.columns:
+        printed.add_column(column, justify="right")
+    for place, (name, *row) in enumerate(table.itertuples(), start=1):
+        cells = (str(int(v)) if c == "objects" else _cell(v) for c, v in zip(table.columns, row, strict=True))
+        printed.add_row(escape(str(name)), *cells, style="bold" if place == len(table) else None)
+    return printed
+
+
+def _coco_table(table: pd.DataFrame) -> Table:
+    printed = Table(title="COCO, all classes")
+    mean = table.iloc[-1]
+    for column in COCO_COLUMNS:
+        printed.add_column(column.removeprefix("COCO "), justify="right")
+    printed.add_row(*(_cell(mean[column]) for column in COCO_COLUMNS))
+    return printed
+
+
+def _reason_table(misses: pd.DataFrame, threshold: float) -> Table:
+    printed = Table(title=f"Why objects are missed at a score of {threshold:g}")
+    for column in ("reason", "objects", ""):
+        printed.add_column(column, justify="right" if column == "objects" else "left")
+    for reason, count in misses["reason"].value_counts().items():
+        printed.add_row(str(reason), str(count), REASONS[str(reason)])
+    return printed
+
+
+def _cell(value: float) -> str:
+    return "" if value != value else f"{value:.3f}"

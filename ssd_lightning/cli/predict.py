@@ -1,25 +1,223 @@
-"""``ssd-predict``: detect objects in pictures."""
+"""What ``ssd-predict`` does once its config is composed."""
 
-from omegaconf import DictConfig
+import glob
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from ssd_lightning.cli import command
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from jaxtyping import UInt8
+from omegaconf import DictConfig, ListConfig
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
 
-EXAMPLES = [
-    "ssd-predict checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt source=photo.jpg",
-    "ssd-predict checkpoint=best.ckpt source=photos draw_threshold=0.3",
-    "ssd-predict checkpoint=best.ckpt 'source=photos/*.png' draw=false",
-]
+from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
+from ssd_lightning.data.datamodule import free_cores
+from ssd_lightning.data.pictures import PICTURE_SUFFIXES, PictureError, picture_size, read_picture
+from ssd_lightning.devices import keep_freed_memory
+from ssd_lightning.drawing import draw_boxes
+from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.run_folder import replace_text
+from ssd_lightning.training.checkpoint import Detector, load_detector
+
+LARGEST_DRAWING = 1600
+"""Longest side of a drawing in pixels; larger pictures are drawn smaller."""
 
 
-def main() -> None:
-    command.run("ssd-predict", "predict", "pictures or folders to JSON and drawings", EXAMPLES, task)
+class Loaded(NamedTuple):
+    """A picture on its way to the network, or why there is none."""
+
+    path: Path
+    error: str = ""
+    image: UInt8[np.ndarray, "height width 3"] | None = None
+    """Of the network's input size."""
+    canvas: UInt8[np.ndarray, "height width 3"] | None = None
+    """To draw on."""
+    size: tuple[int, int] = (0, 0)
+    """(height, width) of the picture, upright."""
 
 
-def task(config: DictConfig) -> None:
-    from ssd_lightning.cli.predict_run import predict
+def predict(config: DictConfig) -> None:
+    """Write ``predictions.json`` and drawings.
 
-    predict(config)
+    Raises:
+        PictureError: after all others are done, listing those that could not be read.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    paths = find_pictures(list(config.source) if isinstance(config.source, ListConfig) else [config.source])
+    require_number("draw_threshold", config.draw_threshold, "[0, 1]")
+    require_whole_number("batch_size", config.batch_size, 1)
+    if config.num_workers is not None:
+        require_whole_number("num_workers", config.num_workers, 0)
+    if config.checkpoint is None:
+        raise ValueError("checkpoint: expected a file, got null")
+    detector = load_detector(config.checkpoint, dict(config.postprocess))
+    device = choose_device(config.device)
+    keep_freed_memory()
+    loader = DataLoader(
+        PicturesToPredict(paths, detector.model.image_size, with_canvas=config.draw),
+        batch_size=config.batch_size,
+        num_workers=free_cores() if config.num_workers is None else config.num_workers,
+        collate_fn=list,
+    )
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    unreadable: list[Loaded] = []
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    console = Console()
+    for batch in track(loader, description="Detecting", console=console, transient=True):
+        readable = [loaded for loaded in batch if not loaded.error]
+        unreadable += [loaded for loaded in batch if loaded.error]
+        for loaded, found in zip(readable, detect(detector, readable, device), strict=True):
+            image_id = len(images) + 1
+            height, width = loaded.size
+            images.append({"id": image_id, "file_name": str(loaded.path), "height": height, "width": width})
+            annotations += as_coco(found, image_id, first_id=len(annotations) + 1)
+            if config.draw:
+                _draw(folder / "drawings" / loaded.path.relative_to(root), loaded, found, detector, config)
+    categories = [{"id": label, "name": name} for label, name in enumerate(detector.classes, start=1)]
+    content = {"images": images, "categories": categories, "annotations": annotations}
+    replace_text(folder / "predictions.json", json.dumps(content, indent=1) + "\n")
+
+    confident = sum(entry["score"] >= config.draw_threshold for entry in annotations)
+    console.print(
+        f"{len(images)} pictures, {confident} detections with a score from {config.draw_threshold:g}", highlight=False
+    )
+    what = "predictions.json and drawings" if config.draw else "predictions.json"
+    console.print(f"Results: {folder} ({what})", highlight=False, markup=False, soft_wrap=True)
+    if unreadable:
+        # Not as sys.exit, by which the jobs of a sweep that come after this one would not be run.
+        errors = "".join(f"\n  {loaded.error}" for loaded in unreadable)
+        raise PictureError(f"{len(unreadable)} of {len(paths)} pictures could not be read:{errors}")
 
 
-if __name__ == "__main__":
-    main()
+class Found(NamedTuple):
+    """Detections of one picture, best first."""
+
+    boxes: np.ndarray
+    """(n, 4) xyxy in pixels of the picture."""
+    labels: np.ndarray
+    scores: np.ndarray
+
+
+def detect(detector: Detector, pictures: list[Loaded], device: torch.device) -> Iterator[Found]:
+    """Detections of each picture, computed as one batch."""
+    if not pictures:
+        return
+    model = detector.model.to(device)
+    images = torch.from_numpy(np.stack([loaded.image for loaded in pictures if loaded.image is not None]))
+    with torch.inference_mode():
+        detections = detector.postprocess(model(images.permute(0, 3, 1, 2).to(device)), model.default_boxes)
+    for loaded, boxes, labels, scores, valid in zip(pictures, *(column.cpu() for column in detections), strict=True):
+        height, width = loaded.size
+        pixels = boxes[valid] * torch.tensor([width, height, width, height])
+        yield Found(pixels.numpy(), labels[valid].numpy(), scores[valid].numpy())
+
+
+def as_coco(found: Found, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """Entries as in COCO's result files: ``bbox`` is left, top, width, height in pixels."""
+    return [
+        {
+            "id": first_id + row,
+            "image_id": image_id,
+            "category_id": int(label),
+            "bbox": [round(float(value), 2) for value in (left, top, right - left, bottom - top)],
+            "score": round(float(score), 5),
+        }
+        for row, ((left, top, right, bottom), label, score) in enumerate(zip(*found, strict=True))
+    ]
+
+
+class PicturesToPredict(Dataset):
+    """Picture files, squeezed to the network's input as in training."""
+
+    def __init__(self, paths: list[Path], image_size: tuple[int, int], with_canvas: bool) -> None:
+        self.paths = paths
+        self.image_size = image_size
+        self.with_canvas = with_canvas
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Loaded:
+        path = self.paths[index]
+        try:
+            height, width = picture_size(path)
+            scale = min(1.0, LARGEST_DRAWING / max(height, width))
+            small = max(1, round(height * scale)), max(1, round(width * scale))
+            # For the network at the size that it is decoded at for scoring, so that detections are the same.
+            image = resample(read_picture(path, self.image_size), WHOLE, self.image_size)
+            canvas = resample(read_picture(path, small), WHOLE, small) if self.with_canvas else None
+        except PictureError as error:
+            return Loaded(path, error=str(error))
+        return Loaded(path, image=image, canvas=canvas, size=(height, width))
+
+
+def find_pictures(sources: list[Any]) -> list[Path]:
+    """Files, folders with their subfolders but for hidden ones, and patterns, as a list without repetitions.
+
+    Raises:
+        ValueError: naming the source that gives no picture.
+    """
+    found: dict[Path, None] = {}
+    # A name of digits in a list is a number to Hydra.
+    if not sources or any(source in ("", None) or not isinstance(source, str | int) for source in sources):
+        raise ValueError(f"source: expected a picture, a folder or a pattern, or a list of those, got {sources}")
+    for source in map(str, sources):
+        path = Path(source).expanduser()
+        if path.is_file():
+            new = [path]
+        elif path.is_dir():
+            new = sorted(p for p in path.rglob("*") if _is_picture(p, path))
+        else:
+            new = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not new:
+            what = "no pictures in this folder" if path.is_dir() else "no such file, folder or pattern"
+            raise ValueError(f"source: {what}: {source}")
+        found.update(dict.fromkeys(p.resolve() for p in new))
+    return list(found)
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    """As its name tells. What is hidden is none: macOS keeps ``._a.jpg`` beside ``a.jpg``."""
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden and path.is_file()
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` is the best that is there.
+
+    Raises:
+        ValueError: for an unknown device or one that is not there.
+    """
+    if name == "auto":
+        return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: {name} cannot be used here ({reason})") from error
+    return device
+
+
+def _draw(path: Path, loaded: Loaded, found: Found, detector: Detector, config: DictConfig) -> None:
+    assert loaded.canvas is not None
+    shown = found.scores >= config.draw_threshold
+    scale = loaded.canvas.shape[1] / loaded.size[1]
+    drawn = draw_boxes(
+        loaded.canvas, found.boxes[shown] * scale, found.labels[shown], found.scores[shown], detector.classes
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The whole name stays, so that a.jpg and a.png do not meet.
+    drawing = path.with_name(f"{path.name}.jpg")
+    try:
+        Image.fromarray(drawn).save(drawing, quality=92)
+    except OSError as error:
+        raise OSError(f"{drawing} could not be written: {error.strerror or error}") from error

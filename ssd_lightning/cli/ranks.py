@@ -1,7 +1,7 @@
 """Which of the processes of a run this one is. Nothing heavy is imported, so that it is known at once.
 
 Of several devices each has a process, a rank. Either torchrun or SLURM starts all of them with the same command line,
-or the first rank of a machine starts the others: see :mod:`ssd_lightning.cli.other_ranks`.
+or the first rank of a machine starts the others: see :mod:`ssd_lightning.cli.launch_ranks`.
 """
 
 import os

@@ -1,0 +1,1 @@
+"""Data sets, their formats and augmentation, and the datamodule that loads them."""

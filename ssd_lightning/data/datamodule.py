@@ -13,14 +13,14 @@ from jaxtyping import UInt8
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssd_lightning.arguments import require_whole_number
-from ssd_lightning.data.transforms import Augmentation
+from ssd_lightning.data.augmentation.pipeline import Augmentation
+from ssd_lightning.require import require_whole_number
 from ssd_lightning.structures import Batch, ImageSize, Objects, Sample, Truth, height_and_width
 
 
 @runtime_checkable
 class Pictures(Protocol):
-    """A data set by position. :class:`~ssd_lightning.data.annotations.AnnotatedPictures` is one for picture files."""
+    """A data set by position. :class:`~ssd_lightning.data.formats.annotations.AnnotatedPictures` is one for picture files."""
 
     paths: list[Path]
 

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from ssd_lightning.arguments import require_whole_number
 from ssd_lightning.data.datamodule import DetectionData, Pictures
+from ssd_lightning.require import require_whole_number
 from ssd_lightning.structures import Sample, Truth
 
 

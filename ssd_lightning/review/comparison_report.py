@@ -18,14 +18,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from ssd_lightning.review.class_differences import compare_classes, draw_class_differences
-from ssd_lightning.review.compare import compare_runs
-from ssd_lightning.review.detections import StoredDetections, load_detections
-from ssd_lightning.review.error_figures import CAUSE_COLOURS, SHORT
-from ssd_lightning.review.errors import BACKGROUND, BOTH, CAUSES, FOUND, IGNORED, TRUE, cost_in_ap
-from ssd_lightning.review.importance import importance
+from ssd_lightning.review.bootstrap import compare_classes, compare_runs, draw_class_differences
 from ssd_lightning.review.picture_pairs import SHOWN_SIDE, Pairs, picture_pairs
-from ssd_lightning.review.picture_sets import picture_sets
 from ssd_lightning.review.run_figures import NAMES, draw_importance, draw_learning_curves, draw_pareto
 from ssd_lightning.review.runs import (
     MOST_NAMED,
@@ -37,9 +31,13 @@ from ssd_lightning.review.runs import (
     shown_value,
     with_numbers,
 )
-from ssd_lightning.review.seeds import SEED, over_seeds
+from ssd_lightning.review.same_pictures import picture_sets
+from ssd_lightning.review.settings import SEED, importance, over_seeds
 from ssd_lightning.run_folder import SCORE_NAMES
-from ssd_lightning.visualize import DRAW_THRESHOLD
+from ssd_lightning.scoring.error_figures import CAUSE_COLOURS, SHORT
+from ssd_lightning.scoring.errors import BACKGROUND, BOTH, CAUSES, FOUND, IGNORED, TRUE, cost_in_ap
+from ssd_lightning.scoring.stored_detections import StoredDetections, load_detections
+from ssd_lightning.structures import DRAW_THRESHOLD
 
 FINISHED = "finished"
 

@@ -11,11 +11,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ssd_lightning.data.pictures import PictureError, read_picture
-from ssd_lightning.review.detections import StoredDetections
-from ssd_lightning.review.error_figures import SHORT
-from ssd_lightning.review.errors import FOUND, IGNORED, TRUE, Errors, find_errors, with_score
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
-from ssd_lightning.visualize import DRAW_THRESHOLD
+from ssd_lightning.scoring.error_figures import SHORT
+from ssd_lightning.scoring.errors import FOUND, IGNORED, TRUE, Errors, find_errors, with_score
+from ssd_lightning.scoring.stored_detections import StoredDetections
+from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
 
 SHOWN_SIDE = 480
 """Longest side of a stored picture in pixels: half the width of a page."""

@@ -9,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from ssd_lightning.review.figures import WIDTH
+from ssd_lightning.drawing import COLOURS, WIDTH
 from ssd_lightning.review.runs import more_is_better, pareto, run_labels, with_numbers
-from ssd_lightning.visualize import COLOURS
 
 NAMES = {
     "map": "AP, IoU 0.5 to 0.95",
@@ -179,7 +178,7 @@ def draw_pareto(
 
 
 def draw_importance(table: pd.DataFrame, score: str = "map_50") -> Figure:
-    """:func:`ssd_lightning.review.importance`: bars of what is explained, a line at what chance would explain.
+    """:func:`ssd_lightning.review.settings`: bars of what is explained, a line at what chance would explain.
 
     Of the first twenty settings.
     """

@@ -1,0 +1,254 @@
+"""Whether default boxes reach the objects of a data set, before any training."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ssd_lightning.data.augmentation.pipeline import Augmentation, mirror_boxes
+from ssd_lightning.data.augmentation.windows import truth_in_window
+from ssd_lightning.data.formats.annotations import AnnotatedPictures
+from ssd_lightning.detector.boxes import cxcywh_to_xyxy, pairwise_iou
+from ssd_lightning.detector.default_boxes import Grid
+from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.structures import Objects
+
+CHUNK = 32
+"""Objects that are compared with all default boxes at once: few enough for the cache of a core."""
+
+SIDES = (0, 16, 32, 64, 128, 256, np.inf)
+"""Where classes of size begin: square root of the area, in pixels of the network's input."""
+
+SHAPES = {"below 1:4": 0, "1:4 to 1:2": 1 / 4, "1:2 to 1:1": 1 / 2, "1:1 to 2:1": 1, "2:1 to 4:1": 2, "from 4:1": 4}
+"""Where classes of shape begin: width to height in pixels of the network's input."""
+
+
+def best_ious(
+    boxes: Float[np.ndarray, "objects 4"], default_boxes: Float[Tensor, "boxes 4"]
+) -> Float[np.ndarray, " objects"]:
+    """The highest IoU of each object (xyxy) with any default box (cxcywh)."""
+    edges = cxcywh_to_xyxy(default_boxes).unsqueeze(0)
+
+    def best(chunk: Tensor) -> np.ndarray:
+        return pairwise_iou(chunk.unsqueeze(0), edges)[0].amax(dim=1).numpy()
+
+    if len(boxes) == 0:
+        return np.zeros(0, dtype=np.float32)
+    return np.concatenate(_in_threads(best, torch.from_numpy(boxes).split(CHUNK)))
+
+
+class ObjectMatches(NamedTuple):
+    """How default boxes answer for the objects of a data set; a row for each object."""
+
+    best_iou: Float[np.ndarray, " objects"]
+    """With any default box."""
+    best_box: Int[np.ndarray, " objects"]
+    """The first default box with that IoU."""
+    positives: Int[np.ndarray, "objects levels"]
+    """Default boxes of each level that are trained on it."""
+    by_claim_alone: Bool[np.ndarray, " objects"]
+    """Whether its only positive is the default box that it claims, whose IoU is below the matcher's threshold."""
+
+
+def match_objects(
+    boxes: Float[np.ndarray, "objects 4"],
+    counts: Int[np.ndarray, " pictures"],
+    default_boxes: Float[Tensor, "boxes 4"],
+    boxes_of_level: Sequence[int],
+    matcher: BoxMatcher,
+) -> ObjectMatches:
+    """Match all pictures as training does.
+
+    Args:
+        boxes: xyxy of the objects, one picture's after the other's.
+        counts: objects of each picture.
+        default_boxes: cxcywh.
+        boxes_of_level: default boxes on each level, in their order.
+        matcher: of the training.
+    """
+    levels = len(boxes_of_level)
+    edges = cxcywh_to_xyxy(default_boxes).unsqueeze(0)
+    level_of_box = torch.arange(levels).repeat_interleave(torch.tensor(boxes_of_level))
+    all_boxes = torch.from_numpy(boxes)
+
+    def match(rows: Int[np.ndarray, "pictures objects"]) -> ObjectMatches:
+        objects = _objects(all_boxes[torch.from_numpy(rows)])
+        iou = pairwise_iou(objects.boxes, edges)
+        best_iou, best_box = iou.flatten(0, 1).max(dim=1)
+        matches = matcher(objects, default_boxes)
+        picture, box = (matches.labels > 0).nonzero(as_tuple=True)
+        owner = matches.objects[picture, box]
+        row = picture * rows.shape[1] + owner
+        positives = (row * levels + level_of_box[box]).bincount(minlength=rows.size * levels).view(-1, levels)
+        overlapping = row[iou[picture, owner, box] >= matcher.iou_threshold].bincount(minlength=rows.size)
+        alone = (positives.sum(dim=1) > 0) & (overlapping == 0)
+        return ObjectMatches(best_iou.numpy(), best_box.numpy(), positives.numpy(), alone.numpy())
+
+    matched = ObjectMatches(
+        np.zeros(len(boxes), dtype=np.float32),
+        np.zeros(len(boxes), dtype=np.int64),
+        np.zeros((len(boxes), levels), dtype=np.int64),
+        np.zeros(len(boxes), dtype=bool),
+    )
+    batches = list(_pictures_alike(counts))
+    for rows, of_batch in zip(batches, _in_threads(match, batches), strict=True):
+        for column, values in zip(matched, of_batch, strict=True):
+            column[rows.ravel()] = values
+    return matched
+
+
+def sharing_pictures(matches: ObjectMatches, counts: Int[np.ndarray, " pictures"]) -> Bool[np.ndarray, " pictures"]:
+    """Whether two objects of a picture have the same best default box, so that one has to take another."""
+    touching = matches.best_iou > 0
+    picture = np.repeat(np.arange(len(counts)), counts)[touching]
+    pairs, objects = np.unique(np.stack((picture, matches.best_box[touching])), axis=1, return_counts=True)
+    return np.isin(np.arange(len(counts)), pairs[0, objects > 1])
+
+
+def augmented(
+    pictures: AnnotatedPictures, augmentation: Augmentation, seed: int = 0, epoch: int = 0
+) -> AnnotatedPictures:
+    """The truth of all pictures as a training with that seed sees it in that epoch; no picture is decoded."""
+    truths = []
+    for position in range(len(pictures)):
+        truth = pictures.truth(position)
+        view = augmentation.plan(truth, np.random.default_rng([seed, epoch, position]))
+        part = truth_in_window(truth, view.window)
+        boxes = mirror_boxes(part.boxes, view.mirrored_horizontally, view.mirrored_vertically)
+        truths.append(part._replace(boxes=boxes))
+    return AnnotatedPictures(
+        pictures.paths,
+        np.array([truth.size for truth in truths]),
+        np.array([len(truth.labels) for truth in truths]),
+        np.concatenate([truth.boxes for truth in truths]),
+        np.concatenate([truth.labels for truth in truths]),
+        np.concatenate([truth.difficult for truth in truths]),
+    )
+
+
+def sides(boxes: Float[np.ndarray, "objects 4"], image_size: tuple[int, int]) -> Float[np.ndarray, " objects"]:
+    """Square root of the area of each object in pixels of the network's input."""
+    height, width = image_size
+    return np.sqrt((boxes[:, 2] - boxes[:, 0]) * width * (boxes[:, 3] - boxes[:, 1]) * height)
+
+
+def shapes(boxes: Float[np.ndarray, "objects 4"], image_size: tuple[int, int]) -> Float[np.ndarray, " objects"]:
+    """Width over height of each object in pixels of the network's input."""
+    height, width = image_size
+    return (boxes[:, 2] - boxes[:, 0]) * width / ((boxes[:, 3] - boxes[:, 1]) * height)
+
+
+def coverage_by_class(
+    labels: Int[np.ndarray, " objects"],
+    best: Float[np.ndarray, " objects"],
+    classes: Sequence[str],
+    iou_threshold: float = 0.5,
+    more: Mapping[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Objects, and the share that no default box reaches with ``iou_threshold``, of each class and of all.
+
+    Such an object is trained by the one default box that it claims, and seldom found. ``more`` are further columns:
+    means of a number that each object has.
+    """
+    table = _coverage(np.array([*classes])[labels - 1], best, iou_threshold, more).reindex(list(classes))
+    table["objects"] = table["objects"].fillna(0).astype(int)
+    values = _columns(best, iou_threshold, more).values()
+    of_all = [len(best), *(column.mean() if len(best) else np.nan for column in values)]
+    last = pd.DataFrame([of_all], columns=table.columns, index=["all"])
+    # Not by table.loc: a class may have that name.
+    return pd.concat([table, last]).astype({"objects": int}).rename_axis("class")
+
+
+def coverage_by_size(
+    side: Float[np.ndarray, " objects"],
+    best: Float[np.ndarray, " objects"],
+    iou_threshold: float = 0.5,
+    more: Mapping[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """The same by size, in pixels of the network's input."""
+    names = [f"{low:g} to {high:g}" if np.isfinite(high) else f"from {low:g}" for low, high in pairwise(SIDES)]
+    rows = np.searchsorted(SIDES, side, side="right") - 1
+    table = _coverage(np.array(names)[rows], best, iou_threshold, more)
+    return table.reindex([name for name in names if name in table.index]).rename_axis("size in pixels")
+
+
+def coverage_by_shape(
+    shape: Float[np.ndarray, " objects"],
+    best: Float[np.ndarray, " objects"],
+    iou_threshold: float = 0.5,
+    more: Mapping[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """The same by width over height, in pixels of the network's input."""
+    rows = np.searchsorted([*SHAPES.values()], shape, side="right") - 1
+    table = _coverage(np.array([*SHAPES])[rows], best, iou_threshold, more)
+    return table.reindex([name for name in SHAPES if name in table.index]).rename_axis("width to height")
+
+
+def coverage_by_level(
+    matches: ObjectMatches, grids: Sequence[Grid], boxes_of_level: Sequence[int], pictures: int
+) -> pd.DataFrame:
+    """What each level answers for: for how many objects it has the best default box, and how many of its default boxes
+    are positives."""
+    level_of_best = np.searchsorted(np.cumsum(boxes_of_level), matches.best_box, side="right")
+    positives = matches.positives.sum(axis=0)
+    table = pd.DataFrame(
+        {
+            "grid": [f"{height}×{width}" for height, width in grids],
+            "default boxes": list(boxes_of_level),
+            "best for": np.bincount(level_of_best, minlength=len(grids)),
+            "trained on": (matches.positives > 0).sum(axis=0),
+            "positives": positives,
+            "per picture": positives / pictures,
+        },
+        index=range(1, len(grids) + 1),
+    )
+    return table.rename_axis("level")
+
+
+def _coverage(
+    keys: np.ndarray, best: np.ndarray, iou_threshold: float, more: Mapping[str, np.ndarray] | None
+) -> pd.DataFrame:
+    groups = pd.DataFrame({"objects": keys, **_columns(best, iou_threshold, more)}).groupby("objects")
+    means = groups.mean()
+    means.insert(0, "objects", groups.size())
+    return means.rename_axis(None)
+
+
+def _columns(best: np.ndarray, iou_threshold: float, more: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    return {"unreached": best < iou_threshold, "mean best IoU": best, **(more or {})}
+
+
+def _objects(boxes: Float[Tensor, "batch objects 4"]) -> Objects:
+    """All of one class: which objects a default box is trained on does not depend on it."""
+    valid = torch.ones(boxes.shape[:2], dtype=torch.bool)
+    return Objects(boxes, valid.long(), ~valid, valid)
+
+
+def _pictures_alike(counts: Int[np.ndarray, " pictures"]) -> Iterator[Int[np.ndarray, "some_pictures objects"]]:
+    """Rows of the objects of pictures with equally many, so that nothing is padded."""
+    first = np.cumsum(counts) - counts
+    for count in np.unique(counts[counts > 0]):
+        rows = first[counts == count][:, None] + np.arange(count)
+        yield from np.array_split(rows, -(-rows.size // max(CHUNK, count)))
+
+
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
+
+
+def _in_threads(work: Callable[[Chunk], Result], chunks: Sequence[Chunk]) -> list[Result]:
+    """Each chunk on one core. Cores that share every small operation wait for each other instead, for many times as
+    long where they are busy with something else too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(work, chunks))
+    finally:
+        torch.set_num_threads(threads)

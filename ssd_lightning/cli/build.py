@@ -1,0 +1,167 @@
+"""The parts of a training, built from its config."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from ssd_lightning.cli import ranks
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.data.download import only_one_process_in
+from ssd_lightning.data.formats.cache import cache_folder
+from ssd_lightning.data.overfit import OverfitData
+from ssd_lightning.devices import fastest_precision
+from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.training.checkpoint import AtomicCheckpointIO
+from ssd_lightning.training.module import SSDModule
+
+
+def check_values(config: DictConfig) -> None:
+    """What would be found wrong late, or never."""
+    if isinstance(config.seed, str) and config.seed.isdecimal():
+        config.seed = int(config.seed)  # from the environment all is text
+    for key, least in WHOLE_NUMBERS.items():
+        value = OmegaConf.select(config, key)
+        if value is not None or key in ("seed", "batch_size", "dashboard_pictures"):
+            require_whole_number(key, value, least)
+    if "lr" in config.optimizer:
+        require_number("optimizer.lr", config.optimizer.lr, "[0, inf)")
+    if config.trainer.get("limit_val_batches") == 0:
+        raise ValueError("trainer.limit_val_batches: expected at least a batch, on which the best are chosen, got 0")
+    if config.trainer.get("max_epochs") == 0:
+        raise ValueError("trainer.max_epochs: expected at least 1, got 0")
+    if config.trainer.get("overfit_batches"):
+        raise ValueError("trainer.overfit_batches: expected overfit_pictures, which counts pictures, in its place")
+
+
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "batch_size": 1,
+    "num_workers": 0,
+    "overfit_pictures": 1,
+    "lr_reference_batch": 1,
+    "dashboard_pictures": 0,
+    # Lightning takes anything for its own.
+    "trainer.max_epochs": -1,
+    "trainer.max_steps": -1,
+    "trainer.log_every_n_steps": 0,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.accumulate_grad_batches": 1,
+}
+"""The least of each; -1 is no limit."""
+
+
+def build_datamodule(config: DictConfig) -> DetectionDataModule:
+    """Loaders; the data is there and has been read when this returns, and classes that were found are in the config."""
+    data = instantiate(config.data, _convert_="all")
+    datamodule = DetectionDataModule(
+        data if config.overfit_pictures is None else OverfitData(data, config.overfit_pictures),
+        image_size=plain_values(config.model.image_size),
+        batch_size=config.batch_size,
+        augmentation=instantiate(config.augmentation, _convert_="all"),
+        num_workers=config.num_workers,
+        seed=config.seed,
+    )
+    # Of ranks that start at the same time the first that comes prepares the data, and the others find it there.
+    is_alone = not ranks.is_one_of_several_started_alike()
+    with contextlib.nullcontext() if is_alone else only_one_process_in(cache_folder()):
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+    if "classes" in config.data and config.data.classes is None:
+        config.data.classes = list(datamodule.classes)
+    refuse_what_tells_nothing(datamodule)
+    assert datamodule.train_pictures is not None
+    assert datamodule.val_pictures is not None
+    shared = set(datamodule.train_pictures.paths) & set(datamodule.val_pictures.paths)
+    if shared and config.overfit_pictures is None:
+        more = f" ({len(shared) - 1} more: ssd-check lists them)" if len(shared) > 1 else ""
+        raise ValueError(f"data: expected pictures that are only scored on, got {min(shared)} for training, too{more}")
+    return datamodule
+
+
+def refuse_what_tells_nothing(datamodule: DetectionDataModule) -> None:
+    """Raises: ValueError: if there is no object to train on, or none to score on."""
+    for pictures, purpose in ((datamodule.train_pictures, "training"), (datamodule.val_pictures, "scoring")):
+        assert pictures is not None
+        if not any(len(pictures.truth(row).labels) for row in range(len(pictures))):
+            raise ValueError(f"data: expected at least one object in the pictures for {purpose}, got none")
+
+
+def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModule:
+    """The module, with the number of classes of the data; what is needed to rebuild the model goes along."""
+    with open_dict(config):
+        config.model.num_classes = len(datamodule.classes)
+    plain = plain_values(config)
+    model = without_weights(plain["model"])
+    module = SSDModule(
+        model=instantiate(model if config.resume else config.model, _convert_="all"),
+        matcher=instantiate(config.matcher, _convert_="all"),
+        loss=instantiate(config.loss, _convert_="all"),
+        postprocess=instantiate(config.postprocess, _convert_="all"),
+        optimizer=instantiate(config.optimizer, _convert_="all"),
+        lr_scheduler=instantiate(config.lr_scheduler, _convert_="all"),
+        parameter_groups=instantiate(config.parameter_groups, _convert_="all"),
+        lr_reference_batch=config.lr_reference_batch,
+        config={
+            "model": model,
+            "postprocess": plain["postprocess"],
+            "classes": list(datamodule.classes),
+            "config": plain,
+        },
+    )
+    # Once for nothing, so that settings that do not fit are told before anything is written.
+    with _told_of("optimizer"):
+        optimizer = module.new_optimizer()
+    with _told_of("lr_scheduler"):
+        module.make_scheduler(optimizer, 100)
+    if config.compile:
+        # In place: names of weights, and so checkpoints, stay as they are.
+        module.model.compile()
+    return module
+
+
+@contextlib.contextmanager
+def _told_of(group: str) -> Iterator[None]:
+    """Arguments of a group that is called only now: Hydra checks those of the others when it makes them."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"{group}: {error}") from error
+
+
+def without_weights(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's config, without the file that its weights once came from: a checkpoint has them itself."""
+    return {**model, "backbone": {key: value for key, value in model["backbone"].items() if key != "weights"}}
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """Before anything that takes long: one of them may want a login."""
+    return [instantiate(logger, _convert_="all") for logger in (config.logger or {}).values() if logger]
+
+
+def build_trainer(
+    config: DictConfig, always: list[lightning.Callback], loggers: list[Logger], model: nn.Module
+) -> lightning.Trainer:
+    callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
+    if not loggers:  # it refuses to be without
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    return instantiate(
+        config.trainer,
+        precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto"), model),
+        callbacks=[*always, *callbacks],
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=HydraConfig.get().runtime.output_dir,
+        _convert_="all",
+    )
+
+
+def plain_values(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -1,0 +1,168 @@
+"""The commands and their entry points. Only Hydra is imported here, so that ``--help`` answers at once.
+
+Each entry point composes its config and then calls the function of the same name in the module of the same name:
+``ssd-predict`` calls :func:`ssd_lightning.cli.predict.predict`.
+"""
+
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ssd_lightning.cli.app import run
+from ssd_lightning.cli.help import Command
+from ssd_lightning.cli.sweep.resume import expand_resume_sweep
+from ssd_lightning.cli.sweep.start import local_jobs, run_job
+
+TRAIN = Command(
+    "ssd-train",
+    "train",
+    "train, score and draw a Single Shot MultiBox Detector",
+    [
+        "ssd-train                                        TinySSD on drawn bananas; no download",
+        "ssd-train trainer.max_epochs=12 optimizer.lr=2e-3",
+        "ssd-train model=ssdlite320_mobilenet_v2 optimizer=adamw",
+        "ssd-train data=voc_folder data.root=<folder>     your own pictures",
+        "ssd-train loss=focal matcher=ignore_band",
+        "ssd-train -m loss=multibox,focal seed=0,1,2      six runs",
+        "ssd-train experiment=banana_d2l                  the recipe of d2l.ai",
+        "ssd-train resume=runs/banana_tiny/<time>         continue an interrupted run",
+        "ssd-train resume_sweep=runs/banana_tiny/sweep_<time>",
+    ],
+)
+EVALUATE = Command(
+    "ssd-evaluate",
+    "evaluate",
+    "compute VOC07, VOC12 and COCO scores and confusions",
+    [
+        "ssd-evaluate checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
+        "ssd-evaluate checkpoint=best.ckpt data=banana",
+        "ssd-evaluate checkpoint=best.ckpt +postprocess.nms_threshold=0.6",
+        "ssd-evaluate detections=runs/banana_tiny/<time>  what the run found, scored again without a model",
+        "ssd-evaluate detections=<run folder> iou_threshold=0.3 score_threshold=0.05",
+        "ssd-evaluate -m detections=<run folder> iou_threshold=0.3,0.5,0.75",
+    ],
+)
+PREDICT = Command(
+    "ssd-predict",
+    "predict",
+    "detect objects in pictures and folders; write JSON and drawings",
+    [
+        "ssd-predict checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt source=photo.jpg",
+        "ssd-predict checkpoint=best.ckpt source=photos draw_threshold=0.3",
+        "ssd-predict checkpoint=best.ckpt 'source=photos/*.png' draw=false",
+    ],
+)
+CHECK = Command(
+    "ssd-check",
+    "check",
+    "check the data and the default boxes of a training before it starts",
+    [
+        "ssd-check data=voc_folder data.root=<folder>                           your own pictures",
+        "ssd-check data=voc_folder data.root=<folder> data.fix=skip             what would be left out",
+        "ssd-check data=voc_folder data.root=<folder> model=ssd512_vgg16        do its default boxes reach the objects?",
+        "ssd-check experiment=ssd300_vgg16_voc0712                              everything else as for ssd-train",
+    ],
+)
+BOXES = Command(
+    "ssd-boxes",
+    "boxes",
+    "measure how well default boxes reach the objects of a data set, and search for better ones",
+    [
+        "ssd-boxes data=voc_folder data.root=<folder> model=ssd300_vgg16       do its default boxes reach the objects?",
+        "ssd-boxes experiment=ssd300_vgg16_voc0712 box_scales=small_objects    would these?",
+        "ssd-boxes experiment=ssd300_vgg16_voc0712 augmented=true              of the pictures as they are trained on",
+        "ssd-boxes data=voc_folder data.root=<folder> least_reached=0.95       exits with 1 if they are fewer",
+        "ssd-boxes design data=voc_folder data.root=<folder>                   search for better ones, no more than now",
+        "ssd-boxes design data=voc_folder data.root=<folder> boxes_budget=6000",
+    ],
+)
+COMPARE = Command(
+    "ssd-compare",
+    "compare",
+    "compare runs in one HTML file: scores, curves, settings, errors and pictures",
+    [
+        "ssd-compare runs=runs/banana_tiny/sweep_<time>                        all jobs of a sweep",
+        "ssd-compare runs=[runs/banana_tiny/<time>,runs/banana_d2l/<time>]     some runs",
+        "ssd-compare runs=runs score=map                                       all runs, ranked by COCO's AP",
+        "ssd-compare runs=<folder> baseline=<run folder>                       what is better than this one?",
+    ],
+)
+
+COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, PREDICT, CHECK, BOXES, COMPARE)}
+
+
+def train() -> None:
+    """Run ``ssd-train``."""
+    with local_jobs():
+        run(TRAIN, _train, expand_resume_sweep)
+
+
+def _train(config: DictConfig) -> Any:
+    """Run one training, or one job of a sweep, and return the score that a sweep maximises."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_job(config)
+    from ssd_lightning.cli.train import train
+
+    return train(config)
+
+
+def evaluate() -> None:
+    """Run ``ssd-evaluate``."""
+    run(EVALUATE, _evaluate)
+
+
+def _evaluate(config: DictConfig) -> float:
+    from ssd_lightning.cli.evaluate import evaluate
+
+    return evaluate(config)
+
+
+def predict() -> None:
+    """Run ``ssd-predict``."""
+    run(PREDICT, _predict)
+
+
+def _predict(config: DictConfig) -> None:
+    from ssd_lightning.cli.predict import predict
+
+    predict(config)
+
+
+def check() -> None:
+    """Run ``ssd-check``."""
+    run(CHECK, _check)
+
+
+def _check(config: DictConfig) -> None:
+    from ssd_lightning.cli.check import check
+
+    check(config)
+
+
+def boxes() -> None:
+    """Run ``ssd-boxes``."""
+    run(BOXES, _boxes, _expand_design)
+
+
+def _expand_design(arguments: list[str]) -> list[str]:
+    """Write ``design`` as the first word as ``design=true``."""
+    return ["design=true", *arguments[1:]] if arguments[:1] == ["design"] else arguments
+
+
+def _boxes(config: DictConfig) -> None:
+    from ssd_lightning.cli.boxes import cover, design
+
+    (design if config.design else cover)(config)
+
+
+def compare() -> None:
+    """Run ``ssd-compare``."""
+    run(COMPARE, _compare)
+
+
+def _compare(config: DictConfig) -> None:
+    from ssd_lightning.cli.compare import compare
+
+    compare(config)

@@ -1,0 +1,199 @@
+"""The first rank of a machine starts the others, and all of them end together.
+
+Lightning would start them by repeating the command line, which composes the config anew and makes a second run folder,
+and end them all by SIGKILL when one fails. Here they run the config that is saved in the run folder, and the rank that
+failed has told why before the first ends with exit code 1.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import lightning
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+
+from ssd_lightning import collectives
+from ssd_lightning.cli import ranks
+from ssd_lightning.cli.ranks import FailedElsewhere
+from ssd_lightning.cli.sweep.jobs import CHILD, NAME
+
+STARTED_BY = "SSD_STARTED_BY"
+"""Variable with the process id of the rank that started this one."""
+
+POLL_SECONDS = 0.2
+
+PATIENCE = 10.0
+"""Seconds that a rank has to notice that another has failed. One that waits for it on a GPU never does."""
+
+
+@contextlib.contextmanager
+def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]:
+    """While the block runs, the other ranks of this machine run too, with these arguments of ``ssd-train``.
+
+    Raises:
+        FailedElsewhere: if the block failed because another rank did.
+        ChildProcessError: if another rank was killed.
+    """
+    _end_with_the_process_that_started_this()
+    others = OtherRanks(trainer, arguments)
+    patience = PATIENCE
+    try:
+        yield
+    except Exception as error:
+        # Everybody is asked to stop at the same step, and this is no failure.
+        if type(error).__name__ != "StoppedBySignal":
+            is_first_to_fail = collectives.fails_first()
+            others.refuse_if_killed()
+            if not is_first_to_fail:
+                raise FailedElsewhere from error
+            patience = 0  # they wait for this one, and have nothing to tell
+        raise
+    else:
+        others.wait()
+    finally:
+        others.end(patience)
+
+
+class OtherRanks:
+    """Their processes; none where there is one device, or where torchrun or SLURM has started them."""
+
+    def __init__(self, trainer: lightning.Trainer, arguments: list[str]) -> None:
+        self._is_over = threading.Event()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._variables: dict[str, str] = {}
+        launcher, environment = trainer.strategy.launcher, trainer._accelerator_connector.cluster_environment
+        if launcher is None or environment.creates_processes_externally:
+            return
+        if not isinstance(launcher, _SubprocessScriptLauncher):
+            raise ValueError(
+                "trainer.strategy: expected one whose ranks are started like any command, such as ddp, "
+                f"got {getattr(trainer.strategy, 'strategy_name', type(trainer.strategy).__name__)}"
+            )
+        # By these Lightning knows that nothing is left to be started.
+        self._variables = variables(environment, trainer.world_size)
+        os.environ |= self._variables
+        inherited = os.environ | {STARTED_BY: str(os.getpid()), "HYDRA_FULL_ERROR": str(int(ranks.wants_traceback))}
+        self._processes = [
+            subprocess.Popen([*CHILD, *arguments], env=inherited | {"LOCAL_RANK": str(rank)})
+            for rank in range(1, trainer.num_devices)
+        ]
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        """End this process if another has failed and it does not notice."""
+        while not self._is_over.wait(POLL_SECONDS):
+            if any(process.poll() for process in self._processes):
+                break
+        if not self._is_over.wait(PATIENCE):
+            for message in self._killed():
+                print(f"{NAME}: {message}", file=sys.stderr, flush=True)
+            self._kill()
+            os._exit(1)
+
+    def _killed(self) -> list[str]:
+        codes = [process.poll() or 0 for process in self._processes]
+        return [
+            f"the process of rank {rank} was killed by {signal.Signals(-code).name}"
+            for rank, code in enumerate(codes, start=1)
+            if code < 0
+        ]
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def refuse_if_killed(self) -> None:
+        """Raises: ChildProcessError: if one was killed, which it could not tell itself."""
+        if self._processes:
+            time.sleep(POLL_SECONDS)
+        for message in self._killed():
+            raise ChildProcessError(message)
+
+    def wait(self) -> None:
+        """Until the others have ended too."""
+        for process in self._processes:
+            process.wait()
+        self.refuse_if_killed()
+        if any(process.returncode for process in self._processes):
+            raise FailedElsewhere
+
+    def end(self, patience: float) -> None:
+        """Wait for those that still run, but no more than so many seconds."""
+        self._is_over.set()
+        until = time.monotonic() + patience
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, until - time.monotonic()))
+        self._kill()
+        for name in self._variables:
+            os.environ.pop(name, None)
+
+
+def variables(environment: ClusterEnvironment, world_size: int) -> dict[str, str]:
+    """By which the ranks of this machine find each other and those of other machines."""
+    return {
+        "MASTER_ADDR": environment.main_address,
+        "MASTER_PORT": str(environment.main_port),
+        "NODE_RANK": str(environment.node_rank()),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(world_size),
+    }
+
+
+def _end_with_the_process_that_started_this() -> None:
+    """However that ended: it might have been killed while this one waits for it."""
+    if STARTED_BY not in os.environ:
+        return
+    parent = int(os.environ[STARTED_BY])
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class SameOnAllRanks(lightning.Callback):
+    """Refuses to start where the ranks would train different things, or in another precision.
+
+    Args:
+        settings: what must be the same, by key.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = flat(settings)
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Raises: ValueError: naming what differs."""
+        settings = self.settings | {"precision": trainer.precision}
+        text = json.dumps(settings, sort_keys=True, default=str)
+        if len(set(collectives.gather_everywhere(hashlib.sha256(text.encode()).hexdigest()))) == 1:
+            return
+        first, *others = collectives.gather_everywhere(settings)
+        for rank, other in enumerate(others, start=1):
+            different = [key for key in sorted({*first, *other}) if first.get(key) != other.get(key)]
+            if different:
+                values = ", ".join(f"{key}: {first.get(key)} and {other.get(key)}" for key in different)
+                raise ValueError(f"expected the same on all ranks, but rank 0 and rank {rank} have {values}")
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by dotted key, as they are written at the command line."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    return {
+        key: value
+        for name, inner in config.items()
+        for key, value in flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+    }

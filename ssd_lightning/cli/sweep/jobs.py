@@ -1,0 +1,291 @@
+"""``ssd-train -m``: every job of a sweep is a process of its own.
+
+Hydra composes the jobs and saves the config of each in its folder; here a child process runs that config as an ordinary
+single run. So a job may have any number of devices, and nothing of one job is left in memory for the next. The process
+of the sweep itself imports neither torch nor Lightning.
+
+What is known of a job lies in its folder, in ``job.json`` beside the files of its run; the table is made from those.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, NoReturn
+
+from ssd_lightning.cli.errors import fail
+from ssd_lightning.cli.run_folders import run_in_folder
+from ssd_lightning.cli.sweep import table
+from ssd_lightning.run_folder import JOB_FILE, replace_text
+
+NAME = "ssd-train"
+
+CHILD = [sys.executable, "-m", "ssd_lightning.cli.train"]
+"""What runs a job."""
+
+OF_A_RANK = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+"""Variables by which a process knows that it is one of several. A job starts its own."""
+
+EXIT_CODES_OF_STOPPING = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+POLL_SECONDS = 0.1
+
+TAIL_LINES = 60
+"""Of what a job wrote to stderr, where the reason of a failure is looked for."""
+
+
+class Jobs:
+    """The jobs that this process runs, and what becomes of them when it is told to stop.
+
+    Args:
+        wants_traceback: whether a job that fails shows one.
+    """
+
+    def __init__(self, wants_traceback: bool = False) -> None:
+        self.wants_traceback = wants_traceback
+        self.folder: Path | None = None
+        self.at_once = 1
+        self.stop_on_failure = False
+        self._running: list[Child] = []
+        self._received: signal.Signals | None = None
+        self._failed: Child | None = None
+        self._works = False
+        self._former: dict[signal.Signals, Any] = {}
+
+    def begin(self, folder: Path, at_once: int, stop_on_failure: bool) -> None:
+        """A sweep begins; from here on SIGINT and SIGTERM go to its jobs, which save themselves."""
+        self.folder, self.at_once, self.stop_on_failure = folder, at_once, stop_on_failure
+        if threading.current_thread() is threading.main_thread():
+            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def end(self) -> None:
+        """Wait for the jobs that still run, and leave signals as they were."""
+        try:
+            if self._running:
+                self.wait()
+        finally:
+            for number, handler in self._former.items():
+                signal.signal(number, handler)
+            self._former = {}
+
+    def run(self, folder: Path) -> "Score | float | None":
+        """Run a job, or start it if several run at once. The score is None if there is none."""
+        with self._working():
+            self._wait(lambda: len(self._running) < self.at_once)
+            child = self._start(folder)
+            if self.at_once > 1:
+                return Score(self, child)
+            self._wait(lambda: child.is_done)
+            return child.score
+
+    def wait(self, child: "Child | None" = None) -> None:
+        """For one of the jobs, or all."""
+        with self._working():
+            self._wait(lambda: child.is_done if child else not self._running)
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        self._works = True
+        try:
+            yield
+        finally:
+            self._works = False
+
+    def _start(self, folder: Path) -> "Child":
+        assert self.folder is not None
+        slot = next(slot for slot in range(self.at_once) if slot not in [child.slot for child in self._running])
+        environment = child_environment(self.wants_traceback, slot, self.at_once)
+        child = Child(folder, slot, environment, shares_terminal=self.at_once == 1)
+        self._running.append(child)
+        table.update(self.folder)
+        if self._received is not None:  # while the job was started
+            child.process.send_signal(self._received)
+        return child
+
+    def _wait(self, is_over: Callable[[], bool]) -> None:
+        """Until something is so, or until all jobs have ended and no other may start."""
+        while True:
+            self._collect()
+            ends = self._received is not None or (self.stop_on_failure and self._failed is not None)
+            if ends and not self._running:
+                self._stop_sweep()
+            if not ends and is_over():
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _collect(self) -> None:
+        assert self.folder is not None or not self._running
+        for child in list(self._running):
+            if child.process.poll() is None:
+                continue
+            child.finish(was_stopped=self._received is not None)
+            self._running.remove(child)
+            if child.status == "failed":
+                self._failed = child
+            if self.folder is not None:
+                table.update(self.folder)
+            if self.at_once > 1:
+                print(child, flush=True)
+
+    def _stop_sweep(self) -> NoReturn:
+        # SystemExit, because Hydra takes an exception for the failure of one job and goes on.
+        if self._received is not None:
+            fail(NAME, f"the sweep was interrupted by {self._received.name}", 128 + self._received)
+        assert self._failed is not None
+        fail(NAME, f"stop_sweep_on_failure: {self._failed.folder} failed, and no other job starts")
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = signal.Signals(number)
+        for child in self._running:
+            # One that got it already, from the terminal, takes this for the same.
+            child.process.send_signal(number)
+        if not self._works:
+            # Hydra composes, or waits for jobs that run elsewhere.
+            fail(NAME, f"the sweep was interrupted by {self._received.name}", 128 + number)
+
+
+class Score:
+    """The score of a job that may still be running; ``float()`` waits for it."""
+
+    def __init__(self, jobs: Jobs, child: "Child") -> None:
+        self._jobs = jobs
+        self._child = child
+
+    def __float__(self) -> float:
+        """Raises: ValueError: if there is none, by which Optuna knows that the trial failed."""
+        self._jobs.wait(self._child)
+        if self._child.score is None:
+            raise ValueError(str(self._child))
+        return self._child.score
+
+    def __repr__(self) -> str:
+        return f"score of {self._child}"
+
+
+class Child:
+    """A job in its process.
+
+    Args:
+        folder: its run folder, which holds its config; with a ``last.ckpt`` it goes on from there.
+        slot: its place among the jobs that run at once.
+        environment: its variables.
+        shares_terminal: whether it writes to the terminal, or to ``output.log`` in its folder.
+    """
+
+    def __init__(self, folder: Path, slot: int, environment: dict[str, str], shares_terminal: bool) -> None:
+        self.folder = folder
+        self.slot = slot
+        self.status = "running"
+        self.reason = ""
+        self.is_done = False
+        self.score: float | None = None
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._began = time.monotonic()
+        self._before = table.read_job_file(folder).get("seconds", 0.0)
+        # The child holds it too, so that the job is known to run even if this process is killed.
+        self._lock = table.lock_job(folder)
+        if (folder / "checkpoints" / "last.ckpt").exists():
+            arguments = [f"resume={folder}"]
+        else:
+            arguments = [*run_in_folder(folder), f"hydra.job.name={NAME}"]
+        self._write()
+        self._log = None if shares_terminal else (folder / "output.log").open("ab", buffering=0)
+        self.process = subprocess.Popen(
+            [*CHILD, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=() if self._lock is None else (self._lock,),
+        )
+        assert self.process.stderr is not None
+        self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: IO[bytes]) -> None:
+        """Pass on what it writes to stderr, and keep the end of it."""
+        for line in stream:
+            self._tail.append(line.decode(errors="replace"))
+            if self._log is not None:
+                self._log.write(line)
+            else:
+                print(self._tail[-1], end="", file=sys.stderr, flush=True)
+
+    def finish(self, was_stopped: bool) -> None:
+        """Write down how it ended."""
+        # A process of its own that outlives it may hold the pipe open.
+        self._reader.join(timeout=1)
+        code = self.process.returncode
+        summary = table.read_summary(self.folder)
+        if code == 0 and summary:
+            self.status = "finished"
+            self.score = summary["scores"]["val/map_50"]
+        else:
+            self.reason = reason_of(list(self._tail), code)
+            stopped = was_stopped or self.reason.startswith("stopped by SIG") or code in EXIT_CODES_OF_STOPPING
+            self.status = "interrupted" if stopped else "failed"
+        self._write()
+        if self._lock is not None:
+            os.close(self._lock)
+        if self._log is not None:
+            self._log.close()
+        self.is_done = True
+
+    def _write(self) -> None:
+        seconds = round(self._before + time.monotonic() - self._began, 1)
+        content = {"status": self.status, "reason": self.reason, "seconds": seconds}
+        replace_text(self.folder / JOB_FILE, json.dumps(content) + "\n")
+
+    def __str__(self) -> str:
+        how = f"AP50 {self.score:.3f}" if self.score is not None else self.reason
+        return f"{self.folder}: {self.status}, {how}"
+
+
+def reason_of(lines: list[str], code: int) -> str:
+    """Why a process ended, in a line: its own last word, the signal that killed it, or its exit code."""
+    lines = [re.sub(r"^\[rank\d+\]: ", "", line.strip()) for line in lines]
+    for line in reversed(lines):
+        if line.startswith(f"{NAME}: "):
+            return line.removeprefix(f"{NAME}: ")
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    for line in reversed(lines):
+        if re.match(r"[\w.]+(Error|Exception)\b", line):
+            return line
+    return "ended without a summary.json" if code == 0 else f"exit code {code}"
+
+
+def child_environment(wants_traceback: bool, slot: int, at_once: int) -> dict[str, str]:
+    """Variables for a job: it is no rank of anybody else's, and it has its share of cores and GPUs.
+
+    What is set already is left as it is.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in OF_A_RANK}
+    if not wants_traceback:
+        environment.pop("HYDRA_FULL_ERROR", None)
+    if "SLURM_JOB_NAME" in environment:
+        # By this name Lightning starts the ranks itself: here one task of SLURM is one job of the sweep.
+        environment["SLURM_JOB_NAME"] = "interactive"
+    if at_once > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // at_once)))
+        gpus = visible_gpus()
+        if len(gpus) > 1:
+            share = gpus[slot::at_once] or [gpus[slot % len(gpus)]]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(share)
+    return environment
+
+
+def visible_gpus() -> list[str]:
+    """Of NVIDIA, without asking torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]

@@ -1,0 +1,1 @@
+"""Random changes of training pictures: geometry, colours, and the pipeline that applies both."""

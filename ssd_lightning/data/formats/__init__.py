@@ -1,0 +1,1 @@
+"""Annotation formats, the checks that all of them share, and the cache of what was read."""

@@ -1,0 +1,190 @@
+"""Annotations are read once; later runs read one file, and whatever has changed since.
+
+The file lies in the user's folder for caches and not beside the data, which may be read-only or somebody else's:
+``$SSD_CACHE``, or else ``ssd_lightning`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It can be deleted at any time.
+"""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+from rich.progress import track
+
+from ssd_lightning.data.formats.annotations import (
+    Annotations,
+    Finding,
+    Format,
+    PictureAnnotation,
+    as_columns,
+    concatenate,
+)
+
+LAYOUT = 1
+"""Of the files; another number makes them be read anew."""
+
+TEXTS = ("sources", "pictures", "vocabulary")
+
+logger = logging.getLogger(__name__)
+
+
+class Stored(NamedTuple):
+    """Annotations, and the files as they were when these were read."""
+
+    annotations: Annotations
+    source_stamps: Int[np.ndarray, "pictures 2"]
+    picture_stamps: Int[np.ndarray, "pictures 2"]
+
+
+def stamps(paths: Sequence[str]) -> Int[np.ndarray, "files 2"]:
+    """Time of the last change in nanoseconds, and size in bytes, of each file; -1 where there is none."""
+    return np.array([_stamp(path) for path in paths], dtype=np.int64).reshape(-1, 2)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_mtime_ns, status.st_size
+
+
+def read_annotations(
+    sources: Sequence[str], read: Callable[[str], PictureAnnotation], box_format: Format, key: str
+) -> tuple[Annotations, list[Finding]]:
+    """One picture from each file, in order, and what could not be read.
+
+    Args:
+        sources: annotation files.
+        read: raises ValueError, naming the file, if it cannot.
+        box_format: of ``read``.
+        key: names the cache; the same for all that is read from one folder.
+    """
+    known = load(key)
+    now = stamps(sources)
+    rows = np.full(len(sources), -1)
+    if known is not None:
+        row_of = {source: row for row, source in enumerate(known.annotations.sources)}
+        rows = np.array([row_of.get(source, -1) for source in sources], dtype=np.int64)
+        found = np.flatnonzero(rows >= 0)
+        is_same = (known.source_stamps[rows[found]] == now[found]).all(axis=1)
+        pictures = [known.annotations.pictures[row] for row in rows[found]]
+        is_same &= (known.picture_stamps[rows[found]] == stamps(pictures)).all(axis=1)
+        rows[found[~is_same]] = -1
+        if (rows >= 0).all():
+            return known.annotations.select(rows), []
+    fresh = np.flatnonzero(rows < 0).tolist()
+    read_rows = in_parallel(lambda row: _read(sources[row], read), fresh, "Reading annotations")
+    findings = [answer for answer in read_rows if isinstance(answer, Finding)]
+    readable = [row for row, answer in zip(fresh, read_rows, strict=True) if not isinstance(answer, Finding)]
+    new = as_columns([answer for answer in read_rows if isinstance(answer, PictureAnnotation)], box_format)
+    kept = np.flatnonzero(rows >= 0)
+    parts = [new] if known is None else [known.annotations.select(rows[kept]), new]
+    order = np.argsort(np.concatenate((kept, np.array(readable, dtype=np.int64))), kind="stable")
+    annotations = concatenate(parts).select(order)
+    position = np.sort(np.concatenate((kept, np.array(readable, dtype=np.int64))))
+    stored = Stored(annotations, now[position], stamps(annotations.pictures))
+    save(key, stored if known is None else _with_others(stored, known, sources))
+    return annotations, findings
+
+
+def _with_others(stored: Stored, known: Stored, sources: Sequence[str]) -> Stored:
+    """And what was known of other files that are still there: several lists may be read from one folder."""
+    asked_for = set(sources)
+    there = stamps(known.annotations.sources)[:, 1] >= 0
+    rows = np.array([row for row, s in enumerate(known.annotations.sources) if there[row] and s not in asked_for], int)
+    if len(rows) == 0:
+        return stored
+    return Stored(
+        concatenate([stored.annotations, known.annotations.select(rows)]),
+        np.concatenate((stored.source_stamps, known.source_stamps[rows])),
+        np.concatenate((stored.picture_stamps, known.picture_stamps[rows])),
+    )
+
+
+def _read(source: str, read: Callable[[str], PictureAnnotation]) -> PictureAnnotation | Finding:
+    try:
+        return read(source)
+    except ValueError as error:
+        return Finding("unreadable", str(error))
+
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
+
+
+def in_parallel(function: Callable[[Given], Result], items: Sequence[Given], description: str) -> list[Result]:
+    """In order, by threads, with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(function, items)
+        return list(
+            track(
+                results, description, total=len(items), console=console, transient=True, disable=not console.is_terminal
+            )
+        )
+
+
+def load(key: str) -> Stored | None:
+    """What was saved under that name; None if there is nothing, or nothing that can be read."""
+    try:
+        with np.load(cache_file(key), allow_pickle=False) as file:
+            return _stored({name: file[name] for name in file.files})
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
+        logger.warning("%s cannot be read and is made anew (%s)", cache_file(key), error)
+        return None
+
+
+def _stored(columns: dict[str, Any]) -> Stored:
+    texts = {name: _split(columns.pop(name)) for name in TEXTS}
+    source_stamps, picture_stamps = columns.pop("source_stamps"), columns.pop("picture_stamps")
+    return Stored(
+        Annotations(**{**columns, **texts, "box_format": str(columns["box_format"])}),
+        source_stamps,
+        picture_stamps,
+    )
+
+
+def save(key: str, stored: Stored) -> None:
+    """Written beside its place and renamed. Where nothing can be written, everything is read again next time."""
+    columns = stored.annotations._asdict()
+    columns |= {name: _joined(columns[name]) for name in TEXTS}
+    columns |= {"source_stamps": stored.source_stamps, "picture_stamps": stored.picture_stamps}
+    path = cache_file(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            np.savez(written, **columns)
+            os.replace(written, path)
+    except OSError as error:
+        logger.warning("Annotations are not cached: %s", error)
+
+
+def cache_folder() -> Path:
+    if "SSD_CACHE" in os.environ:
+        return Path(os.environ["SSD_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_lightning"
+
+
+def cache_file(key: str) -> Path:
+    name = hashlib.sha256(f"{LAYOUT} {key}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    return cache_folder() / f"annotations-{name}.npz"
+
+
+def _joined(texts: Sequence[str]) -> np.ndarray:
+    """As one array of bytes: an array of texts would give each the room of the longest."""
+    return np.frombuffer("".join(f"{text}\0" for text in texts).encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+
+def _split(joined: np.ndarray) -> list[str]:
+    return joined.tobytes().decode("utf-8", "surrogatepass").split("\0")[:-1]

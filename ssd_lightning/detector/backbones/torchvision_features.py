@@ -1,0 +1,131 @@
+"""Feature maps from inside torchvision's classifiers: ResNet, MobileNet, EfficientNet, ConvNeXt and others."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from typing import Any
+
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.ops import Conv2dNormActivation
+
+from ssd_lightning.detector.backbones.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
+from ssd_lightning.detector.backbones.shapes import channels_and_grids
+from ssd_lightning.detector.extra_layers import he_initialization
+from ssd_lightning.detector.weights import Weights, read_weights
+
+
+class TorchvisionFeatures(nn.Module):
+    """Any classifier of torchvision, cut off after the last map that is wanted.
+
+    Args:
+        network: name in :mod:`torchvision.models`, such as ``resnet34``.
+        nodes: names of the feature maps, finest first; those of the layers, such as ``layer2`` or ``features.5``.
+        weights: a name that torchvision has for the network, such as ``DEFAULT``; or a file with its state dict.
+        mean, std: of pixels, by channel, red first, 0 … 255. Default: what belongs to ``weights``, else ImageNet's.
+        bgr: the file's weights are for pictures with blue first. They are turned round when they are read.
+        lift: channels of each map after a 1×1 convolution of its own, with batch norm and ReLU. ``None``: as the
+            classifier has them.
+        without: names of layers to leave out, such as ``maxpool``, without which ResNet's grids are twice as fine.
+        options: for the function that makes the classifier, such as ``reduced_tail``.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        nodes: Sequence[str],
+        weights: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        bgr: bool = False,
+        lift: Sequence[int] | None = None,
+        without: Sequence[str] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        classifier = _classifier(network, options or {})
+        if weights is not None:
+            read = read_weights(network, weights)
+            _load(classifier, network, read, bgr)
+            if hasattr(classifier, "transform_input") and read.mean is not None:
+                # GoogLeNet and Inception turn ImageNet's scaling into −1 … 1 for these weights; here it is so at once.
+                read = read._replace(mean=[127.5] * 3, std=[127.5] * 3)
+            mean, std = mean or read.mean, std or read.std
+        layers = dict(classifier.named_modules())
+        for name in without:
+            if name not in layers:
+                raise ValueError(f"without: {network} has no layer {name!r}; it has {', '.join(filter(None, layers))}")
+            parent, _, child = name.rpartition(".")
+            setattr(classifier.get_submodule(parent), child, nn.Identity())
+        self.nodes = list(nodes)
+        self.normalize = Normalization(mean or IMAGENET_MEAN, std or IMAGENET_STD)
+        self.body = _cut(classifier, network, nodes)
+        self.lift = nn.ModuleList()
+        if lift is not None:
+            if len(lift) != len(nodes):
+                raise ValueError(f"lift has {len(lift)} levels, nodes has {len(nodes)}")
+            channels, _ = channels_and_grids(self, (256, 256))
+            self.lift.extend(
+                Conv2dNormActivation(before, after, 1) for before, after in zip(channels, lift, strict=True)
+            )
+            he_initialization(self.lift)
+
+    def forward(
+        self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
+    ) -> list[Float[Tensor, "batch _ _ _"]]:
+        by_name = self.body(self.normalize(images))
+        maps = [by_name[node] for node in self.nodes]
+        return [lift(m) for lift, m in zip(self.lift, maps, strict=True)] if self.lift else maps
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TorchvisionFeatures":
+        duplicate = type(self).__new__(type(self))
+        memo[id(self)] = duplicate
+        duplicate.__dict__ = deepcopy(self.__dict__, memo)
+        # torchvision's copy of the body is in training mode, whatever the mode of the original.
+        duplicate.body.train(self.body.training)
+        for layer, original in zip(duplicate.body.modules(), self.body.modules(), strict=True):
+            layer.training = original.training
+        return duplicate
+
+
+def _classifier(network: str, options: Mapping[str, Any]) -> nn.Module:
+    known = models.list_models(module=models)
+    if network not in known:
+        near = get_close_matches(str(network), known) or known
+        raise ValueError(f"network: torchvision has no classifier {network!r}; it has {', '.join(near[:5])} and others")
+    try:
+        return models.get_model(network, weights=None, **options)
+    except TypeError as error:
+        raise ValueError(f"options: {network} does not take {dict(options)} ({error})") from error
+
+
+def _load(classifier: nn.Module, network: str, weights: Weights, bgr: bool) -> None:
+    state = dict(weights.state)
+    first = next((name for name, module in classifier.named_modules() if isinstance(module, nn.Conv2d)), "")
+    if bgr and f"{first}.weight" in state:
+        state[f"{first}.weight"] = state[f"{first}.weight"].flip(1)
+    try:
+        classifier.load_state_dict(state)
+    except RuntimeError as error:
+        differing = str(error).strip().splitlines()
+        raise ValueError(
+            f"weights: {weights.source} does not fit {network}: {' '.join(differing[1:3]).strip() or differing[0]}"
+        ) from error
+
+
+def _cut(classifier: nn.Module, network: str, nodes: Sequence[str]) -> nn.Module:
+    """The part of the classifier that computes ``nodes``, which it gives by name."""
+    try:
+        with warnings.catch_warnings():
+            # It tells that training and evaluation take different paths, which is as it should be.
+            warnings.simplefilter("ignore")
+            return create_feature_extractor(classifier, return_nodes=list(nodes))
+    except ValueError as error:
+        _, evaluated = get_graph_node_names(classifier)
+        layers = dict.fromkeys(".".join(name.split(".")[:2]) for name in evaluated)
+        raise ValueError(
+            f"nodes: {network} has no {list(nodes)}; it has {', '.join(layers)} and what is inside"
+        ) from error

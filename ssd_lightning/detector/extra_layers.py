@@ -1,0 +1,130 @@
+"""Layers after the backbone that make the coarser levels: section 2.1 of the paper, "Multi-scale feature maps"."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from ssd_lightning.detector.default_boxes import Grid
+
+
+class Chain(nn.ModuleList):
+    """Layers one after the other, giving what comes out of each."""
+
+    def forward(self, features: Float[Tensor, "batch _ _ _"]) -> list[Float[Tensor, "batch _ _ _"]]:
+        maps = []
+        for layer in self:
+            features = layer(features)
+            maps.append(features)
+        return maps
+
+
+class ExtraLayers:
+    """As many levels as the default boxes ask for, each made from the one before by calling this.
+
+    A layer is a 1×1 convolution to half of its channels, and a 3×3 convolution that makes the grid smaller: a side of
+    more than ``halve_above`` cells is halved, a shorter one loses a cell at each end. The defaults are those of SSD300:
+    from 19 cells to 10, 5, 3 and 1.
+
+    Args:
+        channels: of the layers in order; the last number is used again for any further layer.
+        halve_above: cells. Two cells are always made into one.
+        last_kernel: side of the last level's convolution, where the paper has another one: 4 in SSD512.
+        depthwise: with a depthwise 3×3 convolution, batch norm and ReLU6, as in SSDLite (arXiv 1801.04381).
+        batch_norm: after each convolution, for training from scratch.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (512, 256, 256, 256),
+        halve_above: int = 5,
+        last_kernel: int | None = None,
+        depthwise: bool = False,
+        batch_norm: bool = False,
+    ) -> None:
+        if not channels or min(channels) < 2:
+            raise ValueError(f"extra_layers.channels: expected numbers of at least 2, got {list(channels)}")
+        if halve_above < 1:
+            raise ValueError(f"extra_layers.halve_above: expected at least 1 cell, got {halve_above}")
+        if last_kernel is not None and last_kernel < 1:
+            raise ValueError(f"extra_layers.last_kernel: expected at least 1, got {last_kernel}")
+        self.channels = list(channels)
+        self.halve_above = halve_above
+        self.last_kernel = last_kernel
+        self.depthwise = depthwise
+        self.batch_norm = batch_norm
+
+    def __call__(self, channels: int, grid: Grid, levels: int) -> Chain:
+        """Layers for ``levels`` further levels, after a map of ``channels`` on ``grid``.
+
+        Raises:
+            ValueError: if the grid is down to one cell before.
+        """
+        layers = Chain()
+        for level in range(levels):
+            if grid == (1, 1):
+                raise ValueError(
+                    f"{levels} extra layers are asked for; after {level} of them the grid is down to one cell"
+                )
+            channels_out = self.channels[min(level, len(self.channels) - 1)]
+            kernels = [self._kernel(side, is_last=level == levels - 1) for side in grid]
+            layers.append(self._layer(channels, channels_out, kernels))
+            grid = (_side_after(grid[0], kernels[0]), _side_after(grid[1], kernels[1]))
+            channels = channels_out
+        return layers
+
+    def _kernel(self, side: int, is_last: bool) -> tuple[int, int, int]:
+        """Kernel, stride and padding along one side of the grid."""
+        if is_last and self.last_kernel is not None and side <= self.last_kernel:
+            kernel = self.last_kernel - (self.last_kernel - side) % 2  # padded alike on both ends, it gives one cell
+            return kernel, 1, (kernel - side) // 2
+        if side > self.halve_above:
+            return 3, 2, 1
+        return min(side, 3), 1, 0
+
+    def _layer(self, channels_in: int, channels_out: int, kernels: list[tuple[int, int, int]]) -> nn.Sequential:
+        between = channels_out // 2
+        kernel, stride, padding = zip(*kernels, strict=True)
+        if self.depthwise:
+            layer = nn.Sequential(
+                Conv2dNormActivation(channels_in, between, 1, norm_layer=mobile_norm, activation_layer=nn.ReLU6),
+                Conv2dNormActivation(
+                    between,
+                    between,
+                    kernel,
+                    stride,
+                    padding,
+                    groups=between,
+                    norm_layer=mobile_norm,
+                    activation_layer=nn.ReLU6,
+                ),
+                Conv2dNormActivation(between, channels_out, 1, norm_layer=mobile_norm, activation_layer=nn.ReLU6),
+            )
+        else:
+            norm = nn.BatchNorm2d if self.batch_norm else None
+            layer = nn.Sequential(
+                Conv2dNormActivation(channels_in, between, 1, norm_layer=norm),
+                Conv2dNormActivation(between, channels_out, kernel, stride, padding, norm_layer=norm),
+            )
+        he_initialization(layer)
+        return layer
+
+
+def mobile_norm(channels: int) -> nn.BatchNorm2d:
+    """With the constants of SSDLite in TensorFlow and torchvision: slow statistics, for small batches."""
+    return nn.BatchNorm2d(channels, eps=0.001, momentum=0.03)
+
+
+def he_initialization(module: nn.Module) -> None:
+    """For convolutions that a ReLU follows: arXiv 1502.01852, equation 10. Biases become 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _side_after(side: int, kernel: tuple[int, int, int]) -> int:
+    size, stride, padding = kernel
+    return (side + 2 * padding - size) // stride + 1

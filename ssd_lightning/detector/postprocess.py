@@ -1,0 +1,140 @@
+"""From what the network predicts to detections: section 2.3 of the SSD paper, "Inference"."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ssd_lightning.detector.boxes import decode, pairwise_iou
+from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.structures import Detections, Predictions
+
+BLOCK = 128
+"""Candidates that are suppressed at once: enough to keep a device busy, few enough that the pairs of a batch stay in a
+CPU's cache. For a batch of 32, 256 take more than twice as long there."""
+
+
+class PostProcess:
+    """Softmax, score cut, best candidates per class, decoding, suppression per class, best of the image.
+
+    The defaults are for scoring. For looking at pictures, draw the detections above 0.5 of what this returns.
+
+    Args:
+        score_threshold: candidates must score more, in [0, 1).
+        nms_threshold: of two candidates of a class with a higher IoU, the one with the lower score is dropped.
+        candidates_per_class: the best of each class that enter suppression.
+        max_detections: the best of each image that are returned.
+        class_agnostic: every default box stands for its likeliest class alone, and suppresses any class, as in d2l.ai.
+    """
+
+    def __init__(
+        self,
+        score_threshold: float = 0.01,
+        nms_threshold: float = 0.45,
+        candidates_per_class: int = 400,
+        max_detections: int = 200,
+        class_agnostic: bool = False,
+    ) -> None:
+        require_number("score_threshold", score_threshold, "[0, 1)")
+        require_number("nms_threshold", nms_threshold, "(0, 1]")
+        require_whole_number("candidates_per_class", candidates_per_class, 1)
+        require_whole_number("max_detections", max_detections, 1)
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.candidates_per_class = candidates_per_class
+        self.max_detections = max_detections
+        self.class_agnostic = class_agnostic
+
+    @torch.no_grad()
+    def __call__(self, predictions: Predictions, default_boxes: Float[Tensor, "boxes 4"]) -> Detections:
+        """``default_boxes`` are cxcywh. Boxes are cut at the border of the image before suppression."""
+        scores = predictions.logits.float().softmax(dim=-1)[..., 1:]
+        if self.class_agnostic:
+            scores, likeliest = scores.max(dim=-1, keepdim=True)
+        scores, box = scores.mT.topk(min(self.candidates_per_class, scores.shape[1]), dim=2)
+        labels = torch.arange(1, scores.shape[1] + 1, device=scores.device).view(1, -1, 1).expand_as(box)
+        scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
+        box, labels = box.flatten(1).gather(1, order), labels.flatten(1).gather(1, order)
+        offsets = predictions.offsets.float().gather(1, box.unsqueeze(-1).expand(-1, -1, 4))
+        boxes = decode(offsets, default_boxes[box]).clamp(0, 1)
+        kept = non_maximum_suppression(
+            boxes, labels, scores > self.score_threshold, self.nms_threshold, self.max_detections
+        )
+        if self.class_agnostic:
+            labels = likeliest.squeeze(-1).gather(1, box) + 1
+        return Detections(
+            boxes.gather(1, kept.candidate.unsqueeze(-1).expand(-1, -1, 4)) * kept.valid.unsqueeze(-1),
+            labels.gather(1, kept.candidate) * kept.valid,
+            scores.gather(1, kept.candidate) * kept.valid,
+            kept.valid,
+        )
+
+
+class Kept(NamedTuple):
+    candidate: Int[Tensor, "batch detections"]
+    """Position among the candidates, best first; 0 where it is not valid."""
+    valid: Bool[Tensor, "batch detections"]
+
+
+def non_maximum_suppression(
+    boxes: Float[Tensor, "batch candidates 4"],
+    groups: Int[Tensor, "batch candidates"],
+    alive: Bool[Tensor, "batch candidates"],
+    iou_threshold: float,
+    most: int,
+) -> Kept:
+    """Greedy suppression of candidates that come best first, those ``alive`` before the others; only those of one group
+    (a number from 0 on) suppress each other.
+
+    The result of :func:`torchvision.ops.batched_nms` cut at ``most``, for a whole batch and without looking at more
+    candidates than needed: whether one is kept depends on better ones alone, so that they are taken in blocks from the
+    top until every image has enough.
+    """
+    batch, candidates = groups.shape
+    # One column more than is returned takes whatever comes too late, and is cut off.
+    index = groups.new_zeros((batch, most + 1))
+    count = groups.new_zeros((batch, 1))
+    for start in range(0, candidates, BLOCK):
+        block = slice(start, start + BLOCK)
+        if not (alive[:, block.start] & (count < most).squeeze(1)).any():
+            break
+        kept, kept_group = index[:, :most], groups.gather(1, index[:, :most])
+        kept_group = kept_group.masked_fill(torch.arange(most, device=boxes.device) >= count, -1)
+        kept_boxes = boxes.gather(1, kept.unsqueeze(-1).expand(-1, -1, 4))
+        overlaps = pairwise_iou(kept_boxes, boxes[:, block]) > iou_threshold
+        overlaps &= kept_group.unsqueeze(2) == groups[:, None, block]
+        survivors = _survivors(boxes[:, block], groups[:, block], alive[:, block] & ~_any_row(overlaps), iou_threshold)
+        slot = (count + survivors.cumsum(dim=1) - 1).clamp(max=most)
+        position = torch.arange(start, start + survivors.shape[1], device=boxes.device).expand_as(slot)
+        index = index.scatter(1, torch.where(survivors, slot, most), position)
+        count = count + survivors.sum(dim=1, keepdim=True)
+    valid = torch.arange(most, device=boxes.device) < count
+    return Kept(index[:, :most] * valid, valid)
+
+
+def _survivors(
+    boxes: Float[Tensor, "batch block 4"],
+    groups: Int[Tensor, "batch block"],
+    alive: Bool[Tensor, "batch block"],
+    iou_threshold: float,
+) -> Bool[Tensor, "batch block"]:
+    """Greedy suppression within a block.
+
+    A candidate survives if no better survivor overlaps it. Starting from all alive, each pass settles at least one more
+    link of every chain "a suppresses b, so that b does not suppress c"; chains are short, and nothing changes after.
+    """
+    overlaps = pairwise_iou(boxes, boxes) > iou_threshold
+    overlaps &= groups.unsqueeze(2) == groups.unsqueeze(1)
+    overlaps = overlaps.triu(diagonal=1)
+    survivors = alive
+    while True:
+        settled = alive & ~_any_row(overlaps & survivors.unsqueeze(2))
+        if torch.equal(settled, survivors):
+            return survivors
+        survivors = settled
+
+
+def _any_row(pairs: Bool[Tensor, "batch rows columns"]) -> Bool[Tensor, "batch columns"]:
+    """``pairs.any(dim=1)``; on a CPU, torch does that over a byte at a time, and the maximum over whole registers."""
+    return pairs.view(torch.uint8).amax(dim=1).view(torch.bool)

@@ -1,0 +1,55 @@
+"""The detectors of ``conf/model`` by name, for notebooks and code of one's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # commands import this file before torch, to answer at once
+    from omegaconf import DictConfig
+
+    from ssd_lightning.detector.default_boxes import DefaultBoxes
+    from ssd_lightning.detector.model import SSD
+
+
+PACKAGE = Path(__file__).parents[1]
+CONFIG_FOLDER = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
+"""Inside the wheel; beside the package in a checkout."""
+
+
+def model_names() -> list[str]:
+    return sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml") if path.stem != "ssd")
+
+
+def build_model(name: str, num_classes: int, *choices: str) -> "SSD":
+    """What ``ssd-train model=<name>`` trains: ``build_model("ssd300_vgg16", 20, "box_scales=coco")``.
+
+    Args:
+        name: one of :func:`model_names`.
+        num_classes: object classes, without background.
+        choices: as on the command line: other options of the groups, other values.
+    """
+    from hydra.utils import instantiate
+
+    return instantiate(_compose(name, f"+model.num_classes={num_classes}", *choices).model, _convert_="all")
+
+
+def default_boxes_of(name: str) -> "DefaultBoxes":
+    """The default boxes of one of :func:`model_names`, without its network."""
+    from hydra.utils import instantiate
+
+    return instantiate(_compose(name).model.default_boxes, _convert_="all")
+
+
+def _compose(name: str, *choices: str) -> "DictConfig":
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    if name not in model_names():
+        raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
+    # Commands are Hydra jobs themselves, and there is room for one.
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            return compose("train", [f"model={name}", *choices])
+    finally:
+        GlobalHydra.instance().hydra = running

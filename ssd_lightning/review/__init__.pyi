@@ -1,0 +1,15 @@
+from .bootstrap import compare_classes as compare_classes
+from .bootstrap import compare_runs as compare_runs
+from .bootstrap import draw_class_differences as draw_class_differences
+from .comparison_report import write_comparison as write_comparison
+from .run_figures import draw_importance as draw_importance
+from .run_figures import draw_learning_curves as draw_learning_curves
+from .run_figures import draw_pareto as draw_pareto
+from .runs import learning_curves as learning_curves
+from .runs import load_runs as load_runs
+from .runs import pareto as pareto
+from .runs import run_labels as run_labels
+from .runs import settings_of as settings_of
+from .same_pictures import picture_sets as picture_sets
+from .settings import importance as importance
+from .settings import over_seeds as over_seeds

@@ -1,0 +1,67 @@
+"""What a run folder tells about its scores, in tables and figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ssd_lightning.drawing import save_figure
+from ssd_lightning.scoring.average_precision import PrecisionRecall, precision_recall_curves
+from ssd_lightning.scoring.confusion import confusion_matrix, confusion_table
+from ssd_lightning.scoring.error_figures import draw_error_costs
+from ssd_lightning.scoring.errors import cost_in_ap
+from ssd_lightning.scoring.score_figures import draw_average_precision, draw_confusion, draw_precision_recall
+from ssd_lightning.scoring.scores import score_by_class
+from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
+
+
+def write_report(
+    folder: Path | str,
+    detections: DetectionRecords,
+    objects: ObjectRecords,
+    classes: Sequence[str],
+    iou_threshold: float = 0.5,
+    draw_threshold: float = DRAW_THRESHOLD,
+) -> pd.DataFrame:
+    """Write ``scores.csv``, ``confusion.csv``, ``precision_recall.csv``, ``error_costs.csv``, and figures of the same.
+
+    Args:
+        folder: the run folder; figures go to ``figures`` in it.
+        detections: of the whole data set, boxes in pixels.
+        objects: its ground truth.
+        classes: names; the class of label n is at n - 1.
+        iou_threshold: from which on a detection finds an object. COCO has its own.
+        draw_threshold: the confusion matrix is of detections with at least this score, and so are the errors shown.
+
+    Returns:
+        What ``scores.csv`` holds; see :func:`ssd_lightning.review.score_by_class`.
+
+    Raises:
+        ValueError: as :func:`ssd_lightning.scoring.average_precision.voc_average_precision`.
+    """
+    folder = Path(folder)
+    table = score_by_class(detections, objects, classes, iou_threshold)
+    counts = confusion_matrix(detections, objects, len(classes), iou_threshold, draw_threshold)
+    curves = precision_recall_curves(detections, objects, len(classes), iou_threshold)
+    costs = cost_in_ap(detections, objects, len(classes), iou_threshold, score_threshold=draw_threshold)
+    table.to_csv(folder / "scores.csv")
+    costs.to_csv(folder / "error_costs.csv")
+    confusion_table(counts, classes).to_csv(folder / "confusion.csv")
+    _points(curves, classes).to_csv(folder / "precision_recall.csv", index=False, float_format="%.6g")
+    for name, figure in (
+        ("precision_recall", draw_precision_recall(curves, classes, iou_threshold, draw_threshold)),
+        ("per_class", draw_average_precision(table, iou_threshold)),
+        ("confusion", draw_confusion(counts, classes, iou_threshold, draw_threshold)),
+        ("error_costs", draw_error_costs(costs, draw_threshold)),
+    ):
+        save_figure(figure, folder / "figures" / f"{name}.png")
+    return table
+
+
+def _points(curves: PrecisionRecall, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each detection that counts, by class, the best first."""
+    parts = [
+        pd.DataFrame({"class": name, "score": curve.scores, "recall": curve.recall, "precision": curve.precision})
+        for name, curve in zip(classes, curves.curves, strict=True)
+    ]
+    return pd.concat(parts)

@@ -1,0 +1,1 @@
+"""Loggers: a metrics file, TensorBoard and Weights & Biases."""

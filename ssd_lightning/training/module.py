@@ -1,0 +1,198 @@
+"""The training of an SSD as a LightningModule. No maths of its own: it wires the parts and logs."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ssd_lightning import collectives
+from ssd_lightning.detector.losses import MinedCrossEntropy, MultiBoxLoss, plain_errors
+from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.model import SSD
+from ssd_lightning.detector.postprocess import PostProcess
+from ssd_lightning.require import require_whole_number
+from ssd_lightning.scoring.scores import DetectionScores
+from ssd_lightning.structures import Batch
+from ssd_lightning.training.checkpoint import CONFIG_KEY, refuse_other_model, refuse_other_weights, weights_in
+from ssd_lightning.training.parameter_groups import ParameterGroups
+from ssd_lightning.training.schedules import warmup_cosine
+from ssd_lightning.training.step_statistics import TrainingStatistics
+
+MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
+MakeScheduler = Callable[[Optimizer, int], LRScheduler]
+"""From the optimizer and the number of steps of the whole run."""
+
+TRAINING_VALUES = ("train/loss", "train/loss_classification", "train/loss_localization")
+VALIDATION_VALUES = ("val/loss", "val/loss_classification", "val/loss_localization", "val/class_error", "val/box_mae")
+"""What is logged of each batch, beside the scores."""
+
+
+class SSDModule(lightning.LightningModule):
+    """Everything but the model has the paper's default.
+
+    Args:
+        model: the network with its default boxes.
+        matcher: which default box answers for which object.
+        loss: from predictions, matches and default boxes.
+        postprocess: from predictions to detections, for scoring.
+        optimizer: makes one from the parameters; default: AdamW at 1e-3.
+        lr_scheduler: makes one from the optimizer and the number of steps; default: warm-up and cosine.
+        parameter_groups: gives the optimizer its groups; default: all parameters alike.
+        lr_reference_batch: the pictures of a step for which the optimizer's learning rate is meant. With another
+            number, over all ranks and accumulated batches, it grows in proportion (arXiv 1706.02677). ``None``: it is
+            meant as it is.
+        config: plain data stored in every checkpoint, from which
+            :func:`ssd_lightning.training.checkpoint.load_detector` rebuilds the model.
+
+    Logs ``train/loss`` and its two parts, ``val/map_voc07``, ``val/map_voc12``, ``val/map_50``, ``val/map_75``,
+    ``val/map``, ``val/loss``, and d2l.ai's ``val/class_error`` and ``val/box_mae``; and, with ``statistics/`` before
+    their names, the :class:`ssd_lightning.training_statistics.TrainingStatistics` of each step that the trainer logs.
+    """
+
+    def __init__(
+        self,
+        model: SSD,
+        matcher: BoxMatcher | None = None,
+        loss: nn.Module | None = None,
+        postprocess: PostProcess | None = None,
+        optimizer: MakeOptimizer | None = None,
+        lr_scheduler: MakeScheduler | None = None,
+        parameter_groups: ParameterGroups | None = None,
+        lr_reference_batch: int | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if lr_reference_batch is not None:
+            require_whole_number("lr_reference_batch", lr_reference_batch, 1)
+        # Channels-last is how pictures come, and the faster order for convolutions on CPUs and tensor cores.
+        self.model = model.to(memory_format=torch.channels_last)
+        self.matcher = matcher or BoxMatcher()
+        self.loss = loss or MultiBoxLoss()
+        self.postprocess = postprocess or PostProcess()
+        self.make_optimizer = optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
+        self.make_scheduler = lr_scheduler or warmup_cosine
+        self.parameter_groups = parameter_groups or ParameterGroups()
+        self.lr_reference_batch = lr_reference_batch
+        self.config = config
+        self.scores = DetectionScores(model.num_classes)
+        self._validated: list[tuple[int, torch.Tensor]] = []
+        classification = self.loss.classification if isinstance(self.loss, MultiBoxLoss) else None
+        self.statistics = TrainingStatistics(
+            model.boxes_of_level,
+            self.matcher.iou_threshold,
+            classification if isinstance(classification, MinedCrossEntropy) else None,
+        )
+        self._has_statistics = False
+
+    def setup(self, stage: str) -> None:
+        # DDP would send the buffers in every step, also of validation, where a rank would wait for those before it.
+        buffers = [name for name, _ in self.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
+
+    def on_train_start(self) -> None:
+        self.statistics.clear()  # of a step that was broken off
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        trainer: Any = self.trainer
+        every = trainer.log_every_n_steps
+        self._has_statistics = bool(trainer.loggers) and every > 0 and (trainer.global_step + 1) % every == 0
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        predictions = self.model(batch.images)
+        matches = self.matcher(batch.objects, self.model.default_boxes)
+        losses = self.loss(predictions, matches, self.model.default_boxes)
+        # The shares of the ranks add up to the loss of the whole batch, which is their mean as it is that of gradients.
+        values = collectives.total(torch.stack(losses).detach()) / collectives.world_size()
+        self.log_dict(dict(zip(TRAINING_VALUES, values, strict=True)), batch_size=len(batch.images))
+        if self._has_statistics:
+            self.statistics.add(predictions, matches, batch.objects, self.model.default_boxes)
+        return losses.total
+
+    def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
+        super().optimizer_step(*arguments, **settings)
+        # Not by self.log, which would repeat what an earlier step had where this one has nothing to tell.
+        if self._has_statistics:
+            values = {f"statistics/{name}": value for name, value in self.statistics.take().items()}
+            for logger in self.loggers:
+                logger.log_metrics(values, self.trainer.global_step)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if len(batch.images) == 0:  # this batch is another rank's
+            return
+        predictions = self.model(batch.images)
+        matches = self.matcher(batch.objects, self.model.default_boxes)
+        losses = self.loss(predictions, matches, self.model.default_boxes)
+        errors = plain_errors(predictions, matches, self.model.default_boxes)
+        self._validated.append((len(batch.images), torch.stack([*losses, *errors])))
+        self.scores.update(batch, self.postprocess(predictions, self.model.default_boxes))
+
+    def on_validation_epoch_start(self) -> None:
+        self.scores.reset()
+        self._validated = []
+        collectives.use_buffers_of_first_rank(self.model)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
+        self.scores.gather()
+        ranks = collectives.gather([(count, values.tolist()) for count, values in self._validated])
+        scores = None
+        if ranks is not None:
+            batches = [batch for rank in ranks for batch in rank]
+            scores = mean_over_pictures(batches) | {f"val/{key}": value for key, value in self.scores.compute().items()}
+        # All ranks have the same numbers then, of which the maximum is each: a mean of three might be rounded.
+        self.log_dict(collectives.of_first_rank(scores), sync_dist=True, reduce_fx="max")
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.new_optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] *= self._lr_factor_of_batch()
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise ValueError("max_epochs: expected a number, or one for max_steps, which the schedule goes by")
+        scheduler = self.make_scheduler(optimizer, int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def new_optimizer(self) -> Optimizer:
+        optimizer = self.make_optimizer(self.parameter_groups(self.model))
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_factor"]
+        return optimizer
+
+    def _lr_factor_of_batch(self) -> float:
+        if self.lr_reference_batch is None:
+            return 1.0
+        trainer: Any = self.trainer
+        pictures = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        return pictures / self.lr_reference_batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.config is not None:
+            checkpoint[CONFIG_KEY] = self.config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises: ValueError: naming the file and what differs, if it is of another model."""
+        path = "the file" if self._trainer is None else str(self._trainer.ckpt_path)
+        stored = checkpoint.get(CONFIG_KEY)
+        if self.config is not None and isinstance(stored, dict):
+            refuse_other_model(stored.get("model", {}), self.config["model"], path)
+        refuse_other_weights(weights_in(checkpoint, path), self.state_dict(), path)
+
+
+def mean_over_pictures(batches: list[tuple[int, list[float]]]) -> dict[str, float]:
+    """The validation values, from the number of pictures and the means of each batch.
+
+    Sums are rounded once, so that the order of the batches does not matter.
+    """
+    pictures = sum(count for count, _ in batches)
+    return {
+        name: math.fsum(count * values[column] for count, values in batches) / pictures
+        for column, name in enumerate(VALIDATION_VALUES)
+    }

@@ -1,0 +1,260 @@
+"""Starting from a detector that somebody has trained: this project's, torchvision's, or in the amdegroot layout."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import SSD300_VGG16_Weights
+
+from ssd_lightning.data.formats.voc import VOC_CLASSES
+from ssd_lightning.detector.backbones.normalization import CAFFE_MEAN, CAFFE_STD, Normalization
+from ssd_lightning.detector.default_boxes import DefaultBoxes
+from ssd_lightning.detector.model import SSD
+from ssd_lightning.detector.presets import default_boxes_of
+from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, state_dict
+
+PRESETS = {
+    "torchvision SSD300": "ssd300_torchvision",
+    "torchvision SSDLite320": "ssdlite320_torchvision",
+    "amdegroot": "ssd300_amdegroot",
+}
+"""The option of ``model`` that is built as the files of a layout are, with the default boxes that they are for."""
+
+SCALING = "backbone.normalize."
+
+TORCHVISION_MEAN = (122.99925, 116.9991, 103.9992)
+"""Of its SSD300: Caffe's, in shares of 255 with five digits."""
+
+SAME_CLASS = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+"""VOC's names of classes that COCO calls otherwise."""
+
+
+class Foreign(NamedTuple):
+    """A file's weights under the names of this project."""
+
+    layout: str
+    state: dict[str, Tensor]
+    classes: list[str] | None
+    """Of the class head, without background, if the file or its layout tells."""
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+
+class LoadReport(NamedTuple):
+    """What came from a file. As a string, it tells that to a person."""
+
+    source: str
+    layout: str
+    loaded: list[str]
+    skipped: list[str]
+    """Names and why: in the file, not in the model or of another shape."""
+    missing: list[str]
+    """In the model, not in the file: they keep their initial values."""
+    classes: list[str] | None
+    """Those that the class head knows from the file; ``None``: it was taken over as it is."""
+    new_classes: list[str]
+    """Those that are to be learned."""
+    preset: str | None
+    """The option of ``model`` that has the file's default boxes, where those of the model are others."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.layout}): {len(self.loaded)} tensors loaded"]
+        if self.classes is not None:
+            lines.append(f"  classes by name: {', '.join(self.classes) or 'none'}")
+            if self.new_classes:
+                lines.append(f"  classes to be learned: {', '.join(self.new_classes)}")
+        if self.preset is not None:
+            lines.append(f"  made for other default boxes, from which its offsets count: model={self.preset} has them")
+        for title, names in (("skipped", self.skipped), ("not in the file", self.missing)):
+            if names:
+                lines.append(f"  {title}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if names[6:] else ''}")
+        return "\n".join(lines)
+
+
+def load_pretrained(
+    model: SSD, path: Path | str, classes: Sequence[str] | None = None, file_classes: Sequence[str] | None = None
+) -> LoadReport:
+    """Put the weights of a detector into ``model``; the scaling of pixels that belongs to them comes along.
+
+    A class head for other classes is taken over class by class where the names of both sides are known, COCO's
+    "airplane" standing for VOC's "aeroplane"; otherwise it is skipped. Other tensors of another shape are skipped.
+
+    Args:
+        model: changed in place.
+        path: a checkpoint of ``ssd-train``; a state dict of torchvision's ``ssd300_vgg16`` or
+            ``ssdlite320_mobilenet_v3_large``; or one in the layout of amdegroot/ssd.pytorch.
+        classes: of ``model``, without background.
+        file_classes: of the file, without background, where they are not VOC's or COCO's.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read, is none of these, or is of a network built otherwise.
+    """
+    content = read_file(str(path), "pretrained")
+    foreign = _under_our_names(content, model, path)
+    own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    names = list(file_classes) if file_classes is not None else foreign.classes
+    known = list(classes) if classes is not None else None
+    state, skipped = {}, []
+    by_name: list[str] | None = None
+    for name, value in foreign.state.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        level = re.fullmatch(r"head\.classification\.(\d+)\.(?:\d\.)?(?:weight|bias)", name)
+        per_cell = model.boxes_per_cell[int(level[1])] if level and int(level[1]) < len(model.boxes_per_cell) else 0
+        if name not in own:
+            skipped.append(f"{name} (not in the model)")
+        elif level:
+            rows = _rows_by_class(value, own[name], per_cell, names, known)
+            if rows is None:
+                skipped.append(f"{name} (other classes)")
+                by_name = []
+            else:
+                state[name] = rows
+                if names is not None and known is not None and names != known:
+                    by_name = [c for c in known if _find(c, names) is not None]
+        elif value.shape != own[name].shape:
+            skipped.append(f"{name} ({_shape(value)}, not {_shape(own[name])})")
+        else:
+            state[name] = value
+    if not any(name.startswith("backbone.") and not name.startswith(SCALING) for name in state):
+        raise ValueError(
+            f"pretrained: nothing of the backbone in {path} ({foreign.layout}) fits the model: {', '.join(skipped[:3])}"
+        )
+    model.load_state_dict(state, strict=False)
+    if foreign.mean is not None and foreign.std is not None:
+        for module in model.backbone.modules():
+            if isinstance(module, Normalization):
+                module.load_state_dict(Normalization(foreign.mean, foreign.std).state_dict())
+    missing = [name for name in own if name not in state and not name.startswith(SCALING)]
+    new = [c for c in known or [] if by_name is not None and c not in by_name]
+    preset = PRESETS.get(foreign.layout)
+    if preset is not None and _has(model, default_boxes_of(preset)):
+        preset = None
+    return LoadReport(str(path), foreign.layout, list(state), skipped, missing, by_name, new, preset)
+
+
+def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> Foreign:
+    config = content.get(CONFIG_KEY)
+    state = state_dict(content, path, "pretrained")
+    if isinstance(config, dict):
+        own = {n.removeprefix(MODEL_PREFIX): v for n, v in state.items() if n.startswith(MODEL_PREFIX)}
+        return Foreign("ssd_lightning", own, list(config.get("classes", [])) or None, None, None)
+    if "head.classification_head.module_list.0.weight" in state:
+        return _torchvision(state, model, path, "torchvision SSD300", TORCHVISION_MEAN, CAFFE_STD)
+    if "head.classification_head.module_list.0.1.weight" in state:
+        return _torchvision(state, model, path, "torchvision SSDLite320", (127.5,) * 3, (127.5,) * 3)
+    if "loc.0.weight" in state and "vgg.0.weight" in state:
+        return _amdegroot(state, model, path)
+    if "head.classification.0.weight" in state or "head.classification.0.1.weight" in state:
+        return Foreign("ssd_lightning", state, None, None, None)
+    raise ValueError(
+        f"pretrained: {path} is no detector of ssd_lightning, of torchvision or in the amdegroot layout; it begins "
+        f"with {', '.join(list(state)[:3])}. Weights of a backbone alone go to backbone.weights"
+    )
+
+
+def _torchvision(
+    state: dict[str, Tensor],
+    model: SSD,
+    path: Path | str,
+    layout: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Foreign:
+    renamed = {}
+    if "backbone.scale_weight" in state:
+        renamed["backbone.l2_norm.weight"] = state["backbone.scale_weight"]
+    theirs = [n for n in state if n.startswith("backbone.") and n != "backbone.scale_weight"]
+    renamed |= _in_order(state, theirs, model, path, layout)
+    for name, value in state.items():
+        for part, ours in (("classification_head", "classification"), ("regression_head", "localization")):
+            if name.startswith(f"head.{part}.module_list."):
+                renamed[name.replace(f"head.{part}.module_list.", f"head.{ours}.")] = value
+    outputs = len(state[next(n for n in reversed(state) if "classification_head" in n)])
+    coco = SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:]
+    last_level = len({n.split(".")[3] for n in state if "classification_head" in n}) - 1
+    per_cell = len(state[next(n for n in reversed(state) if f"regression_head.module_list.{last_level}." in n)]) // 4
+    return Foreign(layout, renamed, coco if outputs == per_cell * (len(coco) + 1) else None, mean, std)
+
+
+def _amdegroot(state: dict[str, Tensor], model: SSD, path: Path | str) -> Foreign:
+    renamed = {}
+    if "L2Norm.weight" in state:
+        renamed["backbone.l2_norm.weight"] = state["L2Norm.weight"]
+    theirs = [n for part in ("vgg.", "extras.") for n in state if n.startswith(part)]
+    renamed |= _in_order(state, theirs, model, path, "amdegroot")
+    for name, value in state.items():
+        for part, ours in (("conf.", "head.classification."), ("loc.", "head.localization.")):
+            if name.startswith(part):
+                renamed[ours + name.removeprefix(part)] = value
+    is_voc = len(state["conf.0.bias"]) * 4 == len(state["loc.0.bias"]) * (len(VOC_CLASSES) + 1)
+    return Foreign("amdegroot", renamed, list(VOC_CLASSES) if is_voc else None, CAFFE_MEAN, CAFFE_STD)
+
+
+def _in_order(
+    state: dict[str, Tensor], theirs: list[str], model: SSD, path: Path | str, layout: str
+) -> dict[str, Tensor]:
+    """Backbone and extra layers, which both sides have in the order in which a picture goes through them."""
+    own = [
+        name
+        for name in model.state_dict()
+        if name.startswith(("backbone.", "extra_layers.")) and not re.search(r"\.normalize\.|\.l2_norm\.", name)
+    ]
+    theirs, own = ([n for n in names if not n.endswith("num_batches_tracked")] for names in (theirs, own))
+    tensors = model.state_dict()
+    differing = [
+        f"{name} of {_shape(state[name])} where the model has {ours} of {_shape(tensors[ours])}"
+        for ours, name in zip(own, theirs, strict=False)
+        if tensors[ours].shape != state[name].shape
+    ]
+    if len(theirs) != len(own):
+        differing.insert(0, f"{len(theirs)} tensors before its head, the model has {len(own)}")
+    if differing:
+        raise ValueError(
+            f"pretrained: {path} ({layout}) has {differing[0]}; it is built otherwise. "
+            f"model={PRESETS[layout]} is built as such files"
+        )
+    return {ours: state[name] for ours, name in zip(own, theirs, strict=True)}
+
+
+def _rows_by_class(
+    theirs: Tensor, ours: Tensor, per_cell: int, names: list[str] | None, known: list[str] | None
+) -> Tensor | None:
+    """The class head's rows, box by box and in it class by class, background first; None if they cannot be told."""
+    if len(theirs) % per_cell or theirs.shape[1:] != ours.shape[1:]:
+        return None
+    theirs, result = theirs.unflatten(0, (per_cell, -1)), ours.clone().unflatten(0, (per_cell, -1))
+    if names is None or known is None or len(names) + 1 != theirs.shape[1] or len(known) + 1 != result.shape[1]:
+        return theirs.flatten(0, 1) if theirs.shape == result.shape else None
+    result[:, 0] = theirs[:, 0]
+    for row, name in enumerate(known, 1):
+        found = _find(name, names)
+        if found is not None:
+            result[:, row] = theirs[:, found + 1]
+    return result.flatten(0, 1)
+
+
+def _has(model: SSD, default_boxes: DefaultBoxes) -> bool:
+    if len(model.grids) != default_boxes.levels:
+        return False
+    expected = default_boxes(model.grids, model.image_size).to(model.default_boxes)
+    return expected.shape == model.default_boxes.shape and torch.allclose(expected, model.default_boxes, atol=1e-5)
+
+
+def _find(name: str, names: list[str]) -> int | None:
+    others = [name, SAME_CLASS.get(name), *(voc for voc, coco in SAME_CLASS.items() if coco == name)]
+    return next((names.index(other) for other in others if other in names), None)
+
+
+def _shape(value: Tensor) -> str:
+    return "×".join(map(str, value.shape)) or "one number"

@@ -1,0 +1,136 @@
+"""What tells how an SSD is being trained, beside its losses: on which levels, on how much background, how far off."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ssd_lightning import collectives
+from ssd_lightning.detector.boxes import cxcywh_to_xyxy, encode, pairwise_iou
+from ssd_lightning.detector.losses import MinedCrossEntropy
+from ssd_lightning.structures import Matches, Objects, Predictions
+
+
+class TrainingStatistics:
+    """Of a step: its batches are added, and :meth:`take` gives the means over all of them and all ranks.
+
+    By name, where levels count from 1:
+
+    - ``positives_level_…``: default boxes of the level that are trained on an object, for each picture;
+    - ``offset_target_level_…``: mean absolute offset, in units of the variances, from those to their objects: what a
+      network that predicts 0 would be off by;
+    - ``offset_error_level_…``: mean absolute difference of the predicted offsets to that;
+    - ``objects_by_claim_alone``: share of the objects whose only positive is the default box that they claim, as its
+      IoU is below the matcher's threshold;
+    - ``objects_not_reached``: share of the objects that no default box overlaps by the threshold;
+    - ``mined_negatives``: default boxes that are trained on background, for each picture;
+    - ``mined_negatives_loss``: their mean cross-entropy.
+
+    A mean over nothing is left out, as the offsets of a level without positives; neither NaN nor 0 would be true.
+
+    Args:
+        boxes_of_level: default boxes on each level, in their order.
+        iou_threshold: of the matcher.
+        mining: what chooses the negatives. ``None``: nothing does, and there is nothing about them.
+    """
+
+    def __init__(
+        self, boxes_of_level: Sequence[int], iou_threshold: float, mining: MinedCrossEntropy | None = None
+    ) -> None:
+        self.boxes_of_level = list(boxes_of_level)
+        self.iou_threshold = iou_threshold
+        self.mining = mining
+        self._sums_and_counts: Float[Tensor, "2 statistics"] | None = None
+
+    def clear(self) -> None:
+        """Forget what was added."""
+        self._sums_and_counts = None
+
+    @torch.no_grad()
+    def add(
+        self,
+        predictions: Predictions,
+        matches: Matches,
+        objects: Objects,
+        default_boxes: Float[Tensor, "boxes 4"],
+    ) -> None:
+        """A batch of the step. Nothing waits for the device."""
+        pictures = torch.full((), len(matches.labels), dtype=torch.float32, device=default_boxes.device)
+        # As the loss, in float32 whatever the autocast.
+        with torch.autocast(default_boxes.device.type, enabled=False):
+            sums_and_counts = [
+                self._of_levels(predictions.offsets.float(), matches, default_boxes, pictures),
+                self._of_objects(matches, objects, default_boxes),
+            ]
+            if self.mining is not None:
+                sums_and_counts.append(_of_negatives(predictions.logits.float(), matches, self.mining, pictures))
+        added = torch.cat(sums_and_counts, dim=1)
+        self._sums_and_counts = added if self._sums_and_counts is None else self._sums_and_counts + added
+
+    def take(self) -> dict[str, float]:
+        """The statistics of what was added, and a new start; nothing if there was nothing.
+
+        Waits for the device, and for the other ranks, which have to take theirs too.
+        """
+        if self._sums_and_counts is None:
+            return {}
+        sums, counts = collectives.total(self._sums_and_counts).tolist()
+        self.clear()
+        return {
+            name: total / count for name, total, count in zip(self._names(), sums, counts, strict=True) if count > 0
+        }
+
+    def _names(self) -> list[str]:
+        return [
+            *(
+                f"{kind}_level_{level}"
+                for kind in ("positives", "offset_target", "offset_error")
+                for level in range(1, len(self.boxes_of_level) + 1)
+            ),
+            "objects_by_claim_alone",
+            "objects_not_reached",
+            *([] if self.mining is None else ["mined_negatives", "mined_negatives_loss"]),
+        ]
+
+    def _of_levels(
+        self,
+        offsets: Float[Tensor, "batch boxes 4"],
+        matches: Matches,
+        default_boxes: Float[Tensor, "boxes 4"],
+        pictures: Float[Tensor, ""],
+    ) -> Float[Tensor, "2 statistics"]:
+        positive = matches.labels > 0
+        targets = encode(matches.boxes, default_boxes)
+        boxwise = torch.stack((torch.ones_like(targets[..., 0]), _magnitude(targets), _magnitude(offsets - targets)))
+        levels = torch.where(positive, boxwise, 0).split(self.boxes_of_level, dim=2)
+        sums = torch.stack([level.sum(dim=(1, 2)) for level in levels], dim=1)
+        positives = sums[0]
+        counts = torch.stack((pictures.expand_as(positives), positives, positives))
+        return torch.stack((sums.flatten(), counts.flatten()))
+
+    def _of_objects(
+        self, matches: Matches, objects: Objects, default_boxes: Float[Tensor, "boxes 4"]
+    ) -> Float[Tensor, "2 statistics"]:
+        reaches = pairwise_iou(objects.boxes, cxcywh_to_xyxy(default_boxes).unsqueeze(0)) >= self.iou_threshold
+        number = torch.arange(objects.valid.shape[1], device=default_boxes.device).unsqueeze(-1)
+        is_own = (matches.labels > 0).unsqueeze(1) & (matches.objects.unsqueeze(1) == number)
+        by_claim_alone = is_own.any(dim=2) & ~(is_own & reaches).any(dim=2)
+        shares = torch.stack((by_claim_alone, ~reaches.any(dim=2))) & objects.valid
+        return torch.stack((shares.sum(dim=(1, 2)), objects.valid.sum().expand(2))).float()
+
+
+def _of_negatives(
+    logits: Float[Tensor, "batch boxes classes"],
+    matches: Matches,
+    mining: MinedCrossEntropy,
+    pictures: Float[Tensor, ""],
+) -> Float[Tensor, "2 statistics"]:
+    mined = mining.mine(logits, matches.labels)
+    negatives = mined.sum().float()
+    loss = torch.where(mined, -logits.log_softmax(dim=-1)[..., 0], 0).sum()
+    return torch.stack((torch.stack((negatives, loss)), torch.stack((pictures, negatives))))
+
+
+def _magnitude(offsets: Float[Tensor, "batch boxes 4"]) -> Float[Tensor, "batch boxes"]:
+    return offsets.abs().mean(dim=-1)

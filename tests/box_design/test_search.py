@@ -1,0 +1,234 @@
+"""Default boxes that are searched for reach more than others, and are what ``ssd-train`` gets."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from ssd_lightning.box_design import search as box_design
+from ssd_lightning.box_design.coverage import best_ious
+from ssd_lightning.box_design.search import BoxShapes, Reach, ShapesReach, design_boxes
+from ssd_lightning.data.bananas.dataset import Bananas
+from ssd_lightning.detector.default_boxes import AspectRatios, DefaultBoxes
+from ssd_lightning.detector.presets import CONFIG_FOLDER
+from ssd_lightning.training.checkpoint import load_detector
+
+GRIDS = [(16, 16), (8, 8), (4, 4), (2, 2), (1, 1)]
+SIZE = (128, 128)
+TINY = DefaultBoxes([0.2, 0.37, 0.54, 0.71, 0.88, 1.05], AspectRatios([2]))
+QUICK = ["model.image_size=64", "trainer=cpu", "num_workers=0", "batch_size=4", "trainer.max_epochs=1"]
+
+
+@pytest.fixture(autouse=True)
+def few_restarts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(box_design, "RESTARTS", 3)
+
+
+def objects_of(sizes: list[tuple[float, float]], each: int, seed: int = 0) -> np.ndarray:
+    """Objects of these (width, height), anywhere in their pictures."""
+    rng = np.random.default_rng(seed)
+    size = np.repeat(sizes, each, axis=0)
+    corner = rng.random(size.shape) * (1 - size)
+    return np.concatenate((corner, corner + size), axis=1).astype(np.float32)
+
+
+def reach_of(boxes: np.ndarray, default_boxes: DefaultBoxes) -> Reach:
+    return Reach.of(best_ious(boxes, default_boxes(GRIDS, SIZE)), 0.5)
+
+
+def count(default_boxes: DefaultBoxes) -> int:
+    return len(default_boxes(GRIDS, SIZE))
+
+
+@pytest.mark.parametrize("clip", [None, "size", "centre_and_size"])
+@pytest.mark.parametrize("steps", [None, [8, 16, 30, 70, 150]])
+@pytest.mark.parametrize("inverses", [True, False])
+def test_what_shapes_reach_is_what_their_boxes_reach(clip, steps, inverses: bool):
+    """With steps by which some centres are outside of the picture."""
+    like = DefaultBoxes(TINY.scales, [[]] * 5, steps, clip)
+    ratios = ((2.0, 3.0), (), (1.5,), (7.0,), (2.0,)) if inverses else ((0.3, 2.5), (4.0,))
+    shapes = BoxShapes((0.11, 0.2, 0.42, 0.7, 0.95, 1.3), ratios, inverses)
+    boxes = objects_of([(0.1, 0.2), (0.5, 0.3), (0.9, 0.95), (0.04, 0.04), (0.2, 0.7)], 60)
+    fast = ShapesReach(boxes, like, GRIDS, SIZE, 0.5)(shapes)
+    slow = reach_of(boxes, shapes.default_boxes(like))
+    assert fast.objects == slow.objects
+    assert fast.mean_iou == pytest.approx(slow.mean_iou, abs=2e-5)
+    assert 0 < slow.objects < len(boxes)
+
+
+def test_planted_sizes_are_found():
+    """Squares that lie in the middle of cells, one size for each level: the present boxes reach hardly any."""
+    scales = [0.05, 0.1, 0.21, 0.44, 0.9]
+    rng = np.random.default_rng(0)
+    boxes = []
+    for (side, _), scale in zip(GRIDS, scales, strict=True):
+        inside = [x for x in (np.arange(side) + 0.5) / side if scale / 2 <= x <= 1 - scale / 2]
+        centres = rng.choice(inside, (40, 2))
+        boxes.append(np.concatenate((centres - scale / 2, centres + scale / 2), axis=1))
+    boxes = np.concatenate(boxes).astype(np.float32)
+    before = reach_of(boxes, TINY)
+    assert before.objects < 0.7 * len(boxes)
+    found = design_boxes(boxes, TINY, GRIDS, SIZE).default_boxes(TINY)
+    after = reach_of(boxes, found)
+    assert after.objects == len(boxes)
+    assert after.mean_iou > 0.97
+    assert count(found) <= count(TINY)
+
+
+def test_planted_shapes_are_found_on_one_side_where_the_budget_is_small():
+    """Lying boxes as of words. With inverses half of the boxes would be wasted."""
+    boxes = objects_of([(0.25, 0.05), (0.5, 0.1), (0.8, 0.16)], 150)
+    budget = 3 * sum(rows * columns for rows, columns in GRIDS) + 10
+    found = design_boxes(boxes, TINY, GRIDS, SIZE, budget)
+    assert not found.inverses
+    assert all(ratio > 1 for group in found.ratios for ratio in group)
+    assert count(found.default_boxes(TINY)) <= budget
+    assert reach_of(boxes, found.default_boxes(TINY)).objects > 1.5 * reach_of(boxes, TINY).objects
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_is_never_worse_than_what_there_is(monkeypatch: pytest.MonkeyPatch, seed: int):
+    """Also where the search sees few of the objects, and where there is little to gain."""
+    monkeypatch.setattr(box_design, "MOST_OBJECTS", [5, 20, 1000, 1000][seed])
+    rng = np.random.default_rng(seed)
+    present = [TINY, DefaultBoxes(TINY.scales, AspectRatios([2, 5], inverses=False), clip="border")][seed % 2]
+    shapes = BoxShapes.of(present)
+    sides = [(w, h) for level in present.shapes() for w, h in level.clamp(max=1).tolist()]
+    boxes = objects_of(sides if seed < 2 else rng.uniform(0.02, 0.9, (40, 2)).tolist(), 4, seed)
+    found = design_boxes(boxes, present, GRIDS, SIZE, seed=seed)
+    designed = found.default_boxes(present)
+    assert reach_of(boxes, designed) >= reach_of(boxes, present)
+    assert reach_of(boxes, designed) > reach_of(boxes, present) or found == shapes
+    assert count(designed) <= count(present)
+    assert (designed.clip, designed.levels) == (present.clip, present.levels)
+
+
+def test_what_cannot_be_bettered_stays(monkeypatch: pytest.MonkeyPatch):
+    """Where all that is found is worse, since nothing is looked for."""
+    monkeypatch.setattr(box_design, "_climb", lambda start, *_: start._replace(scales=(1.0, 1.1, 1.2, 1.3, 1.4, 1.5)))
+    assert design_boxes(objects_of([(0.2, 0.2)], 30), TINY, GRIDS, SIZE) == BoxShapes.of(TINY)
+
+
+def test_same_seed_same_boxes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(box_design, "MOST_OBJECTS", 50)
+    boxes = objects_of(np.random.default_rng(1).uniform(0.02, 0.9, (40, 2)).tolist(), 5)
+    first, again, other = (design_boxes(boxes, TINY, GRIDS, SIZE, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_progress_is_told():
+    seen = []
+
+    def track(numbers):
+        for number in numbers:
+            seen.append(number)
+            yield number
+
+    design_boxes(objects_of([(0.2, 0.2)], 5), TINY, GRIDS, SIZE, track=track)
+    assert seen == list(range(len(seen)))
+    assert len(seen) > box_design.RESTARTS
+
+
+@pytest.mark.parametrize("budget", [-1, 681])
+def test_budget_is_two_squares_in_each_cell_at_least(budget: int):
+    with pytest.raises(ValueError, match=f"boxes_budget: expected at least 682, two in each cell, got {budget}"):
+        design_boxes(objects_of([(0.2, 0.2)], 5), TINY, GRIDS, SIZE, budget)
+    assert design_boxes(objects_of([(0.2, 0.2)], 5), TINY, GRIDS, SIZE, 682).ratios in (((),) * 5, ((), ()))
+
+
+def test_a_present_above_the_budget_does_not_stay():
+    found = design_boxes(objects_of([(0.3, 0.1), (0.1, 0.3)], 20), TINY, GRIDS, SIZE, budget=900)
+    assert 682 <= count(found.default_boxes(TINY)) <= 900 < count(TINY)
+
+
+def test_no_objects():
+    with pytest.raises(ValueError, match="data: expected at least one object"):
+        design_boxes(np.zeros((0, 4), dtype=np.float32), TINY, GRIDS, SIZE)
+
+
+@pytest.mark.parametrize("boxes", [[[0, 0, 1, 1]], [[0.5, 0.5, 0.502, 0.501]], [[0, 0, 1, 1]] * 9])
+def test_few_objects_of_one_size(boxes: list):
+    found = design_boxes(np.array(boxes, dtype=np.float32), TINY, GRIDS, SIZE)
+    assert reach_of(np.array(boxes, dtype=np.float32), found.default_boxes(TINY)) >= reach_of(
+        np.array(boxes, dtype=np.float32), TINY
+    )
+
+
+OPTIONS = sorted(path.stem for path in (CONFIG_FOLDER / "aspect_ratios").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("levels", [2, 3, 6])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_is_said_as_shapes_and_written_and_read(tmp_path: Path, option: str, levels: int):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        ratios = instantiate(compose("train", [f"aspect_ratios={option}"]).aspect_ratios, _convert_="all")
+    present = DefaultBoxes(np.geomspace(0.1, 1 / 0.7, levels + 1).tolist(), ratios, [8.5] * levels, "size")
+    shapes = BoxShapes.of(present)
+    assert shapes.default_boxes(present).__dict__ == present.__dict__
+    shapes.write(tmp_path / "a folder", "mine", "Objects: 5 %, [x] #1")
+    search = f"hydra.searchpath=['file://{tmp_path / 'a folder'}']"
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("train", ["box_scales=mine", "aspect_ratios=mine", search])
+    read = instantiate(config.model.default_boxes, _convert_="all")
+    assert (read.scales, read.ratios) == (present.scales, present.ratios)
+
+
+class TestCommand:
+    def test_what_is_designed_is_what_is_trained(self, run, bananas: Path, tmp_path: Path):
+        arguments = ["data=banana", f"data.root={bananas}", *QUICK]
+        # Too small for any of the bananas.
+        small = "model.default_boxes.scales=[0.04,0.06,0.08,0.1,0.12,0.14]"
+        outcome = run("ssd-boxes", "design", *arguments, small, "design_name=mine", "hydra.run.dir=a folder")
+        assert outcome.exit_code == 0, outcome.error
+        assert "Traceback" not in outcome.error
+        advice = next(line for line in outcome.out.splitlines() if line.startswith("Next:"))
+        trained = run("ssd-train", *shlex.split(advice)[2:], "hydra.run.dir=run")
+        assert trained.exit_code == 0, trained.error
+        choices = json.loads((tmp_path / "run/summary.json").read_text())["choices"]
+        assert choices["box_scales"] == choices["aspect_ratios"] == "mine"
+
+        laid = load_detector(tmp_path / "run/checkpoints/best.ckpt").model.default_boxes
+        summary = pd.read_csv(tmp_path / "a folder/design.csv", index_col=0)
+        data = Bananas(bananas)
+        for what, boxes in (("training", data.train().boxes), ("scoring", data.val().boxes)):
+            best = best_ious(boxes, laid)
+            row = summary.loc[f"{what}, designed"]
+            assert row["default boxes"] == len(laid) <= summary.loc[f"{what}, present", "default boxes"] == 344
+            assert row["objects"] == len(boxes)
+            assert row["reached"] == pytest.approx((best >= 0.5).mean())
+            assert row["mean best IoU"] == pytest.approx(best.mean(), abs=1e-6)
+        assert summary.loc["training, present", "reached"] == 0
+        assert summary.loc["training, designed", "reached"] == 1
+        classes = pd.read_csv(tmp_path / "a folder/classes.csv", index_col="class")
+        assert classes.loc["all", ["present", "designed", "gain"]].tolist() == [0, 1, 1]
+        assert (tmp_path / "a folder/figures/design.png").stat().st_size > 10_000
+
+    def test_too_few_reached_by_the_best_that_there_is(self, run, bananas: Path, tmp_path: Path):
+        arguments = ["data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=boxes"]
+        outcome = run("ssd-boxes", "design=true", *arguments, "+matcher.iou_threshold=0.99", "least_reached=0.9")
+        assert outcome.exit_code == 1
+        assert "least_reached: expected 90.00% of the objects or more" in outcome.error
+        assert (tmp_path / "boxes/conf/box_scales/designed.yaml").exists()
+
+    @pytest.mark.parametrize(
+        ("argument", "text"),
+        [
+            ("design_name=voc", "design_name: expected a name that is no option of box_scales, got 'voc'"),
+            ("design_name=wide", "design_name: expected a name that is no option of aspect_ratios, got 'wide'"),
+            ("design_name=../mine", "design_name: expected letters, digits, _ and -, a letter first, got '../mine'"),
+            ("boxes_budget=many", "boxes_budget: expected a whole number or null, got many"),
+            ("boxes_budget=100", "boxes_budget: expected at least 172, two in each cell, got 100"),
+        ],
+    )
+    def test_what_is_wrong_is_told_in_a_line(self, run, bananas: Path, tmp_path: Path, argument: str, text: str):
+        arguments = ["data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=boxes"]
+        outcome = run("ssd-boxes", "design", *arguments, argument)
+        assert outcome.exit_code == 1
+        assert text in outcome.error.splitlines()[-1]
+        assert "Traceback" not in outcome.error
+        assert not (tmp_path / "boxes").exists()

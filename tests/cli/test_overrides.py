@@ -1,0 +1,203 @@
+"""Names of files on the command line, whatever they look like and wherever one stands."""
+
+import json
+import os
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from banana_folder import write_banana_folder
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, QuotedString
+from omegaconf import OmegaConf
+from PIL import Image
+
+from ssd_lightning.cli import overrides as paths
+from ssd_lightning.cli import train as train_run
+from ssd_lightning.data.bananas import dataset as banana
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.detector.weights import CONFIG_KEY
+from ssd_lightning.training.checkpoint import read_checkpoint
+
+PLAIN = [
+    "photos/a.jpg", "fotos/müller.jpg", "IMG (1).jpg", "IMG(1)", "photos/[0-9]*.jpg", "バナナ", "it's.png", 'a"b',
+    "a, b.jpg", "2024", "1e3", "true", "0x1F", "c#", "a&b;c", "x{1}", "back\\slash", "ends with \\", "~nobody-here",
+    "a=b",
+]  # fmt: skip
+
+
+def read(argument: str) -> object:
+    """As Hydra does."""
+    return OverridesParser.create().parse_override(argument).value()
+
+
+@pytest.mark.parametrize("key", ["source", "data.root", "+data.pictures", "hydra.run.dir"])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_path_is_taken_as_it_is_typed(name: str, key: str):
+    [argument] = paths.readable([f"{key}={name}"])
+    assert read(argument) == name
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_quoted_path_is_read_back(name: str):
+    assert read(f"source={paths.quote(name)}") == name
+    assert paths.value_of(f"source={paths.quote(Path(name))}") == name
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "seed=0,1", "seed=range(0,3)", "loss=choice(focal,multibox)", "loss=glob(*)", "optimizer.lr=interval(0,1)",
+        "data.root=glob(*)", "+x=[1,2]", "source=[a.png,'b c.png']", "source='a b'", 'source="a b"',
+        "batch_size=4", "resume=null", "pretrained=", "optimizer.lr=1e-3",
+        "x=null,[1,2]", "~data.seed", "~data.seed=1", "--config-dir=ü", "-m", "design", "optimizer.lr=[1", "a b",
+        "source=a\\ b", "x={a:1}", "hydra/launcher=submitit_local",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_what_is_meant_for_hydra_stays_as_it_is(argument: str, sweep: list[str]):
+    assert paths.readable([*sweep, argument]) == [*sweep, argument]
+
+
+@pytest.mark.parametrize("values", ["a,b", "${data_dir}/a,${data_dir}/b"])
+def test_names_that_are_swept_over_stay_as_they_are(values: str):
+    assert paths.readable(["-m", f"data.root={values}"]) == ["-m", f"data.root={values}"]
+
+
+@pytest.mark.parametrize("sign", ["-m", "--multirun", "hydra.mode=MULTIRUN", "hparams_search=banana_optuna"])
+def test_a_comma_separates_what_is_swept_over(sign: str):
+    _, argument = paths.readable([sign, "data.root=Äpfel,2024, IMG (1)"])
+    value = read(argument)
+    assert isinstance(value, ChoiceSweep)
+    assert [v.text if isinstance(v, QuotedString) else v for v in value.list] == ["Äpfel", "2024", "IMG (1)"]
+
+
+def test_other_values_are_quoted_only_where_nothing_else_is_possible():
+    assert read(*paths.readable(["name=Übung 1"])) == "Übung 1"
+    assert read(*paths.readable(["hydra.sweeper.storage=sqlite:///a?b=1"])) == "sqlite:///a?b=1"
+    assert read(*paths.readable(["seed=2024"])) == 2024
+
+
+def test_a_tilde_is_the_users_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/ü")
+    assert read(*paths.readable(["source=~/x"])) == "/home/ü/x"
+    assert read(*paths.readable(["checkpoint=~"])) == "/home/ü"
+    assert read(*paths.readable(["source=a~/x"])) == "a~/x"
+
+
+def test_folders_of_data_do_not_depend_on_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    (tmp_path / "here.json").touch()
+    config = OmegaConf.create(
+        {
+            "data_dir": "${oc.env:NOT_SET,data}",
+            "data": {"root": 2024, "annotations": "here.json", "val_annotations": "in_root.json", "pictures": "~/p"},
+            "checkpoint": "a.ckpt",
+        }
+    )
+    paths.make_data_folders_absolute(config)
+    assert config.data_dir == str(tmp_path / "data")
+    assert config.data.root == str(tmp_path / "2024")
+    assert config.data.annotations == str(tmp_path / "here.json")
+    assert (config.data.val_annotations, config.data.pictures) == ("in_root.json", "~/p")
+    assert config.checkpoint == "a.ckpt"
+
+
+def test_what_lies_in_data_dir_goes_on_saying_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Ranks are compared without it, and it can be given anew."""
+    monkeypatch.chdir(tmp_path)
+    config = OmegaConf.create({"data_dir": "data", "data": {"root": "${data_dir}/banana"}})
+    paths.make_data_folders_absolute(config)
+    assert OmegaConf.to_container(config)["data"] == {"root": "${data_dir}/banana"}
+    assert config.data.root == str(tmp_path / "data/banana")
+
+
+@pytest.mark.parametrize("content", [{}, {"data": None}, {"data": 5}, {"data_dir": None, "data": {"root": ["a"]}}])
+def test_what_is_no_path_is_left_to_others(content: dict):
+    config = OmegaConf.create(content)
+    OmegaConf.set_struct(config, True)
+    paths.make_data_folders_absolute(config)
+    assert OmegaConf.to_container(config) == content
+
+
+def test_ranks_may_have_their_data_elsewhere():
+    def shared(root: str, seed: int) -> dict[str, Any]:
+        data = {"_target_": "Data", "root": f"{root}/a", "annotations": f"{root}/b.json", "seed": seed}
+        datamodule = object.__new__(DetectionDataModule)
+        datamodule.train_pictures = datamodule.val_pictures = []
+        config = OmegaConf.create({"data_dir": root, "data": data, "batch_size": 4})
+        return train_run._what_ranks_share(config, datamodule)
+
+    assert shared("/first", 0) == shared("/second", 0)
+    assert shared("/first", 0) != shared("/first", 1)
+
+
+STRANGE = "Läufe (1), a=b [x] it's"
+
+QUICK = ["model.image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.max_epochs=1"]
+
+
+class TestStrangeNames:
+    """A run whose folders have such names, made from relative paths."""
+
+    @pytest.fixture(scope="class")
+    def work(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return tmp_path_factory.mktemp("work")
+
+    @pytest.fixture
+    def trained(self, run, work: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
+        """The run's folder, and its last line."""
+        told = work / "last_line"
+        if not told.exists():
+            write_banana_folder(work / STRANGE / "2024", num_train=4, num_val=2, side=64)
+            monkeypatch.chdir(work / STRANGE)
+            arguments = ["data=banana", "data.root=2024", *QUICK, f"hydra.run.dir={STRANGE}"]
+            outcome = run("ssd-train", *arguments)
+            assert outcome.exit_code == 0, outcome.error
+            told.write_text(outcome.out.strip().splitlines()[-1])
+        monkeypatch.setattr(banana, "download_and_extract", lambda *args, **kwargs: pytest.fail("a download"))
+        return work / STRANGE / STRANGE, told.read_text()
+
+    def test_the_next_command_can_be_pasted(self, run, trained: tuple[Path, str], tmp_path: Path, monkeypatch):
+        folder, told = trained
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / STRANGE).mkdir()
+        Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)).save(tmp_path / STRANGE / "IMG (1).png")
+        name, checkpoint = shlex.split(told.removeprefix("Next:").replace("source=<a picture or a folder>", ""))
+        assert (name, checkpoint) == ("ssd-predict", f"checkpoint={folder}/checkpoints/best.ckpt")
+        settings = ["num_workers=0", "draw=false"]
+        for number, source in enumerate(
+            (STRANGE, f"{STRANGE}/IMG (1).png", f"{STRANGE.replace('[x]', '[[]x]')}/*.png")
+        ):
+            outcome = run(name, checkpoint, f"source={source}", *settings, f"hydra.run.dir={number}")
+            assert outcome.exit_code == 0, outcome.error
+            [image] = json.loads((tmp_path / str(number) / "predictions.json").read_text())["images"]
+            assert image["file_name"] == str(tmp_path / STRANGE / "IMG (1).png")
+
+    def test_data_is_found_from_elsewhere(self, run, trained: tuple[Path, str], tmp_path: Path, monkeypatch):
+        folder, _ = trained
+        monkeypatch.chdir(tmp_path)
+        data = str(folder.parent / "2024")
+        assert OmegaConf.load(folder / ".hydra/config.yaml").data.root == data
+        assert read_checkpoint(folder / "checkpoints/last.ckpt")[CONFIG_KEY]["config"]["data"]["root"] == data
+        arguments = [f"checkpoint={folder}/checkpoints/best.ckpt", "num_workers=0", "trainer=cpu"]
+        outcome = run("ssd-evaluate", *arguments, "hydra.run.dir=scores (ü)")
+        assert outcome.exit_code == 0, outcome.error
+        name, *arguments = shlex.split(outcome.out.strip().splitlines()[-1].removeprefix("Next:"))
+        assert arguments[0] == f"detections={tmp_path / 'scores (ü)'}"
+        assert run(name, *arguments, "hydra.run.dir=again").exit_code == 0
+        assert {path.name for path in tmp_path.iterdir()} == {"scores (ü)", "again"}
+
+    @pytest.mark.parametrize("typed", [str, paths.quote])
+    def test_a_run_goes_on_from_elsewhere(self, run, trained, tmp_path: Path, monkeypatch, typed):
+        copy = tmp_path / STRANGE
+        shutil.copytree(trained[0], copy)
+        monkeypatch.chdir(tmp_path)
+        outcome = run("ssd-train", f"resume={typed(STRANGE)}", "trainer.max_epochs=2")
+        assert outcome.exit_code == 0, outcome.error
+        assert json.loads((copy / "summary.json").read_text())["steps"] == 2
+        assert os.listdir(tmp_path) == [STRANGE]

@@ -1,0 +1,392 @@
+"""The banana data set: what is read, what is refused, and where it comes from."""
+
+import hashlib
+import io
+import os
+import re
+import shutil
+import socket
+import threading
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
+from pathlib import Path
+
+import numpy as np
+import pytest
+from banana_folder import write_banana_folder
+from PIL import Image
+
+from ssd_lightning.data.bananas import dataset as banana
+from ssd_lightning.data.bananas.dataset import BananaPictures, Bananas, GeneratedBananas
+from ssd_lightning.data.download import Archive, DownloadError
+from ssd_lightning.data.pictures import PictureError, read_picture
+
+HEADER = "img_name,label,xmin,ymin,xmax,ymax"
+WIDTH, HEIGHT = 40, 20
+
+
+def write_split(folder: Path, *rows: str, pictures: tuple[str, ...] = ("0.png", "1.png", "2.png")) -> Path:
+    """Pictures of 40×20 pixels, and a label.csv with these lines under the header."""
+    (folder / "images").mkdir(parents=True)
+    for name in pictures:
+        Image.new("RGB", (WIDTH, HEIGHT), "yellow").save(folder / "images" / name)
+    (folder / "label.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return folder
+
+
+# --- what is read ---
+
+
+def test_pictures_and_boxes_as_written(tmp_path: Path) -> None:
+    root = write_banana_folder(tmp_path, num_train=3, num_val=2, side=64)
+    pictures = BananaPictures(root / "bananas_train")
+    assert len(pictures) == 3
+    for index in range(3):
+        sample = pictures[index]
+        assert pictures.paths[index] == root / "bananas_train" / "images" / f"{index}.png"
+        np.testing.assert_array_equal(sample.image, read_picture(pictures.paths[index]))
+        # The box is found anew from the pixels: yellow is where blue is dark and red is bright.
+        rows, columns = np.nonzero((sample.image[..., 0] == 240) & (sample.image[..., 2] == 40))
+        found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 64
+        np.testing.assert_array_equal(sample.boxes, [found.astype(np.float32)])
+        assert sample.labels.tolist() == [1]
+        assert sample.difficult.tolist() == [False]
+        assert (sample.boxes.dtype, sample.labels.dtype, sample.difficult.dtype) == (np.float32, np.int64, np.bool_)
+
+
+def test_boxes_are_fractions_of_width_and_height(tmp_path: Path) -> None:
+    sample = BananaPictures(write_split(tmp_path / "a", "0.png,0,10,5,30,20"))[0]
+    np.testing.assert_array_equal(sample.boxes, np.array([[0.25, 0.25, 0.75, 1.0]], dtype=np.float32))
+
+
+def test_a_picture_without_a_row_has_no_objects(tmp_path: Path) -> None:
+    pictures = BananaPictures(write_split(tmp_path / "a", "1.png,0,1,2,3,4"))
+    assert [len(pictures[index].labels) for index in range(3)] == [0, 1, 0]
+    assert pictures[0].boxes.shape == (0, 4)
+    assert pictures[0].difficult.shape == (0,)
+
+
+def test_no_rows_at_all(tmp_path: Path) -> None:
+    assert [len(sample.labels) for sample in BananaPictures(write_split(tmp_path / "a"))] == [0, 0, 0]
+
+
+def test_several_rows_for_one_picture_need_not_be_together(tmp_path: Path) -> None:
+    rows = ("0.png,0,0,0,4,4", "1.png,0,1,2,3,4", "0.png,0,4,2,8,4", "0.png,0,0.5,0.5,39.5,19.5")
+    sample = BananaPictures(write_split(tmp_path / "a", *rows))[0]
+    expected = np.array([(0, 0, 4, 4), (4, 2, 8, 4), (0.5, 0.5, 39.5, 19.5)]) / (WIDTH, HEIGHT, WIDTH, HEIGHT)
+    np.testing.assert_allclose(sample.boxes, expected, rtol=1e-6)
+    assert sample.labels.tolist() == [1, 1, 1]
+
+
+def test_a_box_may_fill_the_picture(tmp_path: Path) -> None:
+    sample = BananaPictures(write_split(tmp_path / "a", f"0.png,0,0,0,{WIDTH},{HEIGHT}"))[0]
+    assert sample.boxes.tolist() == [[0, 0, 1, 1]]
+
+
+def test_pictures_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ("10.png", "2.png", "1.png", "100.png", "20.png")
+    pictures = BananaPictures(write_split(tmp_path / "a", pictures=names))
+    assert [path.name for path in pictures.paths] == ["1.png", "2.png", "10.png", "20.png", "100.png"]
+
+
+def test_other_files_beside_the_pictures_are_left_alone(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "a", pictures=("0.JPG", "1.webp"))
+    (folder / "images" / "Thumbs.db").write_bytes(b"?")
+    assert [path.name for path in BananaPictures(folder).paths] == ["0.JPG", "1.webp"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "newline"), [("utf-8", "\n"), ("utf-8-sig", "\n"), ("utf-8", "\r\n"), ("utf-8-sig", "\r\n")]
+)
+def test_spreadsheets_write_byte_order_marks_and_other_line_ends(tmp_path: Path, encoding: str, newline: str) -> None:
+    folder = write_split(tmp_path / "a", pictures=("é 1.png",))
+    lines = [HEADER, "é 1.png, 0 ,10,5,30,20", "", '"é 1.png",0,0,0,4.0,4e0', ""]
+    (folder / "label.csv").write_bytes(newline.join(lines).encode(encoding))
+    expected = np.array([(10, 5, 30, 20), (0, 0, 4, 4)]) / (WIDTH, HEIGHT, WIDTH, HEIGHT)
+    np.testing.assert_allclose(BananaPictures(folder)[0].boxes, expected, rtol=1e-6)
+
+
+def test_columns_are_found_by_name(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "a")
+    (folder / "label.csv").write_text("xmax,remark,ymax,xmin,ymin,label,img_name\n30,ripe,20,10,5,0,1.png\n")
+    np.testing.assert_allclose(BananaPictures(folder)[1].boxes, [(0.25, 0.25, 0.75, 1)])
+
+
+# --- what is refused ---
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # each caller looks at the text
+        BananaPictures(folder)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("0.png,0,30,5,20,25", "xmin < xmax .* xmin=30 xmax=20"),
+        ("0.png,0,20,5,20,15", "xmin < xmax .* xmin=20 xmax=20"),
+        ("0.png,0,5,15,20,15", "ymin < ymax.* ymin=15 ymax=15"),
+        ("0.png,0,-1,5,20,15", "inside 0.png of 40×20 pixels, got xmin=-1"),
+        ("0.png,0,5,-0.5,20,15", "inside 0.png of 40×20 pixels, got .*ymin=-0.5"),
+        ("0.png,0,5,5,40.5,15", "inside 0.png of 40×20 pixels, got .*xmax=40.5"),
+        ("0.png,0,5,5,20,21", "inside 0.png of 40×20 pixels, got .*ymax=21"),
+        ("0.png,1,5,5,20,15", "label: .*got '1'"),
+        ("0.png,-1,5,5,20,15", "label: .*got '-1'"),
+        ("0.png,banana,5,5,20,15", "label: .*got 'banana'"),
+        ("0.png,0.5,5,5,20,15", "label: .*got '0.5'"),
+        ("0.png,²,5,5,20,15", "label: .*got '²'"),
+        ("0.png,,5,5,20,15", "label: .*got ''"),
+        ("0.png,0,five,5,20,15", "xmin: expected a number of pixels, got 'five'"),
+        ("0.png,0,5,nan,20,15", "ymin: expected a number of pixels, got 'nan'"),
+        ("0.png,0,5,5,inf,15", "xmax: expected a number of pixels, got 'inf'"),
+        ("0.png,0,5,5,20,", "ymax: expected a number of pixels, got ''"),
+        ("0.png,0,5,5,20", "ymax: expected a number of pixels, got ''"),
+        ("0.png,0", "xmin: expected a number of pixels, got ''"),
+        ("0.png", "label: .*got ''"),
+        (",0,5,5,20,15", "img_name: .*got ''"),
+        ("99.png,0,5,5,20,15", r"picture .*images/99\.png is missing"),
+        ("images/0.png,0,5,5,20,15", r"picture .*images/images/0\.png is missing"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_line_column_and_value(tmp_path: Path, row: str, words: str) -> None:
+    folder = write_split(tmp_path / "a", "1.png,0,1,2,3,4", "2.png,0,1,2,3,4", row, "1.png,0,1,2,3,4")
+    text = refusal(folder)
+    assert text.startswith(f"{folder / 'label.csv'}, line 4: ")
+    assert re.search(words, text)
+
+
+def test_lines_are_counted_as_an_editor_does(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "a", "", "", "0.png,0,5,5,20,")
+    assert f"{folder / 'label.csv'}, line 4: ymax" in refusal(folder)
+
+
+@pytest.mark.parametrize("length", [10, 20_000])
+def test_a_quote_that_is_never_closed_is_named(tmp_path: Path, length: int) -> None:
+    rows = ("0.png,0,1,2,3,4", "", '"1.png,0,1,2,3,4', *["2.png,0,1,2,3,4"] * length)
+    folder = write_split(tmp_path / "a", *rows)
+    assert refusal(folder).startswith(f"{folder / 'label.csv'}, line 4: cannot be read as csv (")
+    (folder / "label.csv").write_text(f'"{HEADER}\n0.png,0,1,2,3,4\n')
+    assert refusal(folder).startswith(f"{folder / 'label.csv'}, line 1: cannot be read as csv (")
+
+
+def test_a_short_row_whose_missing_cell_is_the_name(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "a")
+    (folder / "label.csv").write_text("label,xmin,ymin,xmax,ymax,img_name\n0,1,2,3,4\n")
+    assert f"{folder / 'label.csv'}, line 2: img_name" in refusal(folder)
+
+
+@pytest.mark.parametrize("column", HEADER.split(","))
+def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
+    folder = write_split(tmp_path / "a")
+    (folder / "label.csv").write_text(HEADER.replace(column, "something") + "\n")
+    text = refusal(folder)
+    assert str(folder / "label.csv") in text
+    assert f"column {column} is missing" in text
+    assert ", ".join(HEADER.split(",")) in text
+
+
+def test_an_empty_label_file_lacks_the_first_column(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "a")
+    (folder / "label.csv").write_text("")
+    assert "column img_name is missing" in refusal(folder)
+
+
+def test_text_in_another_encoding_is_named(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "a")
+    (folder / "label.csv").write_bytes(f"{HEADER}\né.png,0,1,2,3,4\n".encode("latin-1"))
+    text = refusal(folder)
+    assert str(folder / "label.csv") in text
+    assert "UTF-8" in text
+
+
+@pytest.mark.parametrize("missing", ["label.csv", "images"])
+def test_missing_parts_are_named(tmp_path: Path, missing: str) -> None:
+    folder = write_split(tmp_path / "a")
+    (folder / missing).rename(tmp_path / "elsewhere")
+    assert refusal(folder).startswith(f"{folder / missing} is missing")
+
+
+def test_a_folder_without_pictures_is_named(tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "a", pictures=())
+    assert refusal(folder) == f"{folder / 'images'}: no pictures here"
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture"])
+def test_a_corrupt_picture_is_named_at_the_start(tmp_path: Path, content: bytes) -> None:
+    folder = write_split(tmp_path / "a", "0.png,0,1,2,3,4")
+    (folder / "images" / "2.png").write_bytes(content)
+    with pytest.raises(PictureError, match=r"images/2\.png: cannot be read as a picture"):
+        BananaPictures(folder)
+
+
+def test_a_truncated_picture_is_named_at_the_start(tmp_path: Path) -> None:
+    root = write_banana_folder(tmp_path, num_train=2, num_val=1, side=64)
+    picture = root / "bananas_train" / "images" / "1.png"
+    picture.write_bytes(picture.read_bytes()[:-100])
+    with pytest.raises(PictureError, match=r"images/1\.png: cannot be read as a picture"):
+        Bananas(root).train()
+
+
+# --- where it comes from ---
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        pytest.fail("asked for a download")
+
+    monkeypatch.setattr(banana, "download_and_extract", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("place", [".", "banana-detection"])
+def test_an_existing_folder_is_used_where_it_is(tmp_path: Path, place: str) -> None:
+    write_banana_folder(tmp_path / place, num_train=3, num_val=2, side=64)
+    data = Bananas(str(tmp_path))
+    data.prepare()
+    assert (len(data.train()), len(data.val())) == (3, 2)
+    assert data.train().paths[0] == tmp_path / place / "bananas_train" / "images" / "0.png"
+    assert data.classes == data.train().classes == ("banana",)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("place", [".", "banana-detection"])
+@pytest.mark.parametrize(("missing", "there"), [("train", "val"), ("val", "train")])
+def test_the_half_that_is_missing_is_named(tmp_path: Path, place: str, missing: str, there: str) -> None:
+    write_banana_folder(tmp_path / place, num_train=1, num_val=1, side=64)
+    shutil.rmtree(tmp_path / place / f"bananas_{missing}")
+    data = Bananas(tmp_path, download_to=tmp_path / "elsewhere")
+    data.prepare()
+    assert len(getattr(data, there)()) == 1
+    folder = tmp_path / place / f"bananas_{missing}"
+    with pytest.raises(ValueError, match=re.escape(f"{folder / 'label.csv'} is missing")):
+        getattr(data, missing)()
+
+
+@pytest.mark.usefixtures("no_network")
+def test_only_its_own_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "my_banannas").mkdir()
+    data = Bananas(tmp_path / "my_banannas", download_to=tmp_path / "banana")
+    expected = f"data.root: expected a folder that holds bananas_train and bananas_val, got {data.root}; "
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        data.prepare()
+    assert list(tmp_path.rglob("*")) == [data.root]
+
+
+@pytest.mark.parametrize("begun", ["banana-detection.zip", "banana-detection.zip.part"])
+def test_a_download_that_has_begun_elsewhere_goes_on(
+    tmp_path: Path, served: Archive, monkeypatch: pytest.MonkeyPatch, begun: str
+) -> None:
+    monkeypatch.setattr(banana, "ARCHIVE", served)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / begun).write_bytes(
+        (tmp_path / "web" / served.name).read_bytes()[: 100 if "part" in begun else None]
+    )
+    data = Bananas(tmp_path / "data", download_to=tmp_path / "banana")
+    data.prepare()
+    assert len(data.train()) == 3
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+    """The archive of a small data set, in the layout of the real one, on a server of this machine."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    write_banana_folder(tmp_path / "original", num_train=3, num_val=2, side=64)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for path in sorted((tmp_path / "original").rglob("*")):
+            archive.write(path, Path("banana-detection") / path.relative_to(tmp_path / "original"))
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "banana-detection.zip").write_bytes(content.getvalue())
+    with HTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path / "web"))) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield Archive(
+            "banana-detection.zip",
+            (f"http://127.0.0.1:{server.server_port}/banana-detection.zip",),
+            hashlib.sha1(content.getvalue()).hexdigest(),
+            "sha1",
+        )
+        server.shutdown()
+        thread.join()
+
+
+def test_the_archive_is_downloaded_once(tmp_path: Path, served: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banana, "ARCHIVE", served)
+    data = Bananas(tmp_path / "data" / "banana")
+    data.prepare()
+    assert (len(data.train()), len(data.val())) == (3, 2)
+    original = BananaPictures(tmp_path / "original" / "bananas_val")
+    np.testing.assert_array_equal(data.val()[1].image, original[1].image)
+    np.testing.assert_array_equal(data.val()[1].boxes, original[1].boxes)
+    monkeypatch.setattr(banana, "ARCHIVE", served._replace(urls=("http://127.0.0.1:9/gone.zip",)))
+    data.prepare()
+
+
+def test_an_archive_that_was_fetched_by_hand_is_unpacked(
+    tmp_path: Path, served: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(banana, "ARCHIVE", served._replace(urls=("http://127.0.0.1:9/gone.zip",)))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "web" / served.name).rename(tmp_path / "data" / served.name)
+    Bananas(tmp_path / "data").prepare()
+    assert len(Bananas(tmp_path / "data").train()) == 3
+
+
+def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/banana-detection.zip"
+    monkeypatch.setattr(banana, "ARCHIVE", banana.ARCHIVE._replace(urls=(url,)))
+    with pytest.raises(DownloadError) as caught:
+        Bananas(tmp_path / "data").prepare()
+    text = str(caught.value)
+    for part in ("banana-detection.zip", url, banana.ARCHIVE.checksum, str(tmp_path / "data"), "data=banana_generated"):
+        assert part in text
+
+
+def test_the_archive_is_pinned_to_the_one_of_the_book() -> None:
+    """SHA-1 and address as in d2l's ``d2l.DATA_HUB['banana-detection']``."""
+    assert banana.ARCHIVE.checksum == "5de26c8fce5ccdea9f91267273464dc968d20d72"
+    assert banana.ARCHIVE.algorithm == "sha1"
+    assert banana.ARCHIVE.urls == ("http://d2l-data.s3-accelerate.amazonaws.com/banana-detection.zip",)
+
+
+# --- the generated stand-in ---
+
+
+@pytest.mark.usefixtures("no_network")
+def test_generated_bananas_are_made_once_and_can_be_read(tmp_path: Path) -> None:
+    data = GeneratedBananas(tmp_path / "made", num_train=2, num_val=1, min_bananas=2, max_bananas=2, seed=1)
+    data.prepare()
+    assert (len(data.train()), len(data.val())) == (2, 1)
+    for sample in (*data.train(), *data.val()):
+        assert sample.image.shape == (256, 256, 3)
+        assert sample.labels.tolist() == [1, 1]
+        assert (sample.boxes[:, :2] < sample.boxes[:, 2:]).all()
+    written = data.train().paths[0].stat().st_mtime_ns
+    data.prepare()
+    assert data.train().paths[0].stat().st_mtime_ns == written
+
+
+def test_pictures_without_bananas_can_be_asked_for(tmp_path: Path) -> None:
+    data = GeneratedBananas(tmp_path / "made", num_train=1, num_val=1, min_bananas=0, max_bananas=0)
+    data.prepare()
+    assert [len(sample.labels) for sample in (*data.train(), *data.val())] == [0, 0]
+
+
+def test_generated_bananas_do_not_write_over_another_data_set(tmp_path: Path) -> None:
+    root = write_banana_folder(tmp_path / "mine", num_train=1, num_val=1, side=64)
+    with pytest.raises(ValueError, match=str(root)):
+        GeneratedBananas(root, num_train=1, num_val=1).prepare()
+    assert len(Bananas(root).train()) == 1

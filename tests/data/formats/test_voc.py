@@ -1,0 +1,686 @@
+"""VOC-style folders: what is read from them, how they are split, and what is refused; and VOC itself."""
+
+from places import SHARED
+import hashlib
+import io
+import logging
+import os
+import socket
+import tarfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from http_server import Server, answering, sending
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+from voc_xml import Box, write_pair, write_picture, write_xml
+
+from ssd_lightning.data.download import Archive, DownloadError
+from ssd_lightning.data.formats import voc
+from ssd_lightning.data.formats.annotations import AnnotatedPictures, annotated_pictures, as_columns, check_objects
+from ssd_lightning.data.formats.voc import ARCHIVE_OF, VOC, VOC_CLASSES, VOCFolder, read_xml
+from ssd_lightning.detector.presets import CONFIG_FOLDER
+
+
+
+def one_sample(tmp_path: Path, objects: Sequence[Box], classes: Sequence[str] = ("cat", "dog"), **settings):
+    return annotated_pictures(
+        as_columns([read_xml(str(write_pair(tmp_path, "a", objects, **settings)))], "voc"), classes
+    )[0]
+
+
+def stems(pictures: AnnotatedPictures) -> list[str]:
+    return [path.stem for path in pictures.paths]
+
+
+def test_a_box_of_pixels_counted_from_1_with_the_last_one_included(tmp_path: Path):
+    sample = one_sample(tmp_path, [("dog", 1, 1, 40, 20), ("cat", 11, 6, 20, 10)])
+    np.testing.assert_allclose(sample.boxes, [[0, 0, 1, 1], [0.25, 0.25, 0.5, 0.5]])
+    assert sample.labels.tolist() == [2, 1]
+    assert sample.difficult.tolist() == [False, False]
+    assert sample.image.shape == (20, 40, 3)
+
+
+def test_a_picture_without_objects_is_ordinary(tmp_path: Path):
+    sample = one_sample(tmp_path, [])
+    assert sample.boxes.shape == (0, 4)
+    assert sample.labels.shape == sample.difficult.shape == (0,)
+
+
+def test_a_box_of_one_pixel_is_a_box(tmp_path: Path):
+    np.testing.assert_allclose(one_sample(tmp_path, [("cat", 40, 20, 40, 20)]).boxes, [[39 / 40, 19 / 20, 1, 1]])
+
+
+@pytest.mark.parametrize("box", [(0, 0, 40, 20), (1, 1, 41, 21)])
+def test_a_pixel_over_the_border_is_cut_off(tmp_path: Path, box):
+    """As tools write it that count from 0."""
+    np.testing.assert_allclose(one_sample(tmp_path, [("cat", *box)]).boxes, [[0, 0, 1, 1]])
+
+
+def test_difficult_objects_are_scored_on_and_trained_on_if_wanted(tmp_path: Path):
+    for split in ("train", "val"):
+        write_pair(tmp_path / split, split, [("cat", 1, 1, 9, 9), ("dog", 2, 2, 8, 8)], difficult=[0, 1])
+    for wanted in (True, False):
+        data = VOCFolder(tmp_path, difficult=wanted)
+        assert data.classes == ("cat", "dog")
+        assert data.train()[0].difficult.tolist() == ([False, True] if wanted else [False])
+        assert data.train()[0].labels.tolist() == ([1, 2] if wanted else [1])
+        assert data.val()[0].difficult.tolist() == [False, True]
+
+
+def test_lists_tell_what_is_for_training(tmp_path: Path):
+    for stem in "abc":
+        write_xml(tmp_path / "Annotations" / f"{stem}.xml", [("cat", 1, 1, 9, 9)])
+        write_picture(tmp_path / "JPEGImages" / f"{stem}.png")
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("c\na  -1\n")
+    (lists / "val.txt").write_text("b\n\n")
+    data = VOCFolder(tmp_path)
+    assert stems(data.train()) == ["c", "a"]
+    assert stems(data.val()) == ["b"]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "test"])
+def test_folders_tell_what_is_for_training(tmp_path: Path, name: str):
+    write_pair(tmp_path / "train", "a", [("cat", 1, 1, 9, 9)])
+    write_pair(tmp_path / name / "deeper", "b")
+    data = VOCFolder(tmp_path)
+    data.prepare()
+    assert (stems(data.train()), stems(data.val())) == (["a"], ["b"])
+
+
+def test_without_either_a_share_is_drawn_by_the_seed(tmp_path: Path):
+    names = [f"{number:02}" for number in range(20)]
+    for name in names:
+        write_pair(tmp_path, name, [("cat", 1, 1, 9, 9)])
+    first, again, other = (VOCFolder(tmp_path, val_share=0.25, seed=seed) for seed in (0, 0, 1))
+    assert len(first.val()) == 5
+    assert sorted(stems(first.train()) + stems(first.val())) == names
+    assert stems(again.val()) == stems(first.val())
+    assert stems(other.val()) != stems(first.val())
+
+
+def test_names_with_spaces_and_other_letters_and_a_path_of_another_computer(tmp_path: Path):
+    write_picture(tmp_path / "größe 1.JPG")
+    write_xml(tmp_path / "größe 1.xml")
+    write_picture(tmp_path / "named.png")
+    write_xml(tmp_path / "other.xml", filename="C:\\pictures\\named.png")
+    found = [read_xml(str(path)) for path in sorted(tmp_path.glob("*.xml"))]
+    assert [Path(annotation.picture).name for annotation in found] == ["größe 1.JPG", "named.png"]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
+def test_pictures_of_any_mode(tmp_path: Path, mode: str):
+    write_picture(tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}", mode=mode)
+    pictures = annotated_pictures(as_columns([read_xml(str(write_xml(tmp_path / "a.xml")))], "voc"), ["cat"])
+    assert pictures[0].image.shape == (20, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("objects", "told"),
+    [
+        ([("Cat", 1, 1, 9, 9)], ["object 1", "name", "cat, dog", "'Cat'"]),
+        ([("cat", 1, 1, 9, 9), ("", 1, 1, 9, 9)], ["object 2", "name", "''"]),
+        ([("cat", 9, 1, 8, 9)], ["object 1", "xmin <= xmax", "xmin=9", "xmax=8"]),
+        ([("cat", 1, 9, 9, 8)], ["ymin <= ymax", "ymin=9"]),
+        ([("cat", 1, 1, 42, 9)], ["inside a.png of 40×20", "xmax=42"]),
+        ([("cat", 1, 1, 9, 22)], ["ymax=22"]),
+        ([("cat", -1, 1, 9, 9)], ["xmin=-1"]),
+        ([("cat", 41, 1, 41, 9)], ["xmin=41"]),
+        ([("cat", "one", 1, 9, 9)], ["object 1", "xmin", "'one'"]),
+        ([("cat", "nan", 1, 9, 9)], ["xmin", "'nan'"]),
+    ],
+)
+def test_a_bad_object_is_named_with_its_file(tmp_path: Path, objects, told: list[str]):
+    with pytest.raises(ValueError, match="object") as error:
+        one_sample(tmp_path, objects)
+    for part in ("a.xml", *told):
+        assert part in str(error.value)
+
+
+def test_bad_files_are_named(tmp_path: Path):
+    (tmp_path / "broken.xml").write_text("<annotation>")
+    with pytest.raises(ValueError, match=r"broken\.xml: cannot be read as xml"):
+        read_xml(str(tmp_path / "broken.xml"))
+    with pytest.raises(ValueError, match=r"gone\.xml: no such file"):
+        read_xml(str(tmp_path / "gone.xml"))
+    with pytest.raises(ValueError, match=r"alone\.xml: its picture alone\.png is neither"):
+        read_xml(str(write_xml(tmp_path / "alone.xml")))
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"text\.png: cannot be read as a picture"):
+        read_xml(str(write_xml(tmp_path / "text.xml")))
+
+
+def test_a_folder_without_either_side_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no folder .*nowhere"):
+        VOCFolder(tmp_path / "nowhere").prepare()
+    with pytest.raises(ValueError, match="0 annotated pictures for training and 0 for scoring"):
+        VOCFolder(tmp_path).train()
+    write_pair(tmp_path, "a")
+    with pytest.raises(ValueError, match="1 annotated pictures for training and 0 for scoring"):
+        VOCFolder(tmp_path).train()
+    with pytest.raises(ValueError, match="val_share"):
+        VOCFolder(tmp_path, val_share=1)
+
+
+def test_an_empty_list_is_refused(tmp_path: Path):
+    write_year(tmp_path, "2007", {"train": ["a"], "val": []})
+    with pytest.raises(ValueError, match="VOC2007 has 1 annotated pictures for training and 0 for scoring"):
+        VOCFolder(tmp_path / "VOCdevkit" / "VOC2007").val()
+
+
+def test_names_in_lists_may_have_spaces_and_other_letters(tmp_path: Path):
+    """VOC's lists of one class have a second column, which is -1, 0 or 1; here names may end like it."""
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    names = ["two words", "größe バナナ", "picture 1", "picture 2", "single"]
+    write_year(tmp_path, "2007", {"train": names, "val": ["picture"]})
+    assert stems(VOCFolder(root).train()) == names
+    lines = "two words -1\r\ngröße バナナ  1\nsingle  0\npicture 1  1\n   \npicture 2\npicture -1"
+    (root / "ImageSets" / "Main" / "train.txt").write_text("\ufeff" + lines, encoding="utf-8", newline="")
+    expected = ["two words", "größe バナナ", "single", "picture 1", "picture 2", "picture"]
+    assert stems(VOCFolder(root).train()) == expected
+
+
+def test_undecodable_bytes_in_a_list(tmp_path: Path):
+    name = os.fsdecode(b"a \xff")
+    write_year(tmp_path, "2007", {"train": ["b"], "val": ["c"]})
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    try:
+        write_picture(root / "JPEGImages" / f"{name}.png")
+    except OSError:
+        pytest.skip("no such names on this file system")
+    write_xml(root / "Annotations" / f"{name}.xml", filename="x")
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(b"a \xff\n")
+    assert stems(VOCFolder(root).train()) == [name]
+
+
+def test_what_a_list_names_and_is_not_there(tmp_path: Path):
+    write_year(tmp_path, "2007", {"train": ["a"], "val": ["b"]})
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    (root / "ImageSets" / "Main" / "val.txt").write_text("b\nnot there\n")
+    with pytest.raises(ValueError, match=r"not there\.xml: no such file$"):
+        VOCFolder(root).train()
+    assert stems(VOCFolder(root, fix="skip").val()) == ["b"]
+
+
+def test_a_picture_may_be_trained_and_scored_on_and_twice(tmp_path: Path):
+    """To see whether a network can learn a few pictures by heart."""
+    write_year(tmp_path, "2007", {"train": ["b", "a", "b"], "val": ["b", "c"]}, {"c": [("cat", 1, 1, 9, 9)]})
+    data = VOCFolder(tmp_path / "VOCdevkit" / "VOC2007")
+    assert (stems(data.train()), stems(data.val())) == (["b", "a", "b"], ["b", "c"])
+    assert (data.train().counts.tolist(), data.val().counts.tolist()) == ([0, 0, 0], [0, 1])
+
+
+def test_an_object_without_a_name_makes_no_class(tmp_path: Path):
+    write_pair(tmp_path / "train", "a", [("cat", 1, 1, 9, 9), ("", 1, 1, 9, 9)])
+    write_pair(tmp_path / "val", "b")
+    data = VOCFolder(tmp_path)
+    assert data.classes == ("cat",)
+    with pytest.raises(ValueError, match=r"a\.xml, object 2: name: expected one of cat, got ''$"):
+        data.train()
+    assert VOCFolder(tmp_path, fix="skip").train().labels.tolist() == [1]
+
+
+def test_the_size_that_the_xml_tells(tmp_path: Path):
+    """Its picture is stored as 40×20 and is 20×40 upright."""
+    path = write_xml(tmp_path / "a.xml", [("cat", 1, 1, 9, 9)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png", exif=exif)
+    whole = path.read_text()
+    answers = {
+        "": [],
+        "<size/>": [],
+        "<size><width>0</width><height>0</height></size>": [],
+        "<size><width>-40</width><height>many</height></size>": [],
+        "<size><width> 20 </width><height>40</height><depth>3</depth></size>": [],
+        "<size><width>40</width><height>20</height></size>": ["20×40 pixels as a.png has upright, got 40×20"],
+        "<size><width>10</width><height>20</height></size>": ["20×40 pixels as a.png has, got 10×20"],
+    }
+    for size, expected in answers.items():
+        path.write_text(whole.replace("</annotation>", f"{size}</annotation>"))
+        found = check_objects(as_columns([read_xml(str(path))], "voc"), ["cat"])
+        assert [finding.text for finding in found] == [f"{path}: size: expected {text}" for text in expected], size
+
+
+def test_fractions_of_pixels_and_spaces_around_words(tmp_path: Path):
+    """As in VOC2012."""
+    path = write_xml(tmp_path / "a.xml", [("\n cat ", " 1.5", "2.25 ", 10.75, 12)], difficult=[" 1\n"])
+    write_picture(tmp_path / "a.png")
+    annotation = read_xml(str(path))
+    assert (annotation.names, annotation.boxes, annotation.difficult) == (["cat"], [(0.5, 1.25, 10.75, 12)], [True])
+
+
+def test_xml_in_other_encodings(tmp_path: Path):
+    write_picture(tmp_path / "a.png")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox>"
+    text = f"<annotation><object><name>Bär</name>{box}</object></annotation>"
+    for encoding in ("utf-8", "utf-16", "iso-8859-1"):
+        header = f'<?xml version="1.0" encoding="{encoding}"?>'
+        (tmp_path / "a.xml").write_bytes((header + text).encode(encoding))
+        assert read_xml(str(tmp_path / "a.xml")).names == ["Bär"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no xml",
+        b"<annotation>",
+        b"<annotation>\xff</annotation>",
+        b'<?xml version="1.0" encoding="klingon"?><annotation/>',
+        b'<?xml version="1.0" encoding="shift_jis"?><annotation/>',
+        b"\x89PNG\r\n\x1a\n",
+        b'{"images": []}',
+    ],
+)
+def test_what_is_no_xml(tmp_path: Path, content: bytes):
+    write_picture(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.xml: cannot be read as xml \("):
+        read_xml(str(tmp_path / "a.xml"))
+
+
+def test_a_folder_that_is_called_like_a_file(tmp_path: Path):
+    """It is gone through, and not read."""
+    write_pair(tmp_path / "train" / "b.xml", "a", [("cat", 1, 1, 9, 9)])
+    write_pair(tmp_path / "val", "b")
+    (tmp_path / "val" / "b.png").rename(tmp_path / "val" / "away")
+    (tmp_path / "val" / "b.png").mkdir()
+    write_picture(tmp_path / "val" / "b.bmp")
+    data = VOCFolder(tmp_path)
+    assert [path.name for path in (*data.train().paths, *data.val().paths)] == ["a.png", "b.bmp"]
+    with pytest.raises(ValueError, match=r"b\.xml: cannot be read as xml \(.*directory"):
+        read_xml(str(tmp_path / "train" / "b.xml"))
+
+
+def test_hidden_files_are_passed_over(tmp_path: Path):
+    """As macOS puts them beside each file on foreign disks."""
+    for split in ("train", "val"):
+        write_pair(tmp_path / split, split, [("cat", 1, 1, 9, 9)])
+        (tmp_path / split / f"._{split}.xml").write_bytes(b"\0\5\x16\7")
+    assert stems(VOCFolder(tmp_path).train()) == ["train"]
+
+
+@pytest.mark.parametrize("stem", ["a", "a.b", "a.jpg"])
+@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".png", ".bmp", ".tif", ".webp", ".gif"])
+def test_a_picture_of_any_kind_beside_its_xml_or_in_jpegimages(tmp_path: Path, stem: str, suffix: str):
+    path = write_xml(tmp_path / "Annotations" / f"{stem}.xml", filename="another name.png")
+    picture = write_picture(tmp_path / "JPEGImages" / f"{stem}{suffix}")
+    assert read_xml(str(path)).picture == str(picture)
+    picture = write_picture(tmp_path / "Annotations" / f"{stem}{suffix}", 5, 6)
+    assert (read_xml(str(path)).picture, read_xml(str(path)).size) == (str(picture), (6, 5))
+
+
+def test_a_picture_of_one_pixel(tmp_path: Path):
+    write_picture(tmp_path / "a.png", 1, 1)
+    path = write_xml(tmp_path / "a.xml", [("cat", 1, 1, 1, 1)])
+    sample = annotated_pictures(as_columns([read_xml(str(path))], "voc"), ["cat"])[0]
+    assert sample.image.shape == (1, 1, 3)
+    assert sample.boxes.tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("layout", ["loop", "parent", "xml"])
+def test_links_that_go_in_circles(tmp_path: Path, layout: str):
+    for split in ("train", "val"):
+        write_pair(tmp_path / split, split, [("cat", 1, 1, 9, 9)])
+    try:
+        if layout == "loop":
+            (tmp_path / "train" / "one").symlink_to("two")
+            (tmp_path / "train" / "two").symlink_to("one")
+        elif layout == "parent":
+            (tmp_path / "train" / "up").symlink_to(tmp_path, target_is_directory=True)
+        else:
+            (tmp_path / "train" / "z.xml").symlink_to("z.xml")
+    except OSError:
+        pytest.skip("no links on this file system")
+    data = VOCFolder(tmp_path, fix="skip")
+    assert (stems(data.train()), stems(data.val())) == (["train"], ["val"])
+    if layout == "xml":
+        with pytest.raises(ValueError, match=r"z\.xml: cannot be read as xml \(.*symbolic links"):
+            VOCFolder(tmp_path).train()
+
+
+def test_a_folder_of_data_that_is_a_link(tmp_path: Path):
+    for split in ("train", "val"):
+        write_pair(tmp_path / "elsewhere" / split, split)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / split).symlink_to(tmp_path / "elsewhere" / split, target_is_directory=True)
+    assert stems(VOCFolder(tmp_path / "data").val()) == ["val"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rather than left out without a word."""
+    write_pair(tmp_path / "train" / "secret", "a")
+    write_pair(tmp_path / "val", "b")
+    scandir = os.scandir
+
+    def guarded(path: str):
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(ValueError, match=r"^data\.root: .*secret cannot be read \(Permission denied\)$"):
+        VOCFolder(tmp_path).train()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="may read everything")
+def test_files_and_folders_without_permission_are_named(tmp_path: Path):
+    write_pair(tmp_path / "train", "a")
+    write_pair(tmp_path / "val", "b")
+    (tmp_path / "val" / "b.xml").chmod(0)
+    with pytest.raises(ValueError, match=r"b\.xml: cannot be read as xml \(.*Permission denied"):
+        VOCFolder(tmp_path).train()
+    (tmp_path / "train").chmod(0)
+    try:
+        with pytest.raises(ValueError, match=r"train cannot be read \(Permission denied\)$"):
+            VOCFolder(tmp_path).train()
+    finally:
+        (tmp_path / "train").chmod(0o755)
+
+
+def test_what_skip_leaves_out_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    things = [("cat", 1, 1, 9, 9), ("cat", 30, 1, 90, 9)]
+    for split in ("train", "val"):
+        for name in "abc":
+            write_pair(tmp_path / split, f"{split}{name}", things)
+    (tmp_path / "train" / "traina.png").unlink()
+    (tmp_path / "val" / "valb.xml").write_text("<annotation>")
+    for fix in (None, "clip"):
+        with pytest.raises(ValueError, match=r"traina\.xml: its picture traina\.png is neither .* \(1 more: ssd-check"):
+            VOCFolder(tmp_path, fix=fix).train()
+    with caplog.at_level(logging.WARNING):
+        data = VOCFolder(tmp_path, fix="skip")
+        assert (stems(data.train()), stems(data.val())) == (["trainb", "trainc"], ["vala", "valc"])
+    assert data.train().counts.tolist() == data.val().counts.tolist() == [1, 1]
+    assert [message.split(";")[0] for message in caplog.messages][:2] == [
+        "2 pictures are left out",
+        "2 objects or pictures are not as they should be",
+    ]
+    (tmp_path / "train" / "traina.xml").unlink()
+    write_pair(tmp_path / "val", "valb", things)
+    clipped = VOCFolder(tmp_path, fix="clip").train()
+    np.testing.assert_allclose(clipped.truth(0).boxes, [[0, 0, 9 / 40, 9 / 20], [29 / 40, 0, 1, 9 / 20]])
+
+
+# --- VOC itself ---
+
+
+def write_year(
+    root: Path, year: str, lists: dict[str, Sequence[str]], objects: dict[str, Sequence[Box]] | None = None
+) -> Path:
+    """``VOCdevkit/VOC<year>`` in ``root``, with lists of pictures and with the pictures."""
+    folder = root / "VOCdevkit" / f"VOC{year}"
+    (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    for part, names in lists.items():
+        (folder / "ImageSets" / "Main" / f"{part}.txt").write_text("".join(f"{name}\n" for name in names), "utf-8")
+        for name in names:
+            write_xml(folder / "Annotations" / f"{name}.xml", (objects or {}).get(name, []))
+            write_picture(folder / "JPEGImages" / f"{name}.jpg")
+    return folder
+
+
+def test_the_classes_are_those_of_the_challenge():
+    assert len(VOC_CLASSES) == len(set(VOC_CLASSES)) == 20
+    assert list(VOC_CLASSES) == sorted(VOC_CLASSES)
+    assert VOC("nowhere").classes == VOC_CLASSES
+
+
+@pytest.mark.parametrize("given", ["parent", "devkit", "from inside", "from beside"])
+def test_the_root_is_the_devkit_or_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str):
+    write_year(tmp_path / "data", "2007", {"train": ["a"], "val": ["b"]}, {"a": [("cat", 1, 1, 40, 20)]})
+    monkeypatch.chdir(tmp_path / "data" / ("VOCdevkit" if given == "from inside" else ""))
+    root = {
+        "parent": tmp_path / "data",
+        "devkit": tmp_path / "data" / "VOCdevkit",
+        "from inside": Path(),
+        "from beside": "VOCdevkit/",
+    }[given]
+    data = VOC(root, ["2007/train"], ["2007/val"])
+    data.prepare()
+    assert data.train().paths == [tmp_path / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages" / "a.jpg"]
+    assert data.train().truth(0).labels.tolist() == [VOC_CLASSES.index("cat") + 1]
+    assert data.train().truth(0).boxes.tolist() == [[0, 0, 1, 1]]
+    assert stems(data.val()) == ["b"]
+
+
+def test_pictures_of_two_years_in_the_order_of_the_parts(tmp_path: Path):
+    """Those of the same name are different pictures."""
+    objects = {"a": [("cat", 1, 1, 9, 9)], "b": [("dog", 1, 1, 9, 9)], "c": []}
+    write_year(tmp_path, "2007", {"trainval": ["c", "a"], "test": ["b"]}, objects)
+    write_year(tmp_path, "2012", {"trainval": ["b", "a"]}, {"a": [("dog", 2, 2, 9, 9)], "b": [("cow", 1, 1, 9, 9)]})
+    data = VOC(tmp_path)
+    data.prepare()
+    told = [(path.parts[-3], path.stem) for path in data.train().paths]
+    assert told == [("VOC2007", "c"), ("VOC2007", "a"), ("VOC2012", "b"), ("VOC2012", "a")]
+    assert data.train().counts.tolist() == [0, 1, 1, 1]
+    assert [VOC_CLASSES[label - 1] for label in data.train().labels] == ["cat", "cow", "dog"]
+    assert [(path.parts[-3], path.stem) for path in data.val().paths] == [("VOC2007", "b")]
+    turned = VOC(tmp_path, train=["2012/trainval", "2007/trainval"], val=["2007/test"])
+    assert [(path.parts[-3], path.stem) for path in turned.train().paths] == [*told[2:], *told[:2]]
+
+
+def test_boxes_are_cut_and_difficult_objects_kept_as_in_the_paper(tmp_path: Path):
+    folder = write_year(tmp_path, "2007", {"trainval": ["a"], "test": ["b"]})
+    write_xml(folder / "Annotations" / "a.xml", [("cat", 31, 1, 99, 10), ("dog", 1, 1, 9, 9)], difficult=[0, 1])
+    data = VOC(tmp_path, ["2007/trainval"])
+    np.testing.assert_allclose(data.train().boxes[0], [0.75, 0, 1, 0.5])
+    assert data.train().difficult.tolist() == [False, True]
+    assert VOC(tmp_path, ["2007/trainval"], difficult=False).train().difficult.tolist() == [False]
+    with pytest.raises(ValueError, match=r"a\.xml, object 1: expected a box inside a\.jpg of 40×20 pixels"):
+        VOC(tmp_path, ["2007/trainval"], fix=None).train()
+
+
+@pytest.mark.parametrize(
+    "part", ["2012/test", "2007", "2007/trainvals", "VOC2007/train", "2008/train", "", "2007/Train"]
+)
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_parts_that_there_are_not(part: str, side: str):
+    with pytest.raises(ValueError, match=rf"^{side}: expected some of 2007/train, .*2012/trainval, got '{part}'$"):
+        VOC("nowhere", **{side: ["2007/train", part]})
+
+
+@pytest.mark.parametrize(
+    ("option", "train", "val"),
+    [
+        ("voc07", ["2007/trainval"], ["2007/test"]),
+        ("voc12", ["2012/train"], ["2012/val"]),
+        ("voc0712", ["2007/trainval", "2012/trainval"], ["2007/test"]),
+    ],
+)
+def test_the_options_of_the_command_line(tmp_path: Path, option: str, train: list[str], val: list[str]):
+    for part in (*train, *val):
+        write_year(tmp_path, part[:4], {part[5:]: [part.replace("/", "_")]})
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("train", [f"data={option}", f"data_dir={tmp_path}"])
+    data = instantiate(config.data, _convert_="all")
+    assert isinstance(data, VOC)
+    assert (data.parts, data.difficult) == ({"train": train, "val": val}, True)
+    data.prepare()
+    assert stems(data.train()) == [part.replace("/", "_") for part in train]
+    assert stems(data.val()) == [part.replace("/", "_") for part in val]
+
+
+# --- what is not there is downloaded ---
+
+
+def tar_of(folder: Path) -> bytes:
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w") as archive:
+        archive.add(folder / "VOCdevkit", "VOCdevkit")
+    return written.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Of archives of VOC2007 in miniature; nothing else can be reached."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with Server() as server:
+        server.default = answering(404)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def archives(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Archive]:
+    """By part. As the real ones, both hold a readme of the same content and share folders."""
+    parts = {"trainval": {"trainval": ["a", "c"], "train": ["a"], "val": ["c"]}, "test": {"test": ["b"]}}
+    made = {}
+    for name, lists in parts.items():
+        folder = write_year(tmp_path / name, "2007", lists, {n: [("cat", 1, 1, 9, 9)] for n in "abc"})
+        (folder.parent / "readme.txt").write_text("the same")
+        content = tar_of(tmp_path / name)
+        server.scripts[f"/{name}.tar"] = [sending(content)]
+        archive = Archive(f"{name}.tar", (server.url(f"/{name}.tar"),), hashlib.md5(content).hexdigest(), "md5")
+        made |= {f"2007/{part}": archive for part in lists}
+    monkeypatch.setattr(voc, "ARCHIVE_OF", made)
+    return made
+
+
+@pytest.mark.parametrize("root", ["data", "data/VOCdevkit"])
+def test_two_archives_come_together_in_one_folder(tmp_path: Path, server: Server, archives, root: str):
+    data = VOC(tmp_path / root, ["2007/trainval"], ["2007/test"])
+    for _ in range(2):
+        data.prepare()
+        assert server.requests == [("/trainval.tar", None), ("/test.tar", None)]
+    assert (stems(data.train()), stems(data.val())) == (["a", "c"], ["b"])
+    assert data.train().paths[0].parent == tmp_path / "data" / "VOCdevkit" / "VOC2007" / "JPEGImages"
+    assert data.val()[0].image.shape == (20, 40, 3)
+
+
+def test_an_archive_of_several_parts_is_downloaded_once(tmp_path: Path, server: Server, archives):
+    data = VOC(tmp_path / "data", ["2007/train", "2007/trainval"], ["2007/val"])
+    data.prepare()
+    assert server.requests == [("/trainval.tar", None)]
+    assert (stems(data.train()), stems(data.val())) == (["a", "a", "c"], ["c"])
+
+
+@pytest.mark.parametrize("root", ["", "VOCdevkit"])
+def test_nothing_is_requested_for_what_is_there(tmp_path: Path, server: Server, archives, root: str):
+    data = VOC(tmp_path / "trainval" / root, ["2007/train"], ["2007/val"])
+    data.prepare()
+    assert (stems(data.train()), stems(data.val())) == (["a"], ["c"])
+    assert server.requests == []
+    assert sorted(path.name for path in (tmp_path / "trainval").iterdir()) == ["VOCdevkit"]
+
+
+def test_only_what_is_missing_is_requested(tmp_path: Path, server: Server, archives):
+    data = VOC(tmp_path / "trainval", ["2007/trainval"], ["2007/test"])
+    data.prepare()
+    assert server.requests == [("/test.tar", None)]
+    assert (stems(data.train()), stems(data.val())) == (["a", "c"], ["b"])
+
+
+def test_only_its_own_folder_is_filled(tmp_path: Path, server: Server, archives):
+    choice = {"train": ["2007/trainval"], "val": ["2007/test"]}
+    with pytest.raises(
+        ValueError, match=rf"^data\.root: .* VOCdevkit, got {tmp_path / 'typo'}; .*{tmp_path / 'own'} alone$"
+    ):
+        VOC(tmp_path / "typo", **choice, download_to=tmp_path / "own").prepare()
+    assert server.requests == []
+    assert not (tmp_path / "typo").exists()
+    # What is missing beside what is there is no mistake.
+    VOC(tmp_path / "trainval", **choice, download_to=tmp_path / "own").prepare()
+    VOC(tmp_path / "own", ["2007/train"], ["2007/val"], download_to=tmp_path / "own").prepare()
+    assert server.requests == [("/test.tar", None), ("/trainval.tar", None)]
+
+
+def test_an_archive_that_was_put_there_by_hand(tmp_path: Path, server: Server, archives):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "test.tar").write_bytes(tar_of(tmp_path / "test"))
+    (tmp_path / "data" / "trainval.tar").write_bytes(tar_of(tmp_path / "trainval"))
+    archive = archives["2007/test"]
+    content = (tmp_path / "data" / "test.tar").read_bytes()
+    assert hashlib.md5(content).hexdigest() == archive.checksum
+    VOC(tmp_path / "data", ["2007/trainval"], ["2007/test"]).prepare()
+    assert server.requests == []
+
+
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("broken", ["gone", "not reached", "another file"])
+def test_the_second_mirror_is_as_good(tmp_path: Path, server: Server, archives, monkeypatch, broken: str):
+    first = {
+        "gone": server.url("/gone.tar"),
+        "not reached": f"http://127.0.0.1:{closed_port()}/test.tar",
+        "another file": server.url("/other.tar"),
+    }[broken]
+    server.scripts["/other.tar"] = [sending(b"an error page")]
+    archive = archives["2007/test"]
+    monkeypatch.setitem(voc.ARCHIVE_OF, "2007/test", archive._replace(urls=(first, *archive.urls)))
+    data = VOC(tmp_path / "trainval", ["2007/trainval"], ["2007/test"])
+    data.prepare()
+    assert stems(data.val()) == ["b"]
+    assert server.requests[-1] == ("/test.tar", None)
+    assert len(server.requests) == (1 if broken == "not reached" else 2)
+
+
+def test_the_error_tells_what_to_put_where(tmp_path: Path, server: Server, archives, monkeypatch):
+    archive = archives["2007/test"]._replace(urls=(server.url("/gone.tar"), server.url("/away.tar")))
+    monkeypatch.setitem(voc.ARCHIVE_OF, "2007/test", archive)
+    with pytest.raises(DownloadError) as caught:
+        VOC(tmp_path / "trainval" / "VOCdevkit", ["2007/trainval"], ["2007/test"]).prepare()
+    lines = str(caught.value).splitlines()
+    assert lines == [
+        "test.tar could not be downloaded:",
+        f"  {server.url('/gone.tar')}: HTTP 404 Not Found",
+        f"  {server.url('/away.tar')}: HTTP 404 Not Found",
+        f"Put test.tar (md5 {archive.checksum}) into {tmp_path / 'trainval'} by hand, then run again.",
+        "Or let data.root name a folder that holds VOCdevkit/VOC2007/ImageSets/Main/test.txt, wherever it comes from.",
+    ]
+
+
+def test_the_real_archives_have_several_mirrors_and_the_checksums_of_torchvision():
+    """From ``torchvision.datasets.voc``; 2007/test is its ``2007-test``."""
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+    for part, archive in ARCHIVE_OF.items():
+        known = DATASET_YEAR_DICT["2007-test" if part == "2007/test" else part[:4]]
+        assert (archive.name, archive.checksum, archive.algorithm) == (known["filename"], known["md5"], "md5")
+        assert len(archive.urls) == len(set(archive.urls)) >= 4
+        assert all(url.endswith(f"/{archive.name}") for url in archive.urls)
+
+
+# --- real pictures ---
+
+
+@pytest.mark.skipif(not (SHARED / "fruit-voc").is_dir(), reason="needs the fruit pictures")
+def test_somebodys_fruit_as_it_lies_there():
+    data = VOCFolder(SHARED / "fruit-voc")
+    assert data.classes == ("apple", "banana", "orange")
+    assert (len(data.train()), len(data.val())) == (240, 60)
+
+
+@pytest.mark.skipif(not (SHARED / "VOCdevkit").is_dir(), reason="needs pictures of VOC2007")
+def test_pictures_of_voc_2007():
+    data = VOCFolder(SHARED / "VOCdevkit" / "VOC2007")
+    assert len(data.classes) == 20
+    assert (len(data.train()), len(data.val())) == (350, 150)
+    assert any(data.val()[index].difficult.any() for index in range(150))
+
+
+@pytest.mark.skipif(not (SHARED / "VOCdevkit").is_dir(), reason="needs pictures of VOC2007")
+@pytest.mark.parametrize("root", [SHARED, SHARED / "VOCdevkit"])
+def test_pictures_of_voc_2007_in_their_own_layout(root: Path):
+    data = VOC(root, train=["2007/train"], val=["2007/val"], fix=None)
+    data.prepare()
+    assert (len(data.train()), len(data.val())) == (350, 150)
+    train, val, findings = data.annotations
+    assert [*findings, *check_objects(train, data.classes), *check_objects(val, data.classes)] == []
+    assert {path.suffix for path in data.train().paths} == {".jpg"}
+    for index in range(0, 350, 50):
+        assert data.train().truth(index).size == data.train().image(index).shape[:2]

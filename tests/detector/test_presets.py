@@ -1,0 +1,61 @@
+"""Detectors by name, and back from a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from ssd_lightning.detector.presets import CONFIG_FOLDER, build_model, model_names
+from ssd_lightning.training.checkpoint import load_detector
+
+
+def test_names_are_the_files():
+    assert model_names() == sorted({path.stem for path in (CONFIG_FOLDER / "model").iterdir()} - {"ssd"})
+
+
+def test_choices_are_those_of_the_command_line():
+    model = build_model("ssd300_vgg16", 2, "backbone=resnet18", "model.image_size=128", "box_scales=tiny")
+    assert model.image_size == (128, 128)
+    assert "body.layer4" in dict(model.backbone.named_modules())
+
+
+def test_an_unknown_name_is_told_the_known_ones():
+    with pytest.raises(ValueError, match=r"tiny_ssd, got 'ssd300'"):
+        build_model("ssd300", 2)
+
+
+def test_a_running_command_goes_on():
+    """A command is a Hydra job, and Hydra has room for one."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        build_model("tiny_ssd", 2)
+        with pytest.raises(ValueError, match="tiny_ssd"):
+            build_model("ssd300", 2)
+        assert "model" in compose("train")
+
+
+@pytest.mark.parametrize("name", model_names())
+@torch.no_grad()
+def test_each_comes_back_from_a_checkpoint(name: str, tmp_path: Path):
+    torch.manual_seed(0)
+    choices = [f"model={name}", "+model.num_classes=2", "model.frozen_batch_norm=true"]
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("train", choices)
+    model = build_model(name, 2, "model.frozen_batch_norm=true").eval()
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor += 0.01 * torch.rand_like(tensor)
+    own = {key: OmegaConf.to_container(config[key], resolve=True) for key in ("model", "postprocess")}
+    own["classes"] = ["cat", "dog"]
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "ssd_lightning": own}, tmp_path / "best.ckpt")
+
+    detector = load_detector(tmp_path / "best.ckpt")
+    assert detector.classes == ("cat", "dog")
+    assert torch.equal(detector.model.default_boxes, model.default_boxes)
+    found = detector.model.state_dict()
+    assert found.keys() == model.state_dict().keys()
+    assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
+    images = torch.randint(0, 256, (1, 3, *model.image_size), dtype=torch.uint8)
+    assert all(torch.equal(one, other) for one, other in zip(detector.model(images), model(images), strict=True))

@@ -1,0 +1,461 @@
+"""Run folders as a table, and what is made of it."""
+
+import json
+import re
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ssd_lightning.review.run_figures import draw_importance, draw_learning_curves, draw_pareto
+from ssd_lightning.review.runs import (
+    learning_curves,
+    load_runs,
+    more_is_better,
+    pareto,
+    run_labels,
+    settings_of,
+)
+from ssd_lightning.review.settings import importance
+from ssd_lightning.run_folder import replace_text
+
+MULTIBOX = {"_target_": "losses.MultiBoxLoss", "alpha": 1.0, "classification": {"_target_": "losses.Mined", "ratio": 3}}
+FOCAL = {"_target_": "losses.MultiBoxLoss", "alpha": 1.0, "classification": {"_target_": "losses.Focal", "gamma": 2.0}}
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.001}
+RESULTS = ["best_epoch", "train_seconds", "images_per_second", "parameters", "default_boxes"]
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path):
+    path = tmp_path / "summary ü.json"
+    replace_text(path, "former\r\nü\n")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, former[1]))
+    try:
+        with pytest.raises(OSError, match=re.escape(f"{path} could not be written: File too large")):
+            replace_text(path, "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    assert path.read_bytes() == "former\r\nü\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError, match=re.escape(f"{tmp_path / 'no/a.json'} could not be written: No such file")):
+        replace_text(tmp_path / "no" / "a.json", "")
+
+
+def write_run(
+    folder: Path,
+    config: dict[str, Any] | None = None,
+    choices: dict[str, str] | None = None,
+    scores: dict[str, float] | None = None,
+    metrics: str | None = None,
+    **summary: Any,
+) -> Path:
+    """A run folder by hand; finished if it has scores."""
+    (folder / ".hydra").mkdir(parents=True)
+    plain = {"seed": 0, "loss": MULTIBOX, "optimizer": ADAMW, "pretrained": None, "box_scales": [0.2, 0.5]}
+    choices = {"loss": "multibox", "optimizer": "adamw", **(choices or {})}
+    (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({**plain, **(config or {})}))
+    hydra = {"hydra": {"job": {"name": "ssd-train"}, "runtime": {"choices": {**choices, "hydra/launcher": "basic"}}}}
+    (folder / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(hydra))
+    if scores is not None:
+        costs = {"best_epoch": 1, "train_seconds": 10.0, "images_per_second": 5.0, "parameters": 100}
+        content = {"scores": {f"val/{key}": value for key, value in scores.items()}, "choices": choices, **costs}
+        (folder / "summary.json").write_text(json.dumps({**content, "default_boxes": 50, **summary}))
+    if metrics is not None:
+        (folder / "metrics.csv").write_text(metrics)
+    return folder
+
+
+METRICS = "step,epoch,train/loss,val/loss,val/map_50\n1,0,9.5,,\n2,0,,8.0,0.1\n3,1,7.5,,\n4,1,,6.0,0.3\n"
+
+
+class TestLoadRuns:
+    def test_one_row_for_each_run_with_what_differs(self, tmp_path: Path):
+        for number, (loss, name, lr) in enumerate([(MULTIBOX, "multibox", 0.1), (FOCAL, "focal", 0.2)]):
+            config = {"loss": loss, "optimizer": {**ADAMW, "lr": lr}}
+            write_run(tmp_path / str(number), config, {"loss": name}, {"map_50": 0.5 + lr, "loss": 3.0, "box_mae": 1.0})
+        runs = load_runs(tmp_path)
+        # The class of the loss and the keys that one loss alone has are told by its name.
+        assert settings_of(runs) == ["loss", "optimizer.lr"]
+        assert list(runs.columns) == ["loss", "optimizer.lr", "status", "map_50", "val/loss", "box_mae", *RESULTS]
+        assert runs.index.tolist() == [str(tmp_path / "0"), str(tmp_path / "1")]
+        assert runs.index.name == "run"
+        assert runs.iloc[1].tolist() == ["focal", 0.2, "finished", 0.7, 3.0, 1.0, 1, 10.0, 5.0, 100, 50]
+
+    def test_keys_within_a_group_that_its_choice_does_not_tell(self, tmp_path: Path):
+        for number, (loss, name, alpha) in enumerate(
+            [(MULTIBOX, "multibox", 1.0), (MULTIBOX, "multibox", 2.0), (FOCAL, "focal", 1.0)]
+        ):
+            write_run(tmp_path / str(number), {"loss": {**loss, "alpha": alpha}}, {"loss": name}, {"map_50": 0.5})
+        assert settings_of(load_runs(tmp_path)) == ["loss", "loss.alpha"]
+
+    def test_lists_are_text_and_numbers_in_place_of_an_option_count(self, tmp_path: Path):
+        for number, (scales, name) in enumerate([([0.2, 0.5], "tiny"), ([0.1, 0.5], "tiny"), ([0.3], "wide")]):
+            write_run(tmp_path / str(number), {"box_scales": scales}, {"box_scales": name}, {"map_50": 0.5})
+        runs = load_runs(tmp_path)
+        assert runs["box_scales"].tolist() == ["[0.2, 0.5]", "[0.1, 0.5]", "[0.3]"]
+        named = load_runs([tmp_path / "0", tmp_path / "2"])
+        assert named["box_scales"].tolist() == ["tiny", "wide"]
+
+    def test_a_key_that_only_some_have_is_nan_for_the_others_and_null_is_no_value(self, tmp_path: Path):
+        write_run(tmp_path / "a", {"pretrained": "x.pth"}, scores={"map_50": 0.5})
+        write_run(tmp_path / "b", scores={"map_50": 0.5})
+        runs = load_runs(tmp_path)
+        assert settings_of(runs) == ["pretrained"]
+        assert runs["pretrained"].tolist()[0] == "x.pth"
+        assert pd.isna(runs["pretrained"].tolist()[1])
+
+    def test_keys_that_come_together_are_told_by_the_first(self, tmp_path: Path):
+        write_run(tmp_path / "a", {"callbacks": {"ema": {"_target_": "EMA", "decay": 0.9}}}, scores={"map_50": 0.5})
+        write_run(tmp_path / "b", {"jobs_at_once": 2}, scores={"map_50": 0.5})
+        assert settings_of(load_runs(tmp_path)) == ["callbacks.ema._target_"]
+
+    def test_jobs_come_by_number_and_nothing_is_looked_for_inside_a_run(self, tmp_path: Path):
+        for job in ("10", "9", "1"):
+            write_run(tmp_path / "sweep" / job, {"seed": int(job)}, scores={"map_50": 0.5})
+        write_run(tmp_path / "sweep" / "1" / "inner", scores={"map_50": 0.5})
+        write_run(tmp_path / "sweep" / "set_aside" / "1", scores={"map_50": 0.5})
+        assert load_runs(tmp_path)["seed"].tolist() == [1, 9, 10]
+
+    def test_several_folders_a_run_itself_and_the_same_twice(self, tmp_path: Path):
+        first = write_run(tmp_path / "a" / "x", scores={"map_50": 0.5})
+        second = write_run(tmp_path / "b", scores={"map_50": 0.6})
+        runs = load_runs([first, str(second), tmp_path / "a"])
+        assert runs["map_50"].tolist() == [0.5, 0.6]
+        assert settings_of(runs) == []
+
+    def test_an_unfinished_run_has_its_last_scores(self, tmp_path: Path):
+        write_run(tmp_path / "a", metrics=METRICS)
+        write_run(tmp_path / "b", metrics="step,epoch,train/loss\n1,0,9.5\n")
+        write_run(tmp_path / "c")
+        (tmp_path / "c" / "checkpoints").mkdir()
+        (tmp_path / "c" / "checkpoints" / "last.ckpt").touch()
+        write_run(tmp_path / "d")
+        runs = load_runs(tmp_path)
+        assert runs["status"].tolist() == ["unfinished"] * 4
+        np.testing.assert_array_equal(runs["map_50"], [0.3, np.nan, np.nan, np.nan])
+        assert runs["val/loss"].iloc[0] == 6.0
+        assert "train/loss" not in runs.columns
+        assert runs["parameters"].isna().all()
+
+    def test_a_resumed_run_has_the_choices_that_it_was_begun_with(self, tmp_path: Path):
+        write_run(tmp_path / "a", choices={"loss": "focal"}, scores={"map_50": 0.5})
+        resumed = json.loads((tmp_path / "a" / "summary.json").read_text())
+        (tmp_path / "a" / "summary.json").write_text(json.dumps({**resumed, "choices": {}}))
+        write_run(tmp_path / "b", scores={"map_50": 0.5})
+        assert load_runs(tmp_path)["loss"].tolist() == ["focal", "multibox"]
+
+    def test_what_the_job_of_a_sweep_says(self, tmp_path: Path):
+        for name, job in (
+            ("a", {"status": "failed", "reason": "loss is NaN\nat step 3"}),
+            ("b", {"status": "running"}),
+        ):
+            write_run(tmp_path / name, metrics=METRICS)
+            (tmp_path / name / "job.json").write_text(json.dumps(job))
+        assert load_runs(tmp_path)["status"].tolist() == ["failed: loss is NaN at step 3", "unfinished"]
+
+    def test_folders_of_other_commands_are_left_out(self, tmp_path: Path):
+        write_run(tmp_path / "run", scores={"map_50": 0.5})
+        for name in ("ssd-evaluate", "ssd-check"):
+            hydra = write_run(tmp_path / name) / ".hydra" / "hydra.yaml"
+            hydra.write_text(yaml.safe_dump({"hydra": {"job": {"name": name}}}))
+        assert len(load_runs(tmp_path)) == 1
+
+    @pytest.mark.parametrize(
+        ("file", "content", "reason"),
+        [
+            ("summary.json", b"{", "summary.json: Expecting"),
+            ("summary.json", b"[1]", "summary.json: expected a mapping, got list"),
+            ("summary.json", b"\xff\xfe", "summary.json: 'utf-8'"),
+            (".hydra/config.yaml", b"a: [", "config.yaml: "),
+            (".hydra/config.yaml", b"text", "config.yaml: expected a mapping, got str"),
+            (".hydra/config.yaml", b"\x00", "config.yaml: "),
+        ],
+    )
+    def test_a_damaged_run_is_told_and_the_others_are_as_they_were(
+        self, tmp_path: Path, file: str, content: bytes, reason: str
+    ):
+        for seed in (0, 1, 2):
+            write_run(tmp_path / str(seed), {"seed": seed}, scores={"map_50": 0.5})
+        (tmp_path / "2" / file).write_bytes(content)
+        runs = load_runs(tmp_path)
+        assert settings_of(runs) == ["seed"]
+        assert runs["status"].tolist()[:2] == ["finished"] * 2
+        assert runs["status"].iloc[2].startswith(f"broken: {reason}")
+        assert "\n" not in runs["status"].iloc[2]
+
+    @pytest.mark.parametrize("content", ['{"scores": [1]}', '{"choices": 3}', '{"scores": {"val/map_50": "high"}}'])
+    def test_a_summary_of_something_else_is_no_exception(self, tmp_path: Path, content: str):
+        write_run(tmp_path / "a", scores={"map_50": 0.5})
+        (write_run(tmp_path / "b") / "summary.json").write_text(content)
+        runs = load_runs(tmp_path)
+        assert runs["map_50"].iloc[0] == 0.5
+        assert pd.isna(runs["map_50"].iloc[1])
+
+    def test_damaged_metrics_of_an_unfinished_run(self, tmp_path: Path):
+        write_run(tmp_path / "a", metrics="step,epoch,val/map_50\n1,0,many\n")
+        write_run(tmp_path / "b", scores={"map_50": 0.5}, metrics=METRICS)
+        assert load_runs(tmp_path)["status"].iloc[0].startswith("broken: metrics.csv: ")
+        assert set(learning_curves(load_runs(tmp_path))["run"]) == {str(tmp_path / "b")}
+
+    def test_damage_of_any_kind_is_no_exception(self, tmp_path: Path):
+        whole = write_run(tmp_path / "whole", scores={"map_50": 0.5}, metrics=METRICS)
+        rng = np.random.default_rng(0)
+        files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+        for number in range(60):
+            copy = tmp_path / f"copy{number}"
+            shutil.copytree(whole, copy)
+            damaged = bytearray((copy / files[number % len(files)]).read_bytes())
+            for place in rng.integers(0, len(damaged), 4):
+                damaged[place] = rng.integers(256)
+            (copy / files[number % len(files)]).write_bytes(damaged)
+        runs = load_runs(tmp_path)
+        assert len(runs) == 61
+        assert runs["status"].str.startswith("broken").sum() > 20
+
+    def test_nothing_there(self, tmp_path: Path):
+        with pytest.raises(ValueError, match=f"folders: expected folders with runs, got {tmp_path / 'no'}, which is"):
+            load_runs(tmp_path / "no")
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(ValueError, match="folders: expected runs of ssd-train, found none in"):
+            load_runs([tmp_path / "empty"])
+
+    def test_hundreds_of_runs_take_seconds(self, tmp_path: Path):
+        long = {f"part{n}": {f"key{k}": k / 7 for k in range(10)} for n in range(12)}
+        for number in range(200):
+            write_run(tmp_path / str(number), {**long, "seed": number}, scores={"map_50": 0.5}, metrics=METRICS)
+        begun = time.process_time()
+        assert len(load_runs(tmp_path)) == 200
+        assert time.process_time() - begun < 10  # half a second when nobody else is there
+
+
+def test_runs_of_the_command(run: Callable[..., Any], bananas: Path, tmp_path: Path):
+    quick = ["model.image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.precision=32-true"]
+    arguments = ["data=banana", f"data.root={bananas}", *quick, "trainer.max_epochs=2"]
+    for loss in ("multibox", "focal"):
+        outcome = run("ssd-train", *arguments, f"loss={loss}", f"hydra.run.dir=runs/{loss}")
+        assert outcome.exit_code == 0, outcome.error
+    (tmp_path / "runs" / "focal" / "summary.json").unlink()
+    runs = load_runs("runs")
+    assert settings_of(runs) == ["loss"]
+    assert runs["loss"].tolist() == ["focal", "multibox"]
+    assert runs["status"].tolist() == ["unfinished", "finished"]
+    summary = json.loads((tmp_path / "runs" / "multibox" / "summary.json").read_text())
+    assert runs["map_50"].iloc[1] == summary["scores"]["val/map_50"]
+    assert runs["parameters"].iloc[1] == summary["parameters"]
+    assert 0 <= runs["map_50"].iloc[0] <= 1
+    assert len(learning_curves(runs, ["val/map_50"])) == 4
+
+
+class TestLabels:
+    def test_settings_by_the_last_part_of_their_name(self, tmp_path: Path):
+        for lr in (0.001, 0.01):
+            config = {"optimizer": {**ADAMW, "lr": lr}, "loss": {**MULTIBOX, "alpha": lr}}
+            write_run(tmp_path / str(lr), config, scores={"map_50": 0.5})
+        runs = load_runs(tmp_path)
+        assert run_labels(runs).tolist() == ["alpha=0.001, lr=0.001", "alpha=0.01, lr=0.01"]
+        assert run_labels(runs, ["optimizer.lr"]).tolist() == ["lr=0.001", "lr=0.01"]
+
+    def test_a_name_that_two_parts_have_stays_whole(self):
+        runs = pd.DataFrame({"loss.alpha": [1.0], "matcher.alpha": [np.nan], "status": ["finished"]}, index=["a"])
+        assert run_labels(runs).tolist() == ["loss.alpha=1, matcher.alpha=–"]
+
+    def test_folders_where_nothing_differs(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        for name in ("a/x", "a/y", "b"):
+            write_run(tmp_path / name, scores={"map_50": 0.5})
+        assert run_labels(load_runs(tmp_path)).tolist() == ["a/x", "a/y", "b"]
+        monkeypatch.chdir(tmp_path)
+        runs = load_runs(["a", tmp_path / "b"])
+        assert run_labels(runs).tolist() == ["a/x", "a/y", "b"]
+        assert run_labels(load_runs(tmp_path / "b")).tolist() == ["b"]
+
+
+class TestLearningCurves:
+    def test_a_row_for_each_number(self, tmp_path: Path):
+        run = str(write_run(tmp_path / "a", metrics=METRICS))
+        curves = learning_curves(load_runs(tmp_path), ["train/loss", "val/map_50"])
+        assert curves.columns.tolist() == ["run", "step", "epoch", "key", "value"]
+        assert curves.to_numpy().tolist() == [
+            [run, 1, 0, "train/loss", 9.5],
+            [run, 3, 1, "train/loss", 7.5],
+            [run, 2, 0, "val/map_50", 0.1],
+            [run, 4, 1, "val/map_50", 0.3],
+        ]
+
+    def test_runs_without_metrics_have_no_rows(self, tmp_path: Path):
+        write_run(tmp_path / "a", metrics=METRICS)
+        write_run(tmp_path / "b", scores={"map_50": 0.5})
+        assert set(learning_curves(load_runs(tmp_path))["run"]) == {str(tmp_path / "a")}
+
+    def test_a_key_that_no_run_has(self, tmp_path: Path):
+        write_run(tmp_path / "a", metrics=METRICS)
+        with pytest.raises(ValueError, match=r"keys: .*\(train/loss, val/loss, val/map_50\), got 'map_50'"):
+            learning_curves(load_runs(tmp_path), ["map_50"])
+
+    def test_figure(self, tmp_path: Path):
+        for name in ("a", "b"):
+            write_run(tmp_path / name, metrics=METRICS)
+        curves = learning_curves(load_runs(tmp_path))
+        figure = draw_learning_curves(curves)
+        assert [ax.get_ylabel() for ax in figure.axes] == ["training loss", "validation loss", "AP at IoU 0.5"]
+        assert [len(ax.lines) for ax in figure.axes] == [2, 2, 2]
+        assert figure.axes[2].lines[0].get_ydata().tolist() == [0.1, 0.3]
+        assert [text.get_text() for text in figure.legends[0].texts] == [str(tmp_path / n) for n in ("a", "b")]
+        alike = draw_learning_curves(curves, pd.Series("both", index=[str(tmp_path / n) for n in ("a", "b")]))
+        assert [text.get_text() for text in alike.legends[0].texts] == ["both"]
+        with pytest.raises(ValueError, match="labels: expected one for each run, got none for"):
+            draw_learning_curves(curves, pd.Series(["x"], index=["other"]))
+
+    def test_figure_of_many_tells_the_best_apart(self):
+        curves = pd.DataFrame(
+            [(f"run{n}", 1, 0, "val/map_50", n / 20) for n in range(15)],
+            columns=["run", "step", "epoch", "key", "value"],
+        )
+        texts = [text.get_text() for text in draw_learning_curves(curves).legends[0].texts]
+        assert texts == [*(f"run{n}" for n in range(3, 15)), "3 others"]
+
+
+def table(score: list[float], cost: list[float] | None = None, **settings: list[Any]) -> pd.DataFrame:
+    columns = {**settings, "status": ["finished"] * len(score), "map_50": score}
+    return pd.DataFrame(columns | ({} if cost is None else {"parameters": cost, "images_per_second": cost}))
+
+
+class TestPareto:
+    def test_known(self):
+        runs = table([0.5, 0.7, 0.6, 0.7, 0.4, np.nan], [10, 30, 20, 40, 15, 1])
+        assert pareto(runs).index.tolist() == [0, 2, 1]
+        # More images/s are better: 40 with 0.7 beats all.
+        assert pareto(runs, cost="images_per_second").index.tolist() == [3]
+
+    def test_equals_stay_together(self):
+        assert pareto(table([0.5, 0.5, 0.5], [10, 10, 11])).index.tolist() == [0, 1]
+
+    @pytest.mark.parametrize("cost", ["parameters", "images_per_second"])
+    def test_against_a_loop(self, cost: str):
+        rng = np.random.default_rng(0)
+        runs = table(rng.integers(0, 12, 60) / 12, rng.integers(1, 12, 60).astype(float))
+        sign = 1 if cost == "images_per_second" else -1
+        points = [(s, sign * c) for s, c in zip(runs["map_50"], runs[cost], strict=True)]
+        front = {
+            row
+            for row, (score, speed) in enumerate(points)
+            if not any(s >= score and c >= speed and (s > score or c > speed) for s, c in points)
+        }
+        assert set(pareto(runs, cost=cost).index) == front
+
+    def test_a_loss_is_better_when_it_is_small(self):
+        runs = table([0.5, 0.6], [10, 10]).assign(**{"val/loss": [1.0, 2.0]})
+        assert pareto(runs, score="val/loss").index.tolist() == [0]
+        assert [more_is_better(name) for name in ("map", "val/loss_localization", "train_seconds")] == [
+            True,
+            False,
+            False,
+        ]
+
+    def test_unknown_columns(self):
+        with pytest.raises(ValueError, match=r"cost: expected a column of numbers, one of map_50, .*got 'size'"):
+            pareto(table([0.5], [1]), cost="size")
+        with pytest.raises(ValueError, match=r"score: .*got 'status'"):
+            pareto(table([0.5], [1]), score="status")
+
+    def test_figure(self):
+        runs = table([0.5, 0.7, 0.6, 0.6], [1e6, 3e6, 2e6, 2e6], loss=list("abcc"))
+        figure = draw_pareto(runs)
+        numbers = [text.get_text() for text in figure.axes[0].texts]
+        assert numbers == ["1", "2", "3"]
+        assert "2  0.6 · 2M (+ 1 alike)\n     loss=c" in figure.axes[1].texts[0].get_text()
+
+
+class TestImportance:
+    def test_a_number_that_nearly_all_have_is_no_range(self):
+        rates = [0.005] * 20 + [0.01, 0.02, 0.03, 0.04]
+        result = importance(table([0.5] * 20 + [0.1, 0.2, 0.6, 0.7], **{"optimizer.lr": rates}))
+        assert result.index.tolist() == ["optimizer.lr"]
+        assert result["groups"].tolist() == [5]
+        assert result["explained"].tolist() == pytest.approx([1])
+
+    def test_known(self):
+        # Two by two: the loss makes 0.4, the seed 0.2, and nothing else.
+        runs = table([0.1, 0.3, 0.5, 0.7], loss=["a", "a", "b", "b"], seed=[0, 1, 0, 1])
+        result = importance(runs)
+        assert result.index.tolist() == ["loss", "seed"]
+        assert result["explained"].tolist() == pytest.approx([0.8, 0.2])
+        assert result["by chance"].tolist() == pytest.approx([1 / 3, 1 / 3])
+        assert result["beyond chance"].tolist() == pytest.approx([1 - 0.2 * 3 / 2, 1 - 0.8 * 3 / 2])
+        assert result["spread"].tolist() == pytest.approx([0.4, 0.2])
+        assert result["best"].tolist() == ["b", "1"]
+        assert result["runs"].tolist() == [4, 4]
+        assert result["groups"].tolist() == [2, 2]
+
+    def test_against_a_loop(self):
+        rng = np.random.default_rng(0)
+        score, setting = rng.random(40), rng.integers(0, 4, 40)
+        within = sum((score[i] - score[setting == setting[i]].mean()) ** 2 for i in range(40))
+        total = sum((value - score.mean()) ** 2 for value in score)
+        result = importance(table(score.tolist(), matcher=[f"m{n}" for n in setting]))
+        assert result["explained"].iloc[0] == pytest.approx(1 - within / total)
+
+    def test_what_chance_explains_is_the_mean_over_shuffled_settings(self):
+        rng = np.random.default_rng(0)
+        score, setting = rng.random(9).tolist(), np.array(list("aabbbcccc"))
+        shuffled = [importance(table(score, loss=rng.permutation(setting).tolist())) for _ in range(600)]
+        assert np.mean([one["explained"].iloc[0] for one in shuffled]) == pytest.approx(2 / 8, abs=0.02)
+        assert np.mean([one["beyond chance"].iloc[0] for one in shuffled]) == pytest.approx(0, abs=0.03)
+
+    def test_numbers_with_many_values_are_cut_into_ranges(self):
+        lr = [float(n) for n in range(1, 17)]
+        result = importance(table([n / 16 for n in lr], **{"optimizer.lr": lr}))
+        assert result["groups"].tolist() == [4]
+        assert result["best"].tolist() == ["13 to 16"]
+
+    def test_each_run_in_a_group_of_its_own_says_nothing(self):
+        result = importance(table([0.1, 0.5], loss=["a", "b"]))
+        assert result["explained"].tolist() == result["by chance"].tolist() == [1.0]
+        assert result["beyond chance"].isna().all()
+
+    def test_settings_that_group_alike_name_each_other(self):
+        result = importance(table([0.1, 0.2, 0.3], model=list("aab"), backbone=list("xxy"), seed=[0, 1, 0]))
+        assert result["same as"].to_dict() == {"model": "backbone", "backbone": "model", "seed": ""}
+
+    def test_a_missing_value_is_a_group(self):
+        result = importance(table([0.1, 0.2, 0.3, 0.4], decay=[np.nan, np.nan, 0.5, 0.5]))
+        assert result["groups"].tolist() == [2]
+
+    def test_a_loss_is_best_where_it_is_small(self):
+        runs = table([0.1, 0.5], loss=["a", "b"]).assign(**{"val/loss": [2.0, 1.0]})
+        assert importance(runs, "val/loss")["best"].tolist() == ["b"]
+
+    def test_runs_that_are_not_finished_or_have_no_score_are_left_out(self):
+        runs = table([0.1, 0.3, np.nan, 0.9], loss=["a", "b", "a", "c"])
+        runs.loc[3, "status"] = "unfinished"
+        result = importance(runs)
+        assert result["runs"].tolist() == [2]
+        assert result["best"].tolist() == ["b"]
+
+    def test_equal_scores_have_nothing_to_explain(self):
+        assert importance(table([0.5, 0.5, 0.5], loss=["a", "b", "b"]))["explained"].isna().all()
+
+    def test_nothing_differs(self):
+        result = importance(table([0.1, 0.2]))
+        assert len(result) == 0
+        draw_importance(result)
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match=r"runs: expected at least 2 that are finished and have map_50, got 1"):
+            importance(table([0.5], loss=["a"]))
+        with pytest.raises(ValueError, match=r"settings: expected columns of the table, got 'lr'"):
+            importance(table([0.5, 0.6]), settings=["lr"])
+        with pytest.raises(ValueError, match=r"runs: expected the table of load_runs"):
+            importance(table([0.5, 0.6]).drop(columns="status"))
+
+    def test_figure(self):
+        result = importance(table([0.1, 0.3, 0.5, 0.7], loss=["a", "a", "b", "b"], seed=[0, 1, 0, 1]))
+        ax = draw_importance(result).axes[0]
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.8, 0.2])
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["loss", "seed"]

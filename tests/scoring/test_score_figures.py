@@ -1,0 +1,174 @@
+"""Figures of scores: what is drawn is what was counted, and nothing runs out of the figure or into something else."""
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from ssd_lightning.drawing import shown_names
+from ssd_lightning.scoring.average_precision import Curve, PrecisionRecall
+from ssd_lightning.scoring.score_figures import draw_average_precision, draw_confusion, draw_precision_recall
+from ssd_lightning.scoring.scores import voc_columns
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+NOTEBOOK = 10.0
+"""Width of a notebook's output in inches; a wider figure is shown smaller."""
+
+
+def make_curve(points: int, seed: int = 0) -> Curve:
+    is_true = np.random.default_rng(seed).random(points) < 0.6
+    found = np.cumsum(is_true)
+    return Curve(found / max(points, 1), found / np.arange(1, points + 1), np.linspace(1, 0, points))
+
+
+def curves(count: int, points: int = 40) -> PrecisionRecall:
+    return PrecisionRecall(tuple(make_curve(points, seed) for seed in range(count)), np.full(count, points))
+
+
+def score_table(averages: list[float], names: list[str], iou_threshold: float = 0.5) -> pd.DataFrame:
+    values = np.array([*averages, np.nanmean(averages) if np.isfinite(averages).any() else np.nan])
+    columns = dict.fromkeys(voc_columns(iou_threshold), values) | {"COCO AP": values / 2}
+    objects = np.where(np.isnan(values), 0, 123)
+    return pd.DataFrame({"objects": objects, **columns}, index=pd.Index([*names, "mean"], name="class"))
+
+
+def class_names(count: int) -> list[str]:
+    return [f"{'refrigerator baseballglove'[: 4 + number % 20]} {number}" for number in range(count)]
+
+
+def texts(figure: Figure) -> list[tuple[str, np.ndarray]]:
+    """What can be read, with its edges in pixels: left, bottom, right, top."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [(text.get_text(), text.get_window_extent(canvas.get_renderer()).extents) for text in found]
+
+
+def assert_legible(figure: Figure, smallest: float) -> None:
+    """At the width of a notebook: letters of at least so many points, inside the figure, apart from each other."""
+    assert figure.get_figwidth() <= NOTEBOOK
+    found = texts(figure)
+    assert found
+    right, top = figure.bbox.width, figure.bbox.height
+    for text, edges in found:
+        assert edges.min() >= -0.5, text
+        assert edges[2] <= right + 0.5, text
+        assert edges[3] <= top + 0.5, text
+    for (text, a), (other, b) in combinations(found, 2):
+        overlap = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+        assert overlap.min() < 1, f"{text!r} and {other!r} overlap by {overlap}"
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    assert min(sizes) >= smallest
+
+
+COUNTS = pytest.mark.parametrize(("count", "smallest"), [(1, 8), (2, 8), (5, 8), (20, 7), (80, 5.5)])
+
+
+@COUNTS
+def test_precision_recall_is_legible(count: int, smallest: float):
+    assert_legible(draw_precision_recall(curves(count), class_names(count)), smallest)
+
+
+@COUNTS
+def test_average_precision_is_legible(count: int, smallest: float):
+    averages = np.linspace(0, 1, count).tolist()
+    assert_legible(draw_average_precision(score_table(averages, class_names(count))), smallest)
+
+
+@COUNTS
+def test_confusion_is_legible(count: int, smallest: float):
+    counts = np.random.default_rng(0).integers(0, 10_000, (count + 1, count + 1))
+    figure = draw_confusion(counts, class_names(count))
+    # Numbers may be smaller than names: they repeat what the colours tell.
+    assert_legible(figure, min(smallest, 5.5))
+    assert len(figure.axes[0].texts) == (counts.size if count <= 25 else 0)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [ax.get_title() for ax in figure.axes if ax.axison]
+
+
+def test_every_class_has_its_curve_and_its_average():
+    curve = Curve(np.array([0.5, 0.5, 1.0]), np.array([1.0, 0.5, 2 / 3]), np.array([0.9, 0.6, 0.2]))
+    nothing = Curve(np.zeros(0), np.zeros(0), np.zeros(0))
+    unknown = Curve(np.array([np.nan]), np.array([0.0]), np.array([0.9]))
+    figure = draw_precision_recall(
+        PrecisionRecall((curve, nothing, unknown), np.array([2, 3, 0])), ["found", "unseen", "absent"]
+    )
+    assert titles(figure) == ["found  0.833", "unseen  0.000", "absent  –"]
+    line, point = figure.axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), np.stack(curve[:2], axis=1))
+    assert point.get_xydata().tolist() == [[0.5, 0.5]], "two detections have at least a score of 0.5"
+    assert [ax.texts[0].get_text() for ax in figure.axes[1:3]] == ["no detections", "no objects"]
+
+
+def test_the_filled_area_is_the_average():
+    curve = Curve(np.array([0.25, 0.25, 0.75]), np.array([0.5, 0.25, 0.6]), np.array([0.9, 0.6, 0.2]))
+    figure = draw_precision_recall(PrecisionRecall((curve,), np.array([4])), ["banana"])
+    [path] = figure.axes[0].collections[0].get_paths()
+    x, y = path.vertices.T
+    area = abs(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2  # the shoelace formula
+    assert area == pytest.approx(0.75 * 0.6)
+    assert titles(figure) == ["banana  0.450"]
+
+
+def test_no_detection_reaches_the_score():
+    figure = draw_precision_recall(curves(1), ["banana"], score_threshold=1.1)
+    assert len(figure.axes[0].lines) == 1
+
+
+def test_classes_come_best_first_and_unknown_last():
+    figure = draw_average_precision(score_table([0.25, np.nan, 0.75], ["a", "b", "c"]))
+    [ax] = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["c", "a", "b"]
+    assert [patch.get_width() for patch in ax.patches] == [0.75, 0.25, 0]
+    assert ax.yaxis_inverted()
+    assert [text.get_text() for text in ax.texts] == ["AP", "0.750", "0.250", "–", "objects", "123", "123", "–"]
+    assert "mean of VOC12 AP: 0.500" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_the_legend_tells_another_iou():
+    figure = draw_average_precision(score_table([0.25], ["a"], 0.3), 0.3)
+    assert "VOC12 AP at IoU 0.3" in [text.get_text() for text in figure.legends[0].get_texts()]
+    figure = draw_precision_recall(curves(1), ["a"], 0.3)
+    assert any("IoU 0.3" in text.get_text() for text in figure.legends[0].get_texts())
+
+
+def test_confusion_shows_shares_of_rows_and_counts():
+    counts = np.array([[0, 3, 1], [2, 6, 0], [0, 0, 0]])  # background, a, b
+    figure = draw_confusion(counts, ["a", "b"])
+    ax = figure.axes[0]
+    np.testing.assert_allclose(ax.images[0].get_array(), [[0.75, 0, 0.25], [0, 0, 0], [0.75, 0.25, 0]])
+    cells = {text.get_position(): text.get_text() for text in ax.texts}
+    assert cells == {(0, 0): "6", (2, 0): "2", (0, 2): "3", (1, 2): "1"}
+    for labels in (ax.get_xticklabels(), ax.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["a", "b", "background"]
+
+
+AWKWARD = ["plátano, grande", "плантан", "word " * 40, r"$\frac{1}{$ $x_1^2$", "line\nbreak", "", "_hidden", "香\x00"]
+
+
+@pytest.mark.parametrize("draw", ["precision", "averages", "confusion"])
+def test_awkward_names(draw: str):
+    count = len(AWKWARD)
+    if draw == "precision":
+        figure = draw_precision_recall(curves(count), AWKWARD)
+    elif draw == "averages":
+        figure = draw_average_precision(score_table([0.5] * count, AWKWARD))
+    else:
+        figure = draw_confusion(np.ones((count + 1, count + 1), dtype=np.int64), AWKWARD)
+    assert_legible(figure, 5.5)
+    shown = " ".join(text for text, _ in texts(figure))
+    for name in ("плантан", "line break", "$x_1^2$", "_hidden", "class 8"):
+        assert name in shown
+
+
+def test_long_names_keep_both_ends():
+    names, _ = shown_names(["the left door of a car", "the left door of a van", "short"], longest=20)
+    assert names == ["the left door… a car", "the left door… a van", "short"]
+    assert len(names[0]) == 20

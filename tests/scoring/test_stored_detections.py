@@ -1,0 +1,119 @@
+"""Looking back at a run: its stored detections."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssd_lightning.scoring.stored_detections import load_detections, save_detections
+from ssd_lightning.structures import DetectionRecords, ObjectRecords
+
+CLASSES = ("banana", "plátano grande")
+PATHS = [Path("data/0.png"), Path("data/été 1.png")]
+
+
+def records(detections: int = 5, objects: int = 3) -> tuple[DetectionRecords, ObjectRecords]:
+    rng = np.random.default_rng(0)
+    return (
+        DetectionRecords(
+            rng.integers(0, 2, detections),
+            rng.integers(1, 3, detections),
+            rng.random((detections, 4), dtype=np.float32) * 300,
+            rng.random(detections, dtype=np.float32),
+        ),
+        ObjectRecords(
+            rng.integers(0, 2, objects),
+            rng.integers(1, 3, objects),
+            rng.random((objects, 4), dtype=np.float32) * 300,
+            rng.random(objects) < 0.5,
+        ),
+    )
+
+
+@pytest.mark.parametrize(("detections", "objects"), [(5, 3), (0, 3), (5, 0), (0, 0)])
+def test_what_was_saved_comes_back(tmp_path: Path, detections: int, objects: int) -> None:
+    saved = records(detections, objects)
+    save_detections(tmp_path / "detections.npz", *saved, PATHS, CLASSES)
+    stored = load_detections(tmp_path / "detections.npz")
+    for written, read in zip((*saved[0], *saved[1]), (*stored.detections, *stored.objects), strict=True):
+        np.testing.assert_array_equal(read, written)
+        assert read.dtype == written.dtype
+    assert stored.paths == tuple(str(path) for path in PATHS)
+    assert stored.classes == CLASSES
+
+
+def test_the_file_holds_plain_arrays(tmp_path: Path) -> None:
+    save_detections(tmp_path / "detections.npz", *records(), PATHS, CLASSES)
+    with np.load(tmp_path / "detections.npz", allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+        assert {"detections.scores", "objects.difficult", "paths", "classes"} <= set(file.files)
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    for count in (5, 2):
+        save_detections(tmp_path / "detections.npz", *records(count), PATHS, CLASSES)
+    assert len(load_detections(tmp_path / "detections.npz").detections.scores) == 2
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ValueError, match="cannot be read as stored detections") as caught:
+        load_detections(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert "No such file" in refusal(tmp_path / "gone.npz")
+    assert "Is a directory" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "No data left in file"),
+        (b"a text\n", "pickled"),
+        (b"PK\x03\x04", "not a zip file"),
+        (pickle.dumps([1, 2]), "pickled"),
+    ],
+)
+def test_a_file_of_something_else(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "detections.npz").write_bytes(content)
+    assert reason in refusal(tmp_path / "detections.npz")
+
+
+def test_a_single_array(tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    assert "it holds a single array" in refusal(tmp_path / "array.npy")
+
+
+def test_other_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "detections.npz", boxes=np.zeros((3, 4)))
+    assert "detections.image_ids" in refusal(tmp_path / "detections.npz")
+
+
+def test_arrays_that_would_run_code_are_not_opened(tmp_path: Path) -> None:
+    save_detections(tmp_path / "detections.npz", *records(), PATHS, CLASSES)
+    with np.load(tmp_path / "detections.npz") as file:
+        arrays = dict(file)
+    arrays["paths"] = np.array([object()], dtype=object)
+    np.savez(tmp_path / "detections.npz", **arrays)
+    assert "allow_pickle" in refusal(tmp_path / "detections.npz")
+
+
+def test_damage_of_any_kind_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "detections.npz"
+    save_detections(path, *records(), PATHS, CLASSES)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for length in (10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        refusal(path)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_detections(path)
+        except ValueError as error:
+            assert str(path) in str(error)  # noqa: PT017  # some damage does no harm

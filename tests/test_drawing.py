@@ -1,0 +1,268 @@
+"""Figures are looked at as a program can: pixels where lines must be, and what matplotlib was asked to draw."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from banana_folder import write_banana_folder
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from ssd_lightning.data.augmentation.pipeline import Augmentation
+from ssd_lightning.data.augmentation.windows import ZoomIn
+from ssd_lightning.data.bananas.dataset import Bananas
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.data.pictures import read_picture
+from ssd_lightning.drawing import COLOURS, class_colour, draw_boxes, draw_detections, save_figure
+from ssd_lightning.structures import DetectionRecords, ObjectRecords, Sample
+from ssd_lightning.training.figures import draw_curves, draw_training_pictures
+from ssd_lightning.training.loggers.metrics_file import MetricsFile
+
+CLASSES = ("banana", "plantain")
+
+
+def rgb(name: str) -> list[int]:
+    return [round(255 * share) for share in to_rgb(name)]
+
+
+# --- boxes on a picture ---
+
+
+def drawn_on(image: np.ndarray, *boxes: tuple[float, ...], labels: list[int] | None = None) -> np.ndarray:
+    labels = labels or [1] * len(boxes)
+    scores = np.linspace(0.9, 0.5, len(boxes), dtype=np.float32)
+    return draw_boxes(
+        image, np.array(boxes, dtype=np.float32).reshape(-1, 4), np.array(labels, dtype=np.int64), scores, CLASSES
+    )
+
+
+def test_the_border_of_a_box_has_the_colour_of_its_class() -> None:
+    image = np.full((200, 300, 3), 7, dtype=np.uint8)
+    drawn = drawn_on(image, (20, 40, 120, 160), (180, 100, 280, 190), labels=[1, 2])
+    for label, (right, bottom, x, y) in {1: (120, 160, 70, 100), 2: (280, 190, 230, 145)}.items():
+        assert drawn[y, right].tolist() == rgb(COLOURS[label - 1])
+        assert drawn[bottom, x].tolist() == rgb(COLOURS[label - 1])
+        assert drawn[y, x].tolist() == [7, 7, 7]  # inside
+        assert drawn[bottom + 1, x].tolist() == drawn[y, right + 1].tolist() == [7, 7, 7]  # outside
+
+
+def test_the_picture_itself_is_left_alone() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    before = image.copy()
+    drawn = drawn_on(image, (10, 10, 50, 50))
+    np.testing.assert_array_equal(image, before)
+    assert not np.array_equal(drawn, before)
+    assert drawn.shape == image.shape
+    assert drawn.dtype == np.uint8
+
+
+def test_a_picture_that_cannot_be_written_to(tmp_path: Path) -> None:
+    """As Pillow hands them out."""
+    root = write_banana_folder(tmp_path, 1, 1, side=64)
+    image = read_picture(root / "bananas_train" / "images" / "0.png")
+    image.flags.writeable = False
+    assert drawn_on(image, (10, 10, 50, 50)).shape == (64, 64, 3)
+
+
+def test_no_boxes_give_a_copy() -> None:
+    image = np.full((6, 8, 3), 7, dtype=np.uint8)
+    drawn = drawn_on(image)
+    np.testing.assert_array_equal(drawn, image)
+    drawn[0, 0] = 0
+    assert image[0, 0].tolist() == [7, 7, 7]
+
+
+def test_class_and_score_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd_lightning import drawing as visualize
+
+    asked = {}
+    real = visualize.draw_bounding_boxes
+
+    def listen(*args, **kwargs):
+        asked.update(kwargs)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(visualize, "draw_bounding_boxes", listen)
+    drawn_on(np.zeros((50, 50, 3), dtype=np.uint8), (1, 1, 20, 20), (20, 20, 40, 40), labels=[2, 1])
+    assert asked["labels"] == ["plantain 0.90", "banana 0.50"]
+
+
+def test_lines_grow_with_the_picture() -> None:
+    def painted_share(side: int) -> float:
+        box = (0.2 * side, 0.2 * side, 0.8 * side, 0.8 * side)
+        drawn = drawn_on(np.zeros((side, side, 3), dtype=np.uint8), box)
+        middle = drawn[side // 2]  # crosses the left and the right border
+        return (middle == rgb(COLOURS[0])).all(axis=1).sum() / side
+
+    assert painted_share(1000) == pytest.approx(painted_share(4000))
+
+
+def test_boxes_at_the_edge_and_tiny_pictures() -> None:
+    assert drawn_on(np.zeros((4, 4, 3), dtype=np.uint8), (0, 0, 4, 4), (1, 1, 1, 1)).shape == (4, 4, 3)
+
+
+def test_more_classes_than_colours() -> None:
+    assert [class_colour(label) for label in range(1, 8)] == list(COLOURS)
+    assert class_colour(8) == class_colour(1)
+    assert len(set(COLOURS)) == 7
+    classes = [f"class {number}" for number in range(20)]
+    boxes = np.tile(np.array([5, 5, 40, 40], dtype=np.float32), (20, 1))
+    drawn = draw_boxes(
+        np.zeros((50, 50, 3), dtype=np.uint8), boxes, np.arange(1, 21), np.full(20, 0.5, dtype=np.float32), classes
+    )
+    assert drawn[39, 39].tolist() == rgb(class_colour(20))
+
+
+# --- pictures of a data set ---
+
+
+class GreyPictures:
+    def __init__(self, length: int) -> None:
+        self.paths = [Path(f"{index}.png") for index in range(length)]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        nothing = np.zeros(0, dtype=np.int64)
+        image = np.full((30, 40, 3), 10 * index, dtype=np.uint8)
+        return Sample(image, np.zeros((0, 4), dtype=np.float32), nothing, nothing.astype(bool))
+
+
+def detections(*rows: tuple[int, int, float]) -> DetectionRecords:
+    """Of each: picture, label, score. The boxes are all the same."""
+    ids, labels, scores = zip(*rows, strict=True) if rows else ((), (), ())
+    boxes = np.tile(np.array([5, 6, 25, 16], dtype=np.float32), (len(rows), 1))
+    return DetectionRecords(
+        np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64), boxes, np.array(scores, dtype=np.float32)
+    )
+
+
+def objects(*ids: int) -> ObjectRecords:
+    count = len(ids)
+    boxes = np.tile(np.array([4, 5, 24, 15], dtype=np.float32), (count, 1))
+    return ObjectRecords(
+        np.array(ids, dtype=np.int64), np.ones(count, dtype=np.int64), boxes, np.zeros(count, dtype=bool)
+    )
+
+
+def rectangles(figure: Figure, index: int) -> list[tuple[tuple[float, ...], str, str]]:
+    """Edges, colour and line style of what is drawn on one picture."""
+    return [
+        (
+            (*patch.get_xy(), patch.get_x() + patch.get_width(), patch.get_y() + patch.get_height()),
+            matplotlib.colors.to_hex(patch.get_edgecolor()).upper(),
+            patch.get_linestyle(),
+        )
+        for patch in figure.axes[index].patches
+    ]
+
+
+def test_truth_is_dashed_and_detections_are_solid() -> None:
+    found = detections((0, 1, 0.9), (0, 2, 0.5), (0, 1, 0.49), (1, 1, 0.8))
+    figure = draw_detections(GreyPictures(3), found, objects(0, 2), CLASSES)
+    truth = [((4, 5, 24, 15), "#000000", "solid"), ((4, 5, 24, 15), "#FFFFFF", "dashed")]
+    assert rectangles(figure, 0) == [
+        *truth,
+        ((5, 6, 25, 16), COLOURS[0], "solid"),
+        ((5, 6, 25, 16), COLOURS[1], "solid"),
+    ]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["banana 0.90", "plantain 0.50"]
+    assert rectangles(figure, 1) == [((5, 6, 25, 16), COLOURS[0], "solid")]
+    assert rectangles(figure, 2) == truth
+    for index in range(3):
+        assert (figure.axes[index].images[0].get_array() == 10 * index).all()
+
+
+def test_the_threshold_is_the_callers() -> None:
+    figure = draw_detections(GreyPictures(1), detections((0, 1, 0.3)), objects(), CLASSES, threshold=0.25)
+    assert len(rectangles(figure, 0)) == 1
+    assert "0.25" in figure.legends[0].get_texts()[1].get_text()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "count", "chosen"),
+    [(1, 12, [0]), (3, 12, [0, 1, 2]), (21, 3, [0, 10, 20]), (5, 5, [0, 1, 2, 3, 4]), (10, 1, [0])],
+)
+def test_pictures_are_chosen_evenly(pictures: int, count: int, chosen: list[int]) -> None:
+    figure = draw_detections(GreyPictures(pictures), detections(), objects(), CLASSES, count=count)
+    shown = [int(ax.images[0].get_array()[0, 0, 0]) // 10 for ax in figure.axes if ax.images]
+    assert shown == chosen
+
+
+def test_training_pictures_are_shown_as_the_network_sees_them(tmp_path: Path) -> None:
+    root = write_banana_folder(tmp_path, num_train=6, num_val=1, side=64)
+    data = DetectionDataModule(Bananas(root), (32, 48), 2, Augmentation([ZoomIn(1.0)], 0.5), num_workers=0)
+    data.setup("fit")
+    figure = draw_training_pictures(data, count=5)
+    loader = data.train_dataloader()
+    batches = list(loader)
+    images = [image.permute(1, 2, 0).numpy() for batch in batches for image in batch.images][:5]
+    boxes = [box for batch in batches for box in batch.objects.boxes[:, 0].numpy()][:5]
+    assert len([ax for ax in figure.axes if ax.images]) == 5
+    for index, (image, box) in enumerate(zip(images, boxes, strict=True)):
+        np.testing.assert_array_equal(figure.axes[index].images[0].get_array(), image)
+        [(edges, line_colour, style)] = rectangles(figure, index)
+        np.testing.assert_allclose(edges, box * (48, 32, 48, 32), rtol=1e-5)
+        assert (line_colour, style) == (COLOURS[0], "solid")
+
+
+# --- curves ---
+
+
+def metrics_file(folder: Path, *rows: dict[str, float]) -> Path:
+    logger = MetricsFile(folder)
+    for step, row in enumerate(rows):
+        logger.log_metrics({"epoch": 0, **row}, step=step)
+    logger.save()
+    return folder / "metrics.csv"
+
+
+def curves(figure: Figure) -> list[dict[str, list[tuple[float, float]]]]:
+    """For each of the two axes, the points of each line by its label."""
+    return [
+        {str(line.get_label()): list(zip(*line.get_data(), strict=True)) for line in ax.lines} for ax in figure.axes
+    ]
+
+
+def test_curves_are_the_numbers_of_the_table(tmp_path: Path) -> None:
+    path = metrics_file(
+        tmp_path,
+        {"train/loss": 4.0, "train/loss_classification": 3.0, "train/loss_localization": 1.0},
+        {"train/loss": 2.0},
+        {"val/loss": 3.0, "val/map_50": 0.5, "val/map_75": 0.25, "val/map": 0.125},
+    )
+    losses, scores = curves(draw_curves(path))
+    assert losses == {
+        "training": [(0, 4.0), (1, 2.0)],
+        "… classification": [(0, 3.0)],
+        "… localization": [(0, 1.0)],
+        "validation": [(2, 3.0)],
+    }
+    assert scores == {"AP at IoU 0.5": [(2, 0.5)], "AP at IoU 0.75": [(2, 0.25)], "AP, IoU 0.5 to 0.95": [(2, 0.125)]}
+
+
+def test_curves_of_a_run_that_logged_little_or_nothing(tmp_path: Path) -> None:
+    assert curves(draw_curves(tmp_path / "metrics.csv")) == [{}, {}]
+    losses, scores = curves(draw_curves(metrics_file(tmp_path, {"lr": 0.1}, {"val/map": float("nan")})))
+    assert losses == {}
+    assert list(scores) == ["AP, IoU 0.5 to 0.95"]
+
+
+@pytest.mark.parametrize(
+    "rows", [[], [{"train/loss": 1.0}], [{"train/loss": 0.0}, {"train/loss": float("inf")}, {"val/map": float("nan")}]]
+)
+@pytest.mark.filterwarnings("ignore:Data has no positive values")
+def test_such_curves_can_be_saved(tmp_path: Path, rows: list[dict[str, float]]) -> None:
+    figure = draw_curves(metrics_file(tmp_path, *rows))
+    save_figure(figure, tmp_path / "new" / "folder" / "curves.png")
+    image = read_picture(tmp_path / "new" / "folder" / "curves.png")
+    assert image.shape == (432, 1200, 3)  # 10 × 3.6 inches of 120 dots
+
+
+def test_no_backend_is_chosen(tmp_path: Path) -> None:
+    """A notebook's choice stays, and no window opens."""
+    before = matplotlib.rcParams._get_backend_or_none()
+    save_figure(draw_detections(GreyPictures(2), detections(), objects(0), CLASSES), str(tmp_path / "a.png"))
+    assert matplotlib.rcParams._get_backend_or_none() == before
