@@ -1,6 +1,7 @@
-"""What the processes of a run, its ranks, tell each other. All of them call these at the same time.
+"""Communication between the ranks (processes) of a run.
 
-With one process, or without ``torch.distributed``, everything is as one has it already.
+All ranks must call each function at the same time, except :func:`is_first_to_fail`. With a single process, or without
+``torch.distributed``, each function returns its own process's value.
 """
 
 from typing import Any
@@ -13,12 +14,13 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 
 def world_size() -> int:
-    is_several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_several else 1
+    """Return the number of ranks."""
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_distributed else 1
 
 
-def total(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The sum over all ranks."""
+def all_reduce_sum(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return the sum over all ranks."""
     if world_size() == 1:
         return values
     values = values.clone()
@@ -27,7 +29,7 @@ def total(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def gather(value: Any) -> list[Any] | None:
-    """The values of all ranks, in their order, on the first; None on the others."""
+    """Return the values of all ranks, in rank order, on the first rank, and None on the others."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size() if torch.distributed.get_rank() == 0 else None
@@ -35,8 +37,8 @@ def gather(value: Any) -> list[Any] | None:
     return values
 
 
-def gather_everywhere(value: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
+def all_gather(value: Any) -> list[Any]:
+    """Return the values of all ranks, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -44,8 +46,8 @@ def gather_everywhere(value: Any) -> list[Any]:
     return values
 
 
-def of_first_rank(value: Any) -> Any:
-    """What the first rank has."""
+def broadcast(value: Any) -> Any:
+    """Return the first rank's value on every rank."""
     if world_size() == 1:
         return value
     values = [value]
@@ -53,18 +55,21 @@ def of_first_rank(value: Any) -> Any:
     return values[0]
 
 
-def use_buffers_of_first_rank(module: nn.Module) -> None:
-    """Such as the running statistics of batch norm, which each rank takes from its own pictures."""
+def broadcast_buffers(module: nn.Module) -> None:
+    """Copy the first rank's buffers to all ranks.
+
+    Running statistics of batch norm are such buffers: each rank computes them from its own pictures.
+    """
     if world_size() > 1:
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, 0)
 
 
-def fails_first() -> bool:
-    """Whether this rank is the first to fail. What others fail with is a consequence. May be called at any time."""
+def is_first_to_fail() -> bool:
+    """Return whether this rank is the first to fail: later failures of other ranks are its consequences."""
     if world_size() == 1:
         return True
     try:
         return _get_default_store().add("ranks that failed", 1) == 1
-    except RuntimeError:  # the first rank, which keeps the count, is gone
+    except RuntimeError:  # The first rank keeps the count, and it is gone.
         return False

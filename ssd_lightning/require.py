@@ -1,19 +1,19 @@
-"""What a numeric argument may be: checked and told in one way everywhere. Imports nothing that takes long."""
+"""Checks of numeric arguments, with one form of message. The module imports nothing slow, for commands to start fast."""
 
 from numbers import Integral, Real
 from typing import Any
 
 
 def require_number(name: str, value: Any, interval: str) -> None:
-    """Refuse what is not a number of an interval, such as text that a config holds by mistake.
+    """Raise an error if ``value`` is not a number in ``interval``.
 
     Args:
         name: the argument, as in the code or on the command line.
-        value: NaN lies in no interval, and True is no number.
-        interval: such as ``(0, 1]``, where the round bracket leaves its end out; infinity is never inside.
+        value: anything that a config can hold. NaN lies in no interval, and a bool is not a number.
+        interval: such as ``(0, 1]``, where the round bracket excludes its end. Infinity is always excluded.
 
     Raises:
-        ValueError: naming the argument, the interval and the value.
+        ValueError: with the argument's name, the interval and the value.
     """
     least, most = map(float, interval[1:-1].split(","))
     is_inside = _is_a(value, Real) and (
@@ -27,10 +27,10 @@ def require_number(name: str, value: Any, interval: str) -> None:
 
 
 def require_whole_number(name: str, value: Any, least: int) -> None:
-    """Refuse what is not a whole number of at least ``least``.
+    """Raise an error if ``value`` is not a whole number of at least ``least``.
 
     Raises:
-        ValueError: naming the argument, the least and the value.
+        ValueError: with the argument's name, the lowest allowed number and the value.
     """
     if not (_is_a(value, Integral) and value >= least):
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value}")

@@ -1,10 +1,11 @@
-"""The types that flow through the project, and the letters used for their axes.
+"""The types that flow through the project, and the names of their axes.
 
-Axes: ``batch`` (B) images, ``boxes`` (P) default boxes, ``objects`` (M) the most objects of any image of the batch,
-``classes`` (C + 1) object classes with background as class 0, ``detections`` (D) the most detections kept per image.
+Axes: ``batch`` (B) images, ``boxes`` (P) default boxes, ``objects`` (M) the largest number of objects in an image of the
+batch, ``classes`` (C + 1) object classes with background as class 0, ``detections`` (D) the largest number of detections
+in an image.
 
-Boxes are float32 fractions of the image (0 is the left or top edge, 1 the right or bottom edge).
-Default boxes are ``cxcywh`` (centre and size); everything else is ``xyxy`` (left, top, right, bottom).
+Boxes are float32 fractions of the image: 0 is the left or top edge, 1 the right or bottom edge.
+Default boxes are ``cxcywh`` (centre and size); all other boxes are ``xyxy`` (left, top, right, bottom).
 """
 
 from typing import NamedTuple
@@ -13,15 +14,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+DRAW_THRESHOLD = 0.5
+"""Lowest score of a detection that is drawn."""
+
 ImageSize = int | tuple[int, int] | list[int]
-"""In pixels: (height, width), or one number for both."""
+"""Size of an image in pixels: (height, width), or one number for both."""
 
 
 def height_and_width(image_size: ImageSize) -> tuple[int, int]:
-    """Both sides of an image size.
+    """Return both sides of an image size.
 
     Raises:
-        ValueError: if it is neither one nor two numbers of at least 1.
+        ValueError: if ``image_size`` is not one or two whole numbers of at least 1.
     """
     sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
@@ -32,7 +36,7 @@ def height_and_width(image_size: ImageSize) -> tuple[int, int]:
 
 
 class Sample(NamedTuple):
-    """One picture of a data set and its objects. NumPy, because that is what decoding and augmenting work on."""
+    """One picture of a data set and its objects, as NumPy arrays for decoding and augmentation."""
 
     image: UInt8[np.ndarray, "height width 3"]
     boxes: Float[np.ndarray, "objects 4"]
@@ -42,10 +46,10 @@ class Sample(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """What is known of one picture before it is decoded."""
+    """The annotations of one picture, which are known before the picture is decoded."""
 
     size: tuple[int, int]
-    """(height, width) in pixels, upright."""
+    """(height, width) in pixels, after the rotation that the file's EXIF data ask for."""
     boxes: Float[np.ndarray, "objects 4"]
     labels: Int[np.ndarray, " objects"]
     """1 … C."""
@@ -53,44 +57,44 @@ class Truth(NamedTuple):
 
 
 class Objects(NamedTuple):
-    """Ground truth of a batch, padded to the image with the most objects; what is not ``valid`` is padding."""
+    """Ground truth of a batch, padded to the image with the most objects. Rows that are not ``valid`` are padding."""
 
     boxes: Float[Tensor, "batch objects 4"]
     labels: Int[Tensor, "batch objects"]
     """1 … C; padding is 0."""
     difficult: Bool[Tensor, "batch objects"]
-    """VOC's flag: scored neither as found nor as missed."""
+    """VOC's flag: such an object is scored neither as found nor as missed."""
     valid: Bool[Tensor, "batch objects"]
 
 
 class Batch(NamedTuple):
-    """What a data loader yields. Pictures stay uint8 until they are on the device."""
+    """One batch of a data loader. Pictures stay uint8 until they are on the device."""
 
     images: UInt8[Tensor, "batch 3 height width"]
     objects: Objects
     image_ids: Int[Tensor, " batch"]
-    """Position of the picture in its data set; the data set knows the file name."""
+    """Index of each picture in its data set; the data set knows the file name."""
     image_sizes: Int[Tensor, "batch 2"]
-    """(height, width) in pixels of the picture before it was resized to the network's input."""
+    """(height, width) in pixels of each picture before it was resized to the network's input."""
 
 
 class Predictions(NamedTuple):
-    """Output of the network: one row per default box."""
+    """Output of the network, one row per default box."""
 
     logits: Float[Tensor, "batch boxes classes"]
     offsets: Float[Tensor, "batch boxes 4"]
-    """Relative to the default boxes, divided by the variances; see :func:`ssd_lightning.detector.boxes.decode`."""
+    """Encoded boxes: see :func:`ssd_lightning.detector.boxes.encode`."""
 
 
 class Matches(NamedTuple):
-    """What each default box should have predicted."""
+    """The training target of each default box."""
 
     labels: Int[Tensor, "batch boxes"]
-    """Class of the matched object, 0 for background, -1 where the default box is to be ignored."""
+    """Class of the matched object, 0 for background, -1 where the loss ignores the default box."""
     objects: Int[Tensor, "batch boxes"]
-    """Which object of its image; without meaning where ``labels`` is not positive."""
+    """Index of the matched object in its image; without meaning where ``labels`` is not positive."""
     object_boxes: Float[Tensor, "batch objects 4"]
-    """xyxy of the objects, of at least one: images without any have an empty box in the corner."""
+    """Boxes (xyxy) of the objects. Padding is an empty box in the corner; a batch without objects has one per image."""
 
     @property
     def boxes(self) -> Float[Tensor, "batch boxes 4"]:
@@ -99,7 +103,7 @@ class Matches(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Scalars. ``total`` is what is minimised, the rest is for the log."""
+    """Scalar losses. Training minimises ``total``; the parts are logged."""
 
     total: Float[Tensor, ""]
     classification: Float[Tensor, ""]
@@ -107,7 +111,7 @@ class Losses(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """Detections of a batch, best first, padded; what is not ``valid`` is padding."""
+    """Detections of a batch, best first, padded. Rows that are not ``valid`` are padding."""
 
     boxes: Float[Tensor, "batch detections 4"]
     labels: Int[Tensor, "batch detections"]
@@ -123,7 +127,7 @@ class ObjectRecords(NamedTuple):
     labels: Int[np.ndarray, " objects"]
     """1 … C."""
     boxes: Float[np.ndarray, "objects 4"]
-    """xyxy edges, in any unit that both sides share. A VOC box of inclusive pixels 3 … 7 has edges 2 and 7."""
+    """Edges (xyxy) in the unit of the detections. A VOC box of inclusive pixels 3 … 7 has edges 2 and 7."""
     difficult: Bool[np.ndarray, " objects"]
 
 
@@ -134,7 +138,3 @@ class DetectionRecords(NamedTuple):
     labels: Int[np.ndarray, " detections"]
     boxes: Float[np.ndarray, "detections 4"]
     scores: Float[np.ndarray, " detections"]
-
-
-DRAW_THRESHOLD = 0.5
-"""Detections are drawn from this score on."""

@@ -51,7 +51,7 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
     except Exception as error:
         # Everybody is asked to stop at the same step, and this is no failure.
         if type(error).__name__ != "StoppedBySignal":
-            is_first_to_fail = collectives.fails_first()
+            is_first_to_fail = collectives.is_first_to_fail()
             others.refuse_if_killed()
             if not is_first_to_fail:
                 raise FailedElsewhere from error
@@ -178,9 +178,9 @@ class SameOnAllRanks(lightning.Callback):
         """Raises: ValueError: naming what differs."""
         settings = self.settings | {"precision": trainer.precision}
         text = json.dumps(settings, sort_keys=True, default=str)
-        if len(set(collectives.gather_everywhere(hashlib.sha256(text.encode()).hexdigest()))) == 1:
+        if len(set(collectives.all_gather(hashlib.sha256(text.encode()).hexdigest()))) == 1:
             return
-        first, *others = collectives.gather_everywhere(settings)
+        first, *others = collectives.all_gather(settings)
         for rank, other in enumerate(others, start=1):
             different = [key for key in sorted({*first, *other}) if first.get(key) != other.get(key)]
             if different:

@@ -268,4 +268,4 @@ def _share_of_positives(positive: Bool[Tensor, "batch boxes"]) -> Float[Tensor, 
 
     DDP averages the gradients of the ranks, so that dividing by this divides their sum by the whole count.
     """
-    return collectives.total(positive.sum().float()).clamp(min=1) / collectives.world_size()
+    return collectives.all_reduce_sum(positive.sum().float()).clamp(min=1) / collectives.world_size()

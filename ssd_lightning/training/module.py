@@ -109,7 +109,7 @@ class SSDModule(lightning.LightningModule):
         matches = self.matcher(batch.objects, self.model.default_boxes)
         losses = self.loss(predictions, matches, self.model.default_boxes)
         # The shares of the ranks add up to the loss of the whole batch, which is their mean as it is that of gradients.
-        values = collectives.total(torch.stack(losses).detach()) / collectives.world_size()
+        values = collectives.all_reduce_sum(torch.stack(losses).detach()) / collectives.world_size()
         self.log_dict(dict(zip(TRAINING_VALUES, values, strict=True)), batch_size=len(batch.images))
         if self._has_statistics:
             self.statistics.add(predictions, matches, batch.objects, self.model.default_boxes)
@@ -136,7 +136,7 @@ class SSDModule(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.scores.reset()
         self._validated = []
-        collectives.use_buffers_of_first_rank(self.model)
+        collectives.broadcast_buffers(self.model)
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
@@ -148,7 +148,7 @@ class SSDModule(lightning.LightningModule):
             batches = [batch for rank in ranks for batch in rank]
             scores = mean_over_pictures(batches) | {f"val/{key}": value for key, value in self.scores.compute().items()}
         # All ranks have the same numbers then, of which the maximum is each: a mean of three might be rounded.
-        self.log_dict(collectives.of_first_rank(scores), sync_dist=True, reduce_fx="max")
+        self.log_dict(collectives.broadcast(scores), sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.new_optimizer()

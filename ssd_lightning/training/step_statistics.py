@@ -75,7 +75,7 @@ class TrainingStatistics:
         """
         if self._sums_and_counts is None:
             return {}
-        sums, counts = collectives.total(self._sums_and_counts).tolist()
+        sums, counts = collectives.all_reduce_sum(self._sums_and_counts).tolist()
         self.clear()
         return {
             name: total / count for name, total, count in zip(self._names(), sums, counts, strict=True) if count > 0

@@ -263,7 +263,7 @@ def test_ranks_count_as_one(first: slice, monkeypatch: pytest.MonkeyPatch) -> No
     # Before the ranks stand in for each other.
     expected = statistics_of(part(scene, slice(first.start, None)), mining=MinedCrossEntropy())
     given = []
-    monkeypatch.setattr(collectives, "total", lambda values: given.append(values) or own[0] + own[1])
+    monkeypatch.setattr(collectives, "all_reduce_sum", lambda values: given.append(values) or own[0] + own[1])
     for rank in ranks:
         assert rank.take() == pytest.approx(expected, rel=1e-5)
     assert all(values is mine for values, mine in zip(given, own, strict=True))
