@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM outside training. Imports nothing that takes long."""
+"""Ctrl-C and SIGTERM outside of training steps. Nothing here takes long to import."""
 
 import contextlib
 import os
@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from types import FrameType
 
 IMPATIENCE = 1.0
-"""Seconds from which on a second signal is another request. ``uv run`` and schedulers pass a signal on that the
-terminal or the process group brings as well, so that one request arrives twice."""
+"""Seconds after which a second signal counts as a second request.
+
+``uv run`` and schedulers forward a signal that the terminal sends to the whole process group too, so that one request
+arrives twice.
+"""
 
 
 class Interrupted(SystemExit):
-    """A signal that asks to stop came while nothing else, such as a training, was prepared for it."""
+    """A request to stop that arrived while nothing else, such as a training, handled signals."""
 
     code: int
 
@@ -28,7 +31,7 @@ class Interrupted(SystemExit):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Within this SIGINT and SIGTERM raise Interrupted, unless somebody handles or ignores them already."""
+    """Raise Interrupted on SIGINT and SIGTERM inside the block, unless another handler is set already."""
     handler = _Interrupt()
     former = {}
     if threading.current_thread() is threading.main_thread():
@@ -44,7 +47,7 @@ def interruptible() -> Iterator[None]:
 
 
 class _Interrupt:
-    """The handler. A request may arrive twice, from the terminal and from what started this: see IMPATIENCE."""
+    """The handler, which ignores a request that arrives a second time within IMPATIENCE."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
@@ -52,7 +55,7 @@ class _Interrupt:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # Forked off, such as a loader's worker: it ends with the process that needs it.
+            # A forked process, such as a worker of a data loader, ends with the process that needs it.
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return

@@ -1,6 +1,6 @@
-"""What all commands share: where the configs are, help that answers at once, errors in one line, folders kept safe.
+"""The start of every command: config, help, one-line errors and tidy run folders.
 
-Nothing heavy is imported here: torch and lightning come with the task, after the arguments have been understood.
+Nothing heavy is imported here: torch and Lightning are imported by the task, once the arguments have been checked.
 """
 
 import functools
@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import explain, fail, require_plugins
 from ssd_lightning.cli.help import Command, help_text
-from ssd_lightning.cli.run_folders import continue_in_run_folder, what_is_left
+from ssd_lightning.cli.run_folders import resume_in_run_folder, state_of
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.signals import Interrupted, interruptible
 
 WRITE_NOTHING = ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
-"""Arguments by which Hydra keeps no files of this process."""
+"""Arguments that keep Hydra from writing files for this process."""
 
 
 def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[list[str]], list[str]] = list) -> None:
@@ -37,36 +37,40 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
         task: the work to do. It imports what takes long.
         expand: rewrites arguments that Hydra does not know into arguments that it does.
     """
-    name = command.name
-    # Wherever it stands: Hydra's parser refuses what comes after an option in the middle.
+    # Hydra's parser refuses arguments after an option, so options go first wherever they were typed.
     arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     if any(argument in ("--help", "-h") for argument in arguments):
         print(help_text(command))
         return
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     ranks.wants_traceback = wants_traceback
-    # Hydra would print part of a traceback and hide the rest; here it hands the error over.
+    # With this variable Hydra passes errors on, instead of printing part of a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _refuse_lists_for_groups(arguments)
         require_plugins(arguments)
-        arguments = continue_in_run_folder(expand(overrides.readable(arguments)))
+        arguments = resume_in_run_folder(expand(overrides.readable(arguments)))
         sys.argv[1:] = [*arguments, *([] if ranks.is_first() else WRITE_NOTHING)]
-        hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=command.config)(_tidy(name, task))()
+        start = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=command.config)
+        start(_tidy(command.name, task))()
     except KeyboardInterrupt:
-        fail(name, "interrupted", exit_code=130)
+        fail(command.name, "interrupted", exit_code=130)
     except Exception as error:
         explanation = explain(error)
         if wants_traceback or explanation is None:
             raise
-        fail(name, explanation)
+        fail(command.name, explanation)
     finally:
         if not wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
 
 
 def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """The task; if it fails before it has written anything, its folder goes with it."""
+    """Wrap a task so that it ends in one line, and so that a folder without results is removed.
+
+    Errors end the process here rather than as exceptions: Hydra would print all overrides before the message, and a
+    sweep would continue with its next job.
+    """
 
     @functools.wraps(task)
     def tidy_task(config: DictConfig) -> Any:
@@ -75,39 +79,47 @@ def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
                 overrides.make_data_folders_absolute(config)
                 return task(config)
         except (Exception, Interrupted) as error:
-            hydra_config = HydraConfig.get()
-            folder = Path(hydra_config.runtime.output_dir)
-            own = {folder / ".hydra", folder / f"{hydra_config.job.name}.log"}
-            is_new = config.get("resume") is None and folder != Path.cwd()
-            if is_new and ranks.is_first() and set(folder.iterdir()) <= own:
-                shutil.rmtree(folder, ignore_errors=True)
+            _remove_empty_run_folder(config)
             if isinstance(error, ranks.FailedElsewhere):
-                # Not as an exception, of which Hydra would tell.
                 sys.exit(1)
+            folder = Path(HydraConfig.get().runtime.output_dir)
             if isinstance(error, Interrupted):
                 if not ranks.is_first():
                     raise
-                fail(name, f"{error}; {what_is_left(config, folder)}", error.code)
+                fail(name, f"{error}; {state_of(folder, config)}", error.code)
+            # The class is compared by name, since importing it would import Lightning.
             if type(error).__name__ == "StoppedBySignal":
                 if not ranks.is_first():
                     sys.exit(0)
-                # Not as an exception, after which a sweep would go on with its next job.
-                fail(name, f"{error}; {what_is_left(config, folder)}")
+                fail(name, f"{error}; {state_of(folder, config)}")
             explanation = None if ranks.wants_traceback else explain(error)
-            if explanation is not None and hydra_config.mode == RunMode.RUN:
-                # Not as an exception: Hydra would put a line with all overrides before it.
+            if explanation is not None and HydraConfig.get().mode == RunMode.RUN:
                 fail(name, explanation)
             raise
 
     return tidy_task
 
 
+def _remove_empty_run_folder(config: DictConfig) -> None:
+    """Remove the run folder of a task that failed before it wrote anything."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    written_by_hydra = {folder / ".hydra", folder / f"{hydra_config.job.name}.log"}
+    is_new = config.get("resume") is None and folder != Path.cwd()
+    if is_new and ranks.is_first() and set(folder.iterdir()) <= written_by_hydra:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _refuse_lists_for_groups(arguments: list[str]) -> None:
-    """Where people type numbers for a group's option, Hydra fails in its own code."""
+    """Refuse numbers in place of a group's option, on which Hydra fails with a message about its own code.
+
+    Raises:
+        ValueError: naming the group and the key that takes numbers.
+    """
     for group, key in (("box_scales", "scales"), ("aspect_ratios", "aspect_ratios")):
         for argument in arguments:
             if argument.startswith(f"{group}=["):
                 raise ValueError(
-                    f"{group}: expected the name of an option, got {argument.partition('=')[2]}; "
-                    f"numbers go to model.default_boxes.{key}=[…]"
+                    f"{group}: expected the name of an option, got {argument.partition('=')[2]}. "
+                    f"Try model.default_boxes.{key}=[…]."
                 )

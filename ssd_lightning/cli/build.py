@@ -24,9 +24,13 @@ from ssd_lightning.training.module import SSDModule
 
 
 def check_values(config: DictConfig) -> None:
-    """What would be found wrong late, or never."""
+    """Refuse values that would be found wrong late, or never.
+
+    Raises:
+        ValueError: naming the key.
+    """
     if isinstance(config.seed, str) and config.seed.isdecimal():
-        config.seed = int(config.seed)  # from the environment all is text
+        config.seed = int(config.seed)  # Values from the environment are text.
     for key, least in WHOLE_NUMBERS.items():
         value = OmegaConf.select(config, key)
         if value is not None or key in ("seed", "batch_size", "dashboard_pictures"):
@@ -34,11 +38,11 @@ def check_values(config: DictConfig) -> None:
     if "lr" in config.optimizer:
         require_number("optimizer.lr", config.optimizer.lr, "[0, inf)")
     if config.trainer.get("limit_val_batches") == 0:
-        raise ValueError("trainer.limit_val_batches: expected at least a batch, on which the best are chosen, got 0")
+        raise ValueError("trainer.limit_val_batches: expected at least 1, to choose the best checkpoint, got 0")
     if config.trainer.get("max_epochs") == 0:
         raise ValueError("trainer.max_epochs: expected at least 1, got 0")
     if config.trainer.get("overfit_batches"):
-        raise ValueError("trainer.overfit_batches: expected overfit_pictures, which counts pictures, in its place")
+        raise ValueError("trainer.overfit_batches: expected no value. Try overfit_pictures=<number of pictures>.")
 
 
 WHOLE_NUMBERS = {
@@ -48,18 +52,22 @@ WHOLE_NUMBERS = {
     "overfit_pictures": 1,
     "lr_reference_batch": 1,
     "dashboard_pictures": 0,
-    # Lightning takes anything for its own.
+    # Lightning accepts any value for these.
     "trainer.max_epochs": -1,
     "trainer.max_steps": -1,
     "trainer.log_every_n_steps": 0,
     "trainer.check_val_every_n_epoch": 1,
     "trainer.accumulate_grad_batches": 1,
 }
-"""The least of each; -1 is no limit."""
+"""Keys of whole numbers and their smallest values; -1 means no limit."""
 
 
 def build_datamodule(config: DictConfig) -> DetectionDataModule:
-    """Loaders; the data is there and has been read when this returns, and classes that were found are in the config."""
+    """Build the datamodule, prepare and read its data, and write the classes that were found into the config.
+
+    Raises:
+        ValueError: if there is nothing to train or to score on, or a picture serves both purposes.
+    """
     data = instantiate(config.data, _convert_="all")
     datamodule = DetectionDataModule(
         data if config.overfit_pictures is None else OverfitData(data, config.overfit_pictures),
@@ -69,25 +77,29 @@ def build_datamodule(config: DictConfig) -> DetectionDataModule:
         num_workers=config.num_workers,
         seed=config.seed,
     )
-    # Of ranks that start at the same time the first that comes prepares the data, and the others find it there.
+    # Where several ranks start at the same time, the first to come prepares the data for all of them.
     is_alone = not ranks.is_one_of_several_started_alike()
     with contextlib.nullcontext() if is_alone else only_one_process_in(cache_folder()):
         datamodule.prepare_data()
         datamodule.setup("fit")
     if "classes" in config.data and config.data.classes is None:
         config.data.classes = list(datamodule.classes)
-    refuse_what_tells_nothing(datamodule)
+    refuse_data_without_objects(datamodule)
     assert datamodule.train_pictures is not None
     assert datamodule.val_pictures is not None
     shared = set(datamodule.train_pictures.paths) & set(datamodule.val_pictures.paths)
     if shared and config.overfit_pictures is None:
-        more = f" ({len(shared) - 1} more: ssd-check lists them)" if len(shared) > 1 else ""
-        raise ValueError(f"data: expected pictures that are only scored on, got {min(shared)} for training, too{more}")
+        more = f" and {len(shared) - 1} more. Try ssd-check, which lists them" if len(shared) > 1 else ""
+        raise ValueError(f"data: expected no training pictures among the validation pictures, got {min(shared)}{more}")
     return datamodule
 
 
-def refuse_what_tells_nothing(datamodule: DetectionDataModule) -> None:
-    """Raises: ValueError: if there is no object to train on, or none to score on."""
+def refuse_data_without_objects(datamodule: DetectionDataModule) -> None:
+    """Refuse data without a single object to train on, or to score on.
+
+    Raises:
+        ValueError: naming the purpose that lacks objects.
+    """
     for pictures, purpose in ((datamodule.train_pictures, "training"), (datamodule.val_pictures, "scoring")):
         assert pictures is not None
         if not any(len(pictures.truth(row).labels) for row in range(len(pictures))):
@@ -95,7 +107,7 @@ def refuse_what_tells_nothing(datamodule: DetectionDataModule) -> None:
 
 
 def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModule:
-    """The module, with the number of classes of the data; what is needed to rebuild the model goes along."""
+    """Build the module for the classes of the data. It carries the plain config that rebuilds its model."""
     with open_dict(config):
         config.model.num_classes = len(datamodule.classes)
     plain = plain_values(config)
@@ -116,20 +128,20 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
             "config": plain,
         },
     )
-    # Once for nothing, so that settings that do not fit are told before anything is written.
-    with _told_of("optimizer"):
+    # Both are made once for nothing, so that settings that do not fit are reported before anything is written.
+    with _errors_named("optimizer"):
         optimizer = module.new_optimizer()
-    with _told_of("lr_scheduler"):
+    with _errors_named("lr_scheduler"):
         module.make_scheduler(optimizer, 100)
     if config.compile:
-        # In place: names of weights, and so checkpoints, stay as they are.
+        # Compiling in place keeps the names of the weights, and so the checkpoints, as they are.
         module.model.compile()
     return module
 
 
 @contextlib.contextmanager
-def _told_of(group: str) -> Iterator[None]:
-    """Arguments of a group that is called only now: Hydra checks those of the others when it makes them."""
+def _errors_named(group: str) -> Iterator[None]:
+    """Name the group in the error about an argument that does not exist, as Hydra does for what it builds itself."""
     try:
         yield
     except TypeError as error:
@@ -137,20 +149,21 @@ def _told_of(group: str) -> Iterator[None]:
 
 
 def without_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """A model's config, without the file that its weights once came from: a checkpoint has them itself."""
+    """Return a model's config without the source of its initial weights, which a checkpoint replaces."""
     return {**model, "backbone": {key: value for key, value in model["backbone"].items() if key != "weights"}}
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
-    """Before anything that takes long: one of them may want a login."""
+    """Build the loggers. Call this before anything that takes long, since a logger may need a login."""
     return [instantiate(logger, _convert_="all") for logger in (config.logger or {}).values() if logger]
 
 
 def build_trainer(
     config: DictConfig, always: list[lightning.Callback], loggers: list[Logger], model: nn.Module
 ) -> lightning.Trainer:
+    """Build the trainer with the callbacks of the config after those in ``always``."""
     callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
-    if not loggers:  # it refuses to be without
+    if not loggers:  # LearningRateMonitor raises an error without a logger.
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     return instantiate(
         config.trainer,
@@ -164,4 +177,5 @@ def build_trainer(
 
 
 def plain_values(node: Any) -> Any:
+    """Return plain dictionaries, lists and numbers in place of a config node."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

@@ -20,7 +20,7 @@ TRAIN = Command(
     "train",
     "train, score and draw a Single Shot MultiBox Detector",
     [
-        "ssd-train                                        TinySSD on drawn bananas; no download",
+        "ssd-train                                        TinySSD on generated bananas, without a download",
         "ssd-train trainer.max_epochs=12 optimizer.lr=2e-3",
         "ssd-train model=ssdlite320_mobilenet_v2 optimizer=adamw",
         "ssd-train data=voc_folder data.root=<folder>     your own pictures",
@@ -39,7 +39,7 @@ EVALUATE = Command(
         "ssd-evaluate checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
         "ssd-evaluate checkpoint=best.ckpt data=banana",
         "ssd-evaluate checkpoint=best.ckpt +postprocess.nms_threshold=0.6",
-        "ssd-evaluate detections=runs/banana_tiny/<time>  what the run found, scored again without a model",
+        "ssd-evaluate detections=runs/banana_tiny/<time>  the detections of a run, scored again without a model",
         "ssd-evaluate detections=<run folder> iou_threshold=0.3 score_threshold=0.05",
         "ssd-evaluate -m detections=<run folder> iou_threshold=0.3,0.5,0.75",
     ],
@@ -59,10 +59,10 @@ CHECK = Command(
     "check",
     "check the data and the default boxes of a training before it starts",
     [
-        "ssd-check data=voc_folder data.root=<folder>                           your own pictures",
-        "ssd-check data=voc_folder data.root=<folder> data.fix=skip             what would be left out",
-        "ssd-check data=voc_folder data.root=<folder> model=ssd512_vgg16        do its default boxes reach the objects?",
-        "ssd-check experiment=ssd300_vgg16_voc0712                              everything else as for ssd-train",
+        "ssd-check data=voc_folder data.root=<folder>                       your own pictures",
+        "ssd-check data=voc_folder data.root=<folder> data.fix=skip         the objects that would be left out",
+        "ssd-check data=voc_folder data.root=<folder> model=ssd512_vgg16    coverage by its default boxes",
+        "ssd-check experiment=ssd300_vgg16_voc0712                          any other arguments of ssd-train",
     ],
 )
 BOXES = Command(
@@ -70,11 +70,11 @@ BOXES = Command(
     "boxes",
     "measure how well default boxes reach the objects of a data set, and search for better ones",
     [
-        "ssd-boxes data=voc_folder data.root=<folder> model=ssd300_vgg16       do its default boxes reach the objects?",
-        "ssd-boxes experiment=ssd300_vgg16_voc0712 box_scales=small_objects    would these?",
-        "ssd-boxes experiment=ssd300_vgg16_voc0712 augmented=true              of the pictures as they are trained on",
-        "ssd-boxes data=voc_folder data.root=<folder> least_reached=0.95       exits with 1 if they are fewer",
-        "ssd-boxes design data=voc_folder data.root=<folder>                   search for better ones, no more than now",
+        "ssd-boxes data=voc_folder data.root=<folder> model=ssd300_vgg16       coverage by its default boxes",
+        "ssd-boxes experiment=ssd300_vgg16_voc0712 box_scales=small_objects    coverage by other boxes",
+        "ssd-boxes experiment=ssd300_vgg16_voc0712 augmented=true              coverage after augmentation",
+        "ssd-boxes data=voc_folder data.root=<folder> least_reached=0.95       exit with 1 below this share",
+        "ssd-boxes design data=voc_folder data.root=<folder>                   search for better default boxes",
         "ssd-boxes design data=voc_folder data.root=<folder> boxes_budget=6000",
     ],
 )
@@ -85,8 +85,8 @@ COMPARE = Command(
     [
         "ssd-compare runs=runs/banana_tiny/sweep_<time>                        all jobs of a sweep",
         "ssd-compare runs=[runs/banana_tiny/<time>,runs/banana_d2l/<time>]     some runs",
-        "ssd-compare runs=runs score=map                                       all runs, ranked by COCO's AP",
-        "ssd-compare runs=<folder> baseline=<run folder>                       what is better than this one?",
+        "ssd-compare runs=runs score=map                                       all runs, ranked by COCO AP",
+        "ssd-compare runs=<folder> baseline=<run folder>                       differences from this run",
     ],
 )
 

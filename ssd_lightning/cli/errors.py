@@ -17,41 +17,42 @@ PLUGINS = {
 
 
 def explain(error: BaseException) -> str | None:
-    """A user's mistake in one line; None if it looks like ours."""
+    """Describe a user's mistake in one line. Return None if the error looks like a fault of this project."""
     if isinstance(error, InstantiationException):
         where = re.search(r"full_key: (\S+)", str(error))
         cause = error.__cause__
         text = (explain(cause) if cause is not None else None) or str(cause or error)
         return f"{where.group(1)}: {_one_line(text)}" if where else _one_line(text)
     if isinstance(error, (HydraException, OmegaConfBaseException, yaml.YAMLError)):
-        # What follows is Hydra's search path, which says nothing to most.
+        # Hydra appends its search path, which means nothing to most users.
         return _one_line(str(error).split("Config search path:")[0])
     if type(error).__name__ in ("MisconfigurationException", "NonFiniteLossError"):
         return _one_line(str(error))
     if isinstance(error, (ValueError, OSError)):
-        # A loader's worker hands over its whole traceback as the message; its last line is what happened.
         text = str(error)
+        # A worker of a data loader passes its whole traceback as the message; the last line is the error itself.
         return text.strip().splitlines()[-1].split("Error: ", 1)[-1] if "Original Traceback" in text else text
     return None
 
 
 def require_plugins(arguments: list[str]) -> None:
-    """Hydra would list the sweepers that it has.
+    """Refuse arguments whose Hydra plugin is not installed. Hydra itself would only list the plugins that it has.
 
     Raises:
-        ValueError: if an argument needs a plugin that is not installed.
+        ValueError: naming the argument and the command that installs the plugin.
     """
     for argument in arguments:
         for pattern, plugin in PLUGINS.items():
             if re.match(pattern, argument) and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
                 package = plugin.replace("_", "-")
-                raise ValueError(f"{argument}: expected {package} to be installed: uv sync --extra sweep")
+                raise ValueError(f"{argument}: expected {package} to be installed. Try: uv sync --extra sweep")
+
+
+def fail(name: str, message: str, exit_code: int = 1) -> NoReturn:
+    """Print one line to stderr, with the command's name before it, and exit."""
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(exit_code)
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def fail(name: str, message: str, exit_code: int = 1) -> NoReturn:
-    print(f"{name}: {message}", file=sys.stderr)
-    sys.exit(exit_code)

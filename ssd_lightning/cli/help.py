@@ -7,28 +7,28 @@ import yaml
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 
 GROUPS = {
-    "experiment": "a whole recipe: it chooses from the groups below",
-    "model": "a detector by name: input size, and a choice from the next five groups",
-    "backbone": "the network that makes the feature maps",
-    "extra_layers": "how further levels are made from the last map",
-    "head": "what predicts on each level",
+    "experiment": "a complete recipe, which chooses from the groups below",
+    "model": "a detector by name: its input size and its choice from the next five groups",
+    "backbone": "the network that computes feature maps",
+    "extra_layers": "layers that add coarser levels to the last feature map",
+    "head": "layers that predict classes and offsets on each level",
     "box_scales": "sizes of the default boxes on each level",
     "aspect_ratios": "shapes of the default boxes on each level",
-    "matcher": "which default box answers for which object",
-    "loss": "what is minimised",
-    "postprocess": "from predictions to detections",
-    "data": "where pictures and boxes come from",
-    "augmentation": "how training pictures are varied",
-    "optimizer": "how weights are changed",
-    "lr_scheduler": "how the learning rate goes over the steps",
-    "parameter_groups": "which weights learn how fast, and which decay",
-    "trainer": "devices, precision, length",
-    "logger": "where numbers and pictures go while training; several as logger=[wandb,tensorboard]",
-    "callbacks": "checkpoints, progress, stopping, averaging; several as callbacks=[ema,early_stopping]",
-    "debug": "a short run to look for what is wrong; it has the last word",
-    "hparams_search": "what Optuna looks for in a sweep, and how",
+    "matcher": "the rule that assigns objects to default boxes",
+    "loss": "the training objective",
+    "postprocess": "the steps from predictions to detections",
+    "data": "the source of pictures and boxes",
+    "augmentation": "random changes of the training pictures",
+    "optimizer": "the optimizer and its settings",
+    "lr_scheduler": "the learning rate over the steps",
+    "parameter_groups": "learning rate and weight decay of parts of the network",
+    "trainer": "devices, precision and length",
+    "logger": "dashboards and metrics files; several as logger=[wandb,tensorboard]",
+    "callbacks": "checkpoints, progress, early stopping, averaging; several as callbacks=[ema,early_stopping]",
+    "debug": "a short run that looks for mistakes; overrides all other groups",
+    "hparams_search": "the search space and the settings of an Optuna sweep",
 }
-"""Every config group, with what it decides."""
+"""Config groups and their purposes, in the order of ``--help``."""
 
 
 class Command(NamedTuple):
@@ -44,6 +44,7 @@ class Command(NamedTuple):
 
 
 def help_text(command: Command) -> str:
+    """Return the text of ``--help``: usage, examples, groups with their options, and keys with their defaults."""
     name, config_name, about, examples = command
     chosen, config = _defaults_and_keys(config_name)
     lines = [f"{name} - {about}", "", "Usage:", f"  {name} [key=value ...]", "", "Examples:"]
@@ -64,14 +65,14 @@ def help_text(command: Command) -> str:
     lines += [
         "",
         f"  {name} --cfg job          show the whole config without running",
-        f"  {name} -m key=a,b,c       run for each of the values",
+        f"  {name} -m key=a,b,c       run once for each value",
         f"  {name} --hydra-help       all of Hydra's own options",
     ]
     return "\n".join(lines)
 
 
 def _defaults_and_keys(config_name: str) -> tuple[dict[str, str | None], dict[str, Any]]:
-    """Of a main config and those that it includes: the option of each group, and its own keys."""
+    """Return the default option of each group and the keys of a main config, with the configs that it includes."""
     keys = yaml.safe_load((CONFIG_FOLDER / f"{config_name}.yaml").read_text())
     chosen: dict[str, str | None] = {}
     included: dict[str, Any] = {}

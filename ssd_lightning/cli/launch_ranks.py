@@ -1,8 +1,9 @@
-"""The first rank of a machine starts the others, and all of them end together.
+"""The start and the end of the ranks of a machine.
 
-Lightning would start them by repeating the command line, which composes the config anew and makes a second run folder,
-and end them all by SIGKILL when one fails. Here they run the config that is saved in the run folder, and the rank that
-failed has told why before the first ends with exit code 1.
+The first rank starts the other ranks, and all ranks end together. Lightning's launcher repeats the command line: that
+composes the config anew, creates a second run folder, and ends all ranks by SIGKILL when one fails. torchrun adds an
+agent and a report of some twenty lines to every failure. Here each rank runs the config saved in the run folder, and a
+rank that fails reports its reason before the first rank ends with exit code 1.
 """
 
 import contextlib
@@ -27,20 +28,20 @@ from ssd_lightning.cli.ranks import FailedElsewhere
 from ssd_lightning.cli.sweep.jobs import CHILD, NAME
 
 STARTED_BY = "SSD_STARTED_BY"
-"""Variable with the process id of the rank that started this one."""
+"""Environment variable with the process id of the rank that started this one."""
 
 POLL_SECONDS = 0.2
 
 PATIENCE = 10.0
-"""Seconds that a rank has to notice that another has failed. One that waits for it on a GPU never does."""
+"""Seconds for a rank to notice the failure of another rank. A rank that waits on a GPU never notices it."""
 
 
 @contextlib.contextmanager
 def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]:
-    """While the block runs, the other ranks of this machine run too, with these arguments of ``ssd-train``.
+    """Run the other ranks of this machine while the block runs, with these arguments of ``ssd-train``.
 
     Raises:
-        FailedElsewhere: if the block failed because another rank did.
+        FailedElsewhere: if the block failed because another rank failed.
         ChildProcessError: if another rank was killed.
     """
     _end_with_the_process_that_started_this()
@@ -49,13 +50,13 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
     try:
         yield
     except Exception as error:
-        # Everybody is asked to stop at the same step, and this is no failure.
+        # A request to stop reaches all ranks at the same step, and is no failure.
         if type(error).__name__ != "StoppedBySignal":
             is_first_to_fail = collectives.is_first_to_fail()
             others.refuse_if_killed()
             if not is_first_to_fail:
                 raise FailedElsewhere from error
-            patience = 0  # they wait for this one, and have nothing to tell
+            patience = 0  # The other ranks wait for this one, and have nothing to report.
         raise
     else:
         others.wait()
@@ -64,7 +65,7 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
 
 
 class OtherRanks:
-    """Their processes; none where there is one device, or where torchrun or SLURM has started them."""
+    """The processes of the other ranks: none for one device, or where torchrun or SLURM has started the ranks."""
 
     def __init__(self, trainer: lightning.Trainer, arguments: list[str]) -> None:
         self._is_over = threading.Event()
@@ -75,10 +76,10 @@ class OtherRanks:
             return
         if not isinstance(launcher, _SubprocessScriptLauncher):
             raise ValueError(
-                "trainer.strategy: expected one whose ranks are started like any command, such as ddp, "
+                "trainer.strategy: expected a strategy that starts ranks as subprocesses, such as ddp, "
                 f"got {getattr(trainer.strategy, 'strategy_name', type(trainer.strategy).__name__)}"
             )
-        # By these Lightning knows that nothing is left to be started.
+        # These variables keep Lightning from starting ranks itself.
         self._variables = variables(environment, trainer.world_size)
         os.environ |= self._variables
         inherited = os.environ | {STARTED_BY: str(os.getpid()), "HYDRA_FULL_ERROR": str(int(ranks.wants_traceback))}
@@ -89,7 +90,7 @@ class OtherRanks:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        """End this process if another has failed and it does not notice."""
+        """End this process if another rank has failed and this one does not notice."""
         while not self._is_over.wait(POLL_SECONDS):
             if any(process.poll() for process in self._processes):
                 break
@@ -113,14 +114,23 @@ class OtherRanks:
             process.wait()
 
     def refuse_if_killed(self) -> None:
-        """Raises: ChildProcessError: if one was killed, which it could not tell itself."""
+        """Report a rank that was killed, since it could not report that itself.
+
+        Raises:
+            ChildProcessError: naming the rank and the signal.
+        """
         if self._processes:
             time.sleep(POLL_SECONDS)
         for message in self._killed():
             raise ChildProcessError(message)
 
     def wait(self) -> None:
-        """Until the others have ended too."""
+        """Wait until the other ranks have ended too.
+
+        Raises:
+            FailedElsewhere: if a rank ended with an error.
+            ChildProcessError: if a rank was killed.
+        """
         for process in self._processes:
             process.wait()
         self.refuse_if_killed()
@@ -128,7 +138,7 @@ class OtherRanks:
             raise FailedElsewhere
 
     def end(self, patience: float) -> None:
-        """Wait for those that still run, but no more than so many seconds."""
+        """Wait for the ranks that still run, at most ``patience`` seconds, and kill what is left."""
         self._is_over.set()
         until = time.monotonic() + patience
         for process in self._processes:
@@ -140,7 +150,7 @@ class OtherRanks:
 
 
 def variables(environment: ClusterEnvironment, world_size: int) -> dict[str, str]:
-    """By which the ranks of this machine find each other and those of other machines."""
+    """Return the environment variables by which ranks find each other, on this machine and on others."""
     return {
         "MASTER_ADDR": environment.main_address,
         "MASTER_PORT": str(environment.main_port),
@@ -151,7 +161,7 @@ def variables(environment: ClusterEnvironment, world_size: int) -> dict[str, str
 
 
 def _end_with_the_process_that_started_this() -> None:
-    """However that ended: it might have been killed while this one waits for it."""
+    """Watch the rank that started this process, and end with it, since it may be killed while this process waits."""
     if STARTED_BY not in os.environ:
         return
     parent = int(os.environ[STARTED_BY])
@@ -165,17 +175,21 @@ def _end_with_the_process_that_started_this() -> None:
 
 
 class SameOnAllRanks(lightning.Callback):
-    """Refuses to start where the ranks would train different things, or in another precision.
+    """A callback that refuses to start where ranks would train different things, or in different precisions.
 
     Args:
-        settings: what must be the same, by key.
+        settings: the values that must be equal on all ranks, by key.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = flat(settings)
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Raises: ValueError: naming what differs."""
+        """Compare the settings of all ranks.
+
+        Raises:
+            ValueError: naming each key that differs, with both values.
+        """
         settings = self.settings | {"precision": trainer.precision}
         text = json.dumps(settings, sort_keys=True, default=str)
         if len(set(collectives.all_gather(hashlib.sha256(text.encode()).hexdigest()))) == 1:
@@ -185,11 +199,11 @@ class SameOnAllRanks(lightning.Callback):
             different = [key for key in sorted({*first, *other}) if first.get(key) != other.get(key)]
             if different:
                 values = ", ".join(f"{key}: {first.get(key)} and {other.get(key)}" for key in different)
-                raise ValueError(f"expected the same on all ranks, but rank 0 and rank {rank} have {values}")
+                raise ValueError(f"ranks: expected equal settings on all ranks, got on rank 0 and rank {rank} {values}")
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key, as they are written at the command line."""
+    """Return the values of a config by dotted key, as they are written on the command line."""
     if not isinstance(config, dict) or not config:
         return {prefix: config}
     return {

@@ -1,4 +1,4 @@
-"""Paths on the command line: any name of a file is taken as it is, and data is found again from every folder."""
+"""Values on the command line: any file name is accepted as typed, and data is found from every folder."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 FOLDERS_OF_DATA = ("data_dir", "data.root", "data.download_to")
 
 IN_ROOT_OR_HERE = ("data.annotations", "data.val_annotations", "data.pictures", "data.val_pictures")
-"""Lie in ``data.root``, unless they are there from where one stands."""
+"""Keys of files that are looked for in the working folder first, then in ``data.root``."""
 
 PLACES_OF_DATA = (*FOLDERS_OF_DATA, *IN_ROOT_OR_HERE)
 
@@ -20,7 +20,7 @@ PATHS = {
     *("checkpoint", "source", "detections", "runs", "baseline", "pretrained", "backbone.weights"),
     *("resume", "resume_sweep", "hydra.run.dir", "hydra.sweep.dir", *PLACES_OF_DATA),
 }
-"""Keys whose value is a path even where it looks like a number, or like several values."""
+"""Keys whose value is a path even where it looks like a number or like several values."""
 
 STARTS_A_SWEEP = re.compile(r"(-m|--multirun|hydra\.mode=MULTIRUN|hydra/sweeper=.*|hparams_search=(?!null).*)$")
 
@@ -28,11 +28,11 @@ PARSER = OverridesParser.create()
 
 
 def readable(arguments: list[str]) -> list[str]:
-    """Arguments whose values Hydra's grammar can read, which has its own mind about letters, brackets and spaces.
+    """Quote the values that Hydra's grammar would refuse or misread, such as names with spaces, letters or brackets.
 
-    What it refuses is put in quotes, unless it begins with a quote or a bracket and so is meant for that grammar. ``~``
-    is the user's folder, as it is for a shell at the start of a word. A comma is between values where they are swept
-    over; elsewhere it is part of a path.
+    A value that begins with a quote or a bracket is meant for that grammar and stays as it is. ``~`` is expanded to the
+    user's folder, as a shell does at the start of a word. A comma separates values in a sweep, and elsewhere it is part
+    of a path.
     """
     sweeps = any(STARTS_A_SWEEP.match(argument) for argument in arguments)
     return [_readable(argument, sweeps) for argument in arguments]
@@ -47,12 +47,12 @@ def _readable(argument: str, sweeps: bool) -> str:
     if _is_read(value, key in PATHS) or (function and function[1] in PARSER.functions.functions):
         return argument
     parts = [part.strip() for part in value.split(",")] if sweeps else [value]
-    told = (part if _is_read(part, key in PATHS) else quote(os.path.expanduser(part)) for part in parts)
-    return f"{start}={','.join(told)}"
+    quoted = (part if _is_read(part, key in PATHS) else quote(os.path.expanduser(part)) for part in parts)
+    return f"{start}={','.join(quoted)}"
 
 
 def _is_read(text: str, is_path: bool) -> bool:
-    """As one value, and as what it is."""
+    """Return True if Hydra reads the text as one value, and a path as text."""
     try:
         value = PARSER.parse_override(f"key={text}").value()
     except HydraException:
@@ -61,18 +61,18 @@ def _is_read(text: str, is_path: bool) -> bool:
 
 
 def quote(path: Path | str) -> str:
-    """For a value in Hydra's grammar."""
+    """Quote a value for Hydra's grammar."""
     return QuotedString(str(path), Quote.double).with_quotes()
 
 
 def value_of(argument: str) -> str | None:
-    """Of an argument that Hydra's grammar can read."""
+    """Return the value of an argument in Hydra's grammar, as text; None for null."""
     value = PARSER.parse_override(argument).value()
     return None if value is None else str(value)
 
 
 def make_data_folders_absolute(config: DictConfig) -> None:
-    """In place: a config is kept, and what it says of data must not depend on where one stands."""
+    """Make the data folders of a config absolute, in place, since a saved config is used from other folders too."""
     for key in PLACES_OF_DATA:
         value = OmegaConf.select(config, key)
         if not isinstance(value, str | int | float):

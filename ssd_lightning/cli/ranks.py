@@ -1,21 +1,21 @@
-"""Which of the processes of a run this one is. Nothing heavy is imported, so that it is known at once.
+"""The rank of this process. Nothing heavy is imported, so that the rank is known at once.
 
-Of several devices each has a process, a rank. Either torchrun or SLURM starts all of them with the same command line,
-or the first rank of a machine starts the others: see :mod:`ssd_lightning.cli.launch_ranks`.
+A run on several devices has one process, a rank, for each device. Either torchrun or SLURM starts all ranks with the
+same command line, or the first rank of a machine starts the others: see :mod:`ssd_lightning.cli.launch_ranks`.
 """
 
 import os
 
 wants_traceback = False
-"""Whether the user does, of every rank."""
+"""True if the user asked for tracebacks. All ranks share this choice."""
 
 
 class FailedElsewhere(Exception):
-    """This rank ends because another has failed, which tells why."""
+    """The end of a rank because another rank failed, which has reported the reason."""
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return True if this process is the rank that writes and prints."""
     if _is_started_by_torchrun():
         return os.environ["RANK"] == "0"
     if _is_started_by_slurm():
@@ -24,7 +24,7 @@ def is_first() -> bool:
 
 
 def is_one_of_several_started_alike() -> bool:
-    """By torchrun or SLURM, or by hand on several machines."""
+    """Return True if several ranks were started with the same command: by torchrun, by SLURM, or by hand."""
     if _is_started_by_torchrun():
         return os.environ["WORLD_SIZE"] != "1"
     return _is_started_by_slurm() or os.environ.get("NODE_RANK", "0") != "0"
@@ -35,6 +35,6 @@ def _is_started_by_torchrun() -> bool:
 
 
 def _is_started_by_slurm() -> bool:
-    """As Lightning sees it, to which one task, or a shell within an allocation, is not."""
+    """Return True where Lightning sees ranks of SLURM: not for a single task, nor for a shell in an allocation."""
     is_shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     return int(os.environ.get("SLURM_NTASKS", "1")) > 1 and not is_shell

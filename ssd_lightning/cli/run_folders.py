@@ -1,4 +1,4 @@
-"""Run folders: one run each, and how a run is resumed in its folder."""
+"""Run folders: one run each, and the way in which a run is resumed in its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -11,100 +11,112 @@ from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import fail
 from ssd_lightning.cli.help import GROUPS
 
-DECIDED_AT_THE_START = {
+FIXED_AT_THE_START = {
     *(set(GROUPS) - {"data", "trainer", "logger", "callbacks"}),
     *("seed", "batch_size", "lr_reference_batch", "overfit_pictures", "pretrained"),
 }
-"""What a run that goes on cannot change: its checkpoint has it, or it would train something else from the middle on."""
-
-
-def what_is_left(config: DictConfig, folder: Path) -> str:
-    if not folder.exists():
-        return "nothing is left of it"
-    if "resume" not in config:
-        return f"{folder} is not complete"
-    if not (folder / "checkpoints" / "last.ckpt").exists():
-        return f"{folder} has no checkpoint to go on from"
-    return f"resume={folder} goes on from its last checkpoint"
+"""Keys that a resumed run cannot change: the checkpoint holds their effect, or the training would change midway."""
 
 
 class RunFolderGuard(Callback):
-    """Refuses to start a run, or a sweep, in a folder that holds one."""
+    """A Hydra callback that refuses to start a run, or a sweep, in a folder that holds one.
+
+    Messages end the process here, since Hydra turns exceptions of callbacks into warnings.
+    """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claim the folder of a new sweep by creating its ``multirun.yaml``."""
         folder, name = Path(config.hydra.sweep.dir), str(config.hydra.job.name)
         if config.get("resume_sweep") is not None:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Making it is the claim here too. Hydra's own sweeper writes the same, others nothing.
+            # Hydra's basic sweeper writes the same file later; other sweepers write none.
             with (folder / "multirun.yaml").open("x") as file:
                 OmegaConf.save(config, file)
         except FileExistsError:
-            again = f", or go on with resume_sweep={folder}" if "resume_sweep" in config else ""
-            fail(name, f"hydra.sweep.dir: {folder} holds a sweep already; choose another folder{again}")
+            resume = f" or resume_sweep={folder}" if "resume_sweep" in config else ""
+            fail(
+                name, f"hydra.sweep.dir: expected a new folder, got {folder}, which holds a sweep. Try another{resume}."
+            )
         except OSError as error:
-            fail(name, f"hydra.sweep.dir: {folder} cannot be made ({error})")
+            fail(name, f"hydra.sweep.dir: expected a folder that can be written to, got {folder} ({error})")
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        folder = Path(config.hydra.run.dir)
+        """Claim the folder of a new run by creating its ``.hydra``."""
+        folder, name = Path(config.hydra.run.dir), str(config.hydra.job.name)
         is_chosen = any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
         if ranks.is_one_of_several_started_alike() and not is_chosen:
+            # The default name holds the time, which may differ between ranks that torchrun or SLURM starts.
             fail(
-                str(config.hydra.job.name),
-                "hydra.run.dir: expected a folder that all ranks share, since torchrun or SLURM starts each of them; "
-                "the time in the name of the default may differ",
+                name,
+                f"hydra.run.dir: expected a folder that all ranks share, got {folder}. Try hydra.run.dir=<folder>.",
             )
         if not ranks.is_first():
             return
         try:
-            # Making it is the claim: of two runs that start in the same second, one fails here.
+            # Of two runs that start in the same second, the one that creates the folder second fails here.
             (folder / ".hydra").mkdir(parents=True)
         except FileExistsError as error:
-            what = "holds a run already" if (folder / ".hydra").is_dir() else f"cannot be made ({error})"
-            # Hydra turns exceptions of callbacks into warnings.
-            fail(
-                str(config.hydra.job.name),
-                f"hydra.run.dir: {folder} {what}; choose another folder, or continue a run with resume=<its folder>",
-            )
+            if (folder / ".hydra").is_dir():
+                fail(
+                    name, f"hydra.run.dir: expected a new folder, got {folder}, which holds a run. Try resume={folder}."
+                )
+            fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")
         except OSError as error:
-            fail(str(config.hydra.job.name), f"hydra.run.dir: {folder} cannot be made ({error})")
+            fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")
 
 
-def continue_in_run_folder(arguments: list[str]) -> list[str]:
-    """For ``resume=<run folder>``, run the config that was saved there, in that folder; other keys still override."""
+def resume_in_run_folder(arguments: list[str]) -> list[str]:
+    """Expand ``resume=<run folder>`` to the arguments that run the saved config in that folder.
+
+    Other arguments stay and override the saved config.
+
+    Raises:
+        ValueError: if the folder holds no run with a checkpoint, or an argument would change what is being trained.
+    """
     resumed = [overrides.value_of(argument) for argument in arguments if argument.startswith("resume=")]
     if not resumed or not resumed[-1]:
         return arguments
-    if "--config-path" in arguments:  # the first rank has understood them
+    if "--config-path" in arguments:  # The first rank has expanded them.
         return arguments
     folder = Path(resumed[-1]).resolve()
     for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
         if not (folder / needed).is_file():
-            raise ValueError(f"resume: {folder} is no run folder that can be continued, it has no {needed}")
-    with (folder / ".hydra" / "config.yaml").open("rb") as file:
+            raise ValueError(f"resume: expected a run folder with {needed}, got {folder}")
+    config = folder / ".hydra" / "config.yaml"
+    with config.open("rb") as file:
         saved = yaml.safe_load(file)
     if not isinstance(saved, dict) or "resume" not in saved:
-        raise ValueError(f"resume: {file.name} is not the config of a run")
+        raise ValueError(f"resume: expected the config of a run, got {config}")
     others = [argument for argument in arguments if not argument.startswith("resume=")]
     for other in others:
         key = other.partition("=")[0]
-        decides = key.lstrip("+~").partition(".")[0] in DECIDED_AT_THE_START
-        if decides or key in GROUPS or key in ("-m", "--multirun", "hydra.run.dir"):
-            raise ValueError(
-                f"resume: a run goes on with its own choices and in its own folder, {other} is not possible"
-            )
+        is_fixed = key.lstrip("+~").partition(".")[0] in FIXED_AT_THE_START
+        if is_fixed or key in GROUPS or key in ("-m", "--multirun", "hydra.run.dir"):
+            raise ValueError(f"resume: expected only changes of length, loggers, devices and data, got {other}")
     return [*run_in_folder(folder), f"resume={overrides.quote(folder)}", *others]
 
 
 def run_in_folder(folder: Path) -> list[str]:
-    """Arguments that run the config that is saved in a run folder, there."""
+    """Return the arguments that run the config saved in a run folder, in that folder."""
     saved = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
     return [*saved, f"hydra.run.dir={overrides.quote(folder)}", "hydra.output_subdir=null"]
 
 
 def chosen_options(folder: Path) -> dict[str, str]:
-    """The option of each group that a run was composed from, also where it goes on from its saved config."""
+    """Return the option of each group that a run was composed from, also for a resumed run."""
     saved = folder / ".hydra" / "hydra.yaml"
     choices = OmegaConf.load(saved).hydra.runtime.choices if saved.exists() else {}
     return {group: option for group, option in choices.items() if group in GROUPS and option is not None}
+
+
+def state_of(folder: Path, config: DictConfig) -> str:
+    """Describe, after an interruption, what a run folder holds and how to resume it."""
+    if not folder.exists():
+        return "nothing was written"
+    if "resume" not in config:
+        return f"{folder} is not complete"
+    if not (folder / "checkpoints" / "last.ckpt").exists():
+        return f"{folder} has no checkpoint to resume from"
+    return f"resume={folder} continues from its last checkpoint"

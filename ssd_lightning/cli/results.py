@@ -1,0 +1,170 @@
+"""The end of a training: scores of the best checkpoint, and the files of the run folder."""
+
+import json
+import platform
+import shlex
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from ssd_lightning.cli.run_folders import chosen_options
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.drawing import draw_detections, save_figure
+from ssd_lightning.run_folder import SCORE_NAMES, replace_text
+from ssd_lightning.scoring.error_figures import draw_worst_pictures
+from ssd_lightning.scoring.run_report import write_report
+from ssd_lightning.scoring.stored_detections import save_detections
+from ssd_lightning.training.checkpoint import read_checkpoint
+from ssd_lightning.training.figures import draw_curves, draw_training_pictures, draw_training_statistics
+from ssd_lightning.training.loggers.dashboard import Dashboard, read_results
+from ssd_lightning.training.module import SSDModule
+
+PACKAGES = ("ssd-lightning", "torch", "torchvision", "lightning", "hydra-core", "torchmetrics")
+"""Packages whose versions are stored in ``summary.json``."""
+
+
+def score_and_write_results(
+    config: DictConfig,
+    folder: Path,
+    trainer: lightning.Trainer,
+    module: SSDModule,
+    datamodule: DetectionDataModule,
+    seconds: float,
+    dashboards: list[Dashboard],
+) -> float:
+    """Score the best weights on all ranks; write summary, detections and figures on the first rank.
+
+    Args:
+        config: the config of the run.
+        folder: the run folder.
+        trainer: the trainer, after the training.
+        module: the module, whose weights become those of the best checkpoint.
+        datamodule: the data to score on.
+        seconds: duration of the training.
+        dashboards: where the results are shown.
+
+    Returns:
+        AP at IoU 0.5.
+    """
+    console = Console()
+    steps, epochs = trainer.global_step, trainer.current_epoch
+    # The other ranks receive the weights from the first when the validation begins.
+    best = _best_checkpoint(trainer) if trainer.is_global_zero else None
+    if best is not None:
+        content = read_checkpoint(best)
+        module.load_state_dict(content["state_dict"])
+        best_epoch, best_step = content["epoch"], content["global_step"]
+    else:
+        best_epoch, best_step = max(epochs - 1, 0), steps
+    trainer.loggers = []  # The metrics file holds the scores of the training alone.
+    [scores] = trainer.validate(module, datamodule, verbose=False)
+    if not trainer.is_global_zero:
+        return float(scores["val/map_50"])
+    detections, objects = module.scores.detections(), module.scores.objects()
+    assert datamodule.val_pictures is not None
+    assert datamodule.train_pictures is not None
+    paths = datamodule.val_pictures.paths
+    save_detections(folder / "detections.npz", detections, objects, paths, datamodule.classes)
+    pictures_of_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    summary = {
+        "name": config.name,
+        "scores": scores,
+        "best_epoch": best_epoch,
+        "best_step": best_step,
+        "epochs": epochs,
+        "steps": steps,
+        "train_seconds": round(seconds, 1),
+        "images_per_second": round(steps * pictures_of_step / max(seconds, 1e-9), 2),
+        "world_size": trainer.world_size,
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
+        "default_boxes": len(module.model.default_boxes),
+        "choices": chosen_options(folder),
+        "classes": list(datamodule.classes),
+        "train_pictures": len(datamodule.train_pictures),
+        "val_pictures": len(datamodule.val_pictures),
+        "seed": config.seed,
+        "device": device_name(trainer),
+        "precision": trainer.precision,
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
+        "git_commit": git_commit(),
+    }
+    replace_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    figures = folder / "figures"
+    if (folder / "metrics.csv").exists():
+        save_figure(draw_curves(folder / "metrics.csv"), figures / "curves.png")
+    if statistics := draw_training_statistics(folder / "metrics.csv"):
+        save_figure(statistics, figures / "training_statistics.png")
+    save_figure(
+        draw_detections(datamodule.val_pictures, detections, objects, datamodule.classes),
+        figures / "validation_detections.png",
+    )
+    save_figure(
+        draw_worst_pictures(datamodule.val_pictures, detections, objects, datamodule.classes),
+        figures / "worst_pictures.png",
+    )
+    save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
+    write_report(folder, detections, objects, datamodule.classes)
+    console.print(_table(summary))
+    weights = "last" if best is None else "best"
+    for line in (
+        f"Results: {folder} (look at figures/validation_detections.png)",
+        f"Next:    ssd-predict {shlex.quote(f'checkpoint={folder}/checkpoints/{weights}.ckpt')} "
+        "source=<a picture or a folder>",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for dashboard in dashboards:
+        dashboard.show_results(read_results(folder), steps)
+    return float(scores["val/map_50"])
+
+
+def _best_checkpoint(trainer: lightning.Trainer) -> str | None:
+    """Return the best checkpoint by score, or None if no checkpoint is chosen by a score."""
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor is not None]
+    paths = [callback.best_model_path for callback in callbacks]
+    return next((path for path in paths if path and Path(path).exists()), None)
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    """Return the table of scores that ends a run."""
+    table = Table(title=f"{summary['name']}: best epoch {summary['best_epoch'] + 1} of {summary['epochs']}")
+    known = {key: summary["scores"][f"val/{key}"] for key in SCORE_NAMES if f"val/{key}" in summary["scores"]}
+    for key in known:
+        table.add_column(SCORE_NAMES[key], justify="right")
+    table.add_column("minutes", justify="right")
+    table.add_column("images/s", justify="right")
+    table.add_row(
+        *(f"{value:.3f}" for value in known.values()),
+        f"{summary['train_seconds'] / 60:.1f}",
+        f"{summary['images_per_second']:.1f}",
+    )
+    return table
+
+
+def device_name(trainer: lightning.Trainer) -> str:
+    """Return the name of the device of this rank, such as ``cpu`` or the name of a GPU."""
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def git_commit() -> str | None:
+    """Return the commit of the checkout that the package runs from, or None if the package is installed."""
+    if shutil.which("git") is None:
+        return None
+    git = ["git", "-C", str(Path(__file__).parent)]
+    # An installed package may lie inside the checkout of another project.
+    is_own = subprocess.run(
+        [*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=False
+    )
+    if is_own.returncode != 0:
+        return None
+    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
