@@ -1,4 +1,4 @@
-"""Changes of a picture's colours."""
+"""Random changes of a picture's colours."""
 
 from collections.abc import Callable
 
@@ -12,12 +12,12 @@ ColourChange = Callable[[UInt8[np.ndarray, "height width 3"], np.random.Generato
 
 
 class BrightnessContrast:
-    """Other brightness, contrast and colour of the light, as one table lookup for each channel.
+    """A random change of brightness, contrast and tint, applied as one table lookup per channel.
 
     Args:
-        brightness: added, at most this share of the full range either way.
-        contrast: the factor is at most 1 ± this.
-        tint: factor of each channel for itself, at most 1 ± this.
+        brightness: largest shift up or down, as a share of the full range.
+        contrast: largest deviation from 1 of the contrast factor.
+        tint: largest deviation from 1 of the factor that each channel gets independently.
     """
 
     def __init__(self, brightness: float = 0.15, contrast: float = 0.3, tint: float = 0.1) -> None:
@@ -28,6 +28,7 @@ class BrightnessContrast:
     def __call__(
         self, image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "height width 3"]:
+        """Return a changed copy of the picture."""
         shift = 255 * rng.uniform(-self.brightness, self.brightness)
         factor = rng.uniform(1 - self.contrast, 1 + self.contrast) * rng.uniform(1 - self.tint, 1 + self.tint, size=3)
         levels = np.arange(256)[:, None]
@@ -36,29 +37,28 @@ class BrightnessContrast:
 
 
 GREY = np.array([0.299, 0.587, 0.114])
-"""Share of red, green and blue in the grey of a colour (ITU-R BT.601), as video and JPEG have it."""
+"""Weights of red, green and blue in luma (ITU-R BT.601), as in video and JPEG."""
 
 
 class PhotometricDistortion:
-    """The colour changes of the paper's training, each made or not for itself, as one matrix on red, green and blue.
+    """The photometric distortion of the paper, applied as one matrix on red, green and blue.
 
-    Ranges and probabilities are those of the authors' prototxt. Brightness is added and contrast is a factor, as in
-    their code, which changes contrast about black and not about a mean. Saturation and hue differ from theirs, which
-    scales and shifts the channels of HSV: here saturation is a blend with grey, and hue a turn about the grey axis.
-    Both are linear and leave grey as it is. So all four are one matrix, only its result is rounded and cut at 0 and
-    255, and it makes no difference whether contrast comes before or after saturation and hue, which their code decides
-    by lot. A turn moves the hue of HSV by its angle, to within 3 degrees for turns of up to 18, and keeps the mean of
-    red, green and blue, where HSV keeps the largest of them.
+    Ranges and probabilities come from the authors' prototxt. Brightness is added and contrast is a factor about black,
+    as in their code. Saturation and hue differ: their code scales and shifts the channels of HSV, while this class
+    blends with grey and rotates about the grey axis. Both operations are linear and keep grey unchanged. All four
+    changes therefore form one matrix, and only its result is rounded and clipped to 0 … 255. The order of contrast,
+    saturation and hue, which the authors' code draws at random, makes no difference here. For angles up to 18 degrees
+    the rotation shifts the hue of HSV by its angle to within 3 degrees. It keeps the mean of red, green and blue, where
+    HSV keeps their maximum.
 
     Args:
-        probability: of each of the four changes.
-        brightness: added, at most this many of 255 levels either way.
-        contrast: the factor is at most 1 ± this.
-        saturation: the factor of the difference from grey is at most 1 ± this.
-        hue: the angle is at most this many degrees either way. (The authors' 18 are steps of two degrees in OpenCV's
-            hue; ports of their code, torchvision's among them, take degrees.)
-        shuffled_channels: probability of another order of the channels. The authors' code has it, their prototxt
-            sets it to 0.
+        probability: probability of each of the four changes.
+        brightness: largest shift up or down, in levels of 255.
+        contrast: largest deviation from 1 of the contrast factor.
+        saturation: largest deviation from 1 of the factor on the difference from grey.
+        hue: largest rotation either way, in degrees. (The authors' 18 counts OpenCV's steps of two degrees. Ports of
+            their code, such as torchvision's, read it as degrees.)
+        shuffled_channels: probability of permuting the channels. The authors' prototxt sets it to 0.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class PhotometricDistortion:
     def __call__(
         self, image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the changed picture, or the picture itself if no change is drawn."""
         changed = rng.random(4) < self.probability
         if changed.any():
             most = np.array([self.brightness, self.contrast, self.saturation, self.hue])
@@ -98,12 +99,12 @@ class PhotometricDistortion:
 
 
 def saturation_matrix(factor: float) -> Float[np.ndarray, "3 3"]:
-    """For red, green and blue: multiplies the difference from the colour's grey."""
+    """Return the RGB matrix that multiplies the difference between a colour and its grey by ``factor``."""
     return factor * np.eye(3) + (1 - factor) * GREY
 
 
 def hue_matrix(degrees: float) -> Float[np.ndarray, "3 3"]:
-    """For red, green and blue: a turn about the grey axis, from red towards green (Rodrigues' formula)."""
+    """Return the RGB matrix that rotates about the grey axis, from red towards green (Rodrigues' formula)."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
     return cos * np.eye(3) + (1 - cos) / 3 + sin * across
@@ -112,6 +113,6 @@ def hue_matrix(degrees: float) -> Float[np.ndarray, "3 3"]:
 def apply_matrix(
     image: UInt8[np.ndarray, "height width 3"], matrix: Float[np.ndarray, "3 3"], shift: float
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """The matrix on each pixel's red, green and blue, then ``shift`` levels added, rounded and cut at 0 and 255."""
+    """Apply the matrix to every pixel's RGB, add ``shift`` levels, round, and clip to 0 … 255."""
     rows = np.column_stack((matrix, np.full(3, shift)))
     return np.asarray(Image.fromarray(image).convert("RGB", tuple(rows.ravel().tolist())))

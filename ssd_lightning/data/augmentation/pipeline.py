@@ -1,9 +1,9 @@
-"""Augmentation: what a picture looks like to the network.
+"""The augmentation pipeline: it turns a picture of any size into a network input, with random changes.
 
-The geometry is decided first, as a window of the picture and whether it is mirrored; then the picture is resampled
-once, from the window to the network's input; then the colours of that small picture are changed.
+The geometry is sampled first, as a window of the picture and two flips. The picture is then resampled once, from the
+window to the input size. Colours change last, on the small result.
 
-Randomness comes in as an argument: the same generator gives the same picture, wherever and whenever it is computed.
+Every random choice uses a generator that is passed in, so the same generator state gives the same picture.
 """
 
 import math
@@ -28,29 +28,30 @@ from ssd_lightning.structures import Sample, Truth
 
 
 class View(NamedTuple):
-    """How a picture is seen: everything but its colours."""
+    """The sampled geometry of one picture: a window and two flips."""
 
     window: Window
     mirrored_horizontally: bool
     mirrored_vertically: bool
 
     def least_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) in pixels that the whole picture needs for its window to hold at least ``size``."""
+        """Return the smallest (height, width) of the whole picture whose window still covers ``size`` pixels."""
         left, top, right, bottom = self.window
         return math.ceil(size[0] / (bottom - top)), math.ceil(size[1] / (right - left))
 
 
 class Augmentation:
-    """From a picture of any size to one of the network's input size.
+    """A transform from a picture of any size to a picture of the network's input size.
 
-    Without arguments it only resizes, which is what validation does. Objects whose centre is outside the window are
-    dropped, the boxes of the others are cut at its border: section 2.2 of the paper, "Data augmentation".
+    Without arguments it only resizes, as validation does. Objects whose centre lies outside the window are dropped, and
+    all other boxes are clipped to the window (section 2.2 of the paper, "Data augmentation").
 
     Args:
-        windows: choose the part that is seen, one after the other: each gets what the ones before it left, as if that
-            were the picture.
-        horizontal_flip, vertical_flip: probabilities of mirroring.
-        colours: changes of the colours, in this order. What is beyond the picture keeps the fill colour.
+        windows: samplers of the visible window, applied in order. Each treats the previous window as the
+            picture.
+        horizontal_flip: probability of a horizontal flip.
+        vertical_flip: probability of a vertical flip.
+        colours: colour changes, applied in order. The area outside the picture keeps the fill colour.
     """
 
     def __init__(
@@ -68,12 +69,12 @@ class Augmentation:
         self.colours = list(colours)
 
     def __call__(self, sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> Sample:
-        """Of a decoded picture. ``size`` is (height, width) of the result in pixels."""
+        """Augment a decoded picture; ``size`` is the (height, width) of the result in pixels."""
         truth = Truth((sample.image.shape[0], sample.image.shape[1]), *sample[1:])
         return self.show(sample.image, truth, self.plan(truth, rng), size, rng)
 
     def plan(self, truth: Truth, rng: np.random.Generator) -> View:
-        """How a picture will be seen, decided without any pixel of it."""
+        """Sample the geometry for one picture; no pixels are needed."""
         window = WHOLE
         for sampler in self.windows:
             window = nested(sampler(truth_in_window(truth, window), rng), window)
@@ -87,9 +88,9 @@ class Augmentation:
         size: tuple[int, int],
         rng: np.random.Generator,
     ) -> Sample:
-        """The picture and its objects as seen in ``size`` (height, width) pixels.
+        """Render the view at ``size`` (height, width) pixels and transform the objects to match.
 
-        ``image`` is the whole picture; it may have fewer pixels than the truth tells, see :meth:`View.least_size`.
+        ``image`` is the whole picture. It may be smaller than ``truth.size``, as :meth:`View.least_size` permits.
         """
         part = visible_part(image, view, size)
         if part.pixels.size:
@@ -101,19 +102,22 @@ class Augmentation:
 
 
 FILL = (123, 117, 104)
-"""Colour of what is beyond the picture: the mean of ImageNet, as in the authors' code."""
+"""Colour of the area outside the picture: the mean of ImageNet, as in the authors' code."""
 
 
 def resample(
     image: UInt8[np.ndarray, "height width 3"], window: Window, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """The window of the picture, scaled to ``size`` (height, width) pixels with anti-aliasing; a window of no change
-    gives the picture itself."""
+    """Resample a window of the picture to ``size`` (height, width) pixels, with anti-aliasing.
+
+    Returns:
+        The picture itself where the window is the whole picture and the size does not change.
+    """
     return on_canvas(visible_part(image, View(window, False, False), size), size)
 
 
 class Part(NamedTuple):
-    """What a view shows of a picture, at the scale of the result, and where in the result it begins."""
+    """The visible part of a picture at the scale of the result, and its position in the result."""
 
     pixels: UInt8[np.ndarray, "part_height part_width 3"]
     left: int
@@ -121,10 +125,10 @@ class Part(NamedTuple):
 
 
 def visible_part(image: UInt8[np.ndarray, "height width 3"], view: View, size: tuple[int, int]) -> Part:
-    """Pixels of the result that the picture covers in full, resampled from the places that they show."""
+    """Resample the pixels of the result that the picture covers completely."""
     height, width = image.shape[:2]
-    across = _Span.of(view.window.left, view.window.right, size[1])
-    down = _Span.of(view.window.top, view.window.bottom, size[0])
+    across = _covered_span(view.window.left, view.window.right, size[1])
+    down = _covered_span(view.window.top, view.window.bottom, size[0])
     left = size[1] - across.stop if view.mirrored_horizontally else across.start
     top = size[0] - down.stop if view.mirrored_vertically else down.start
     if across.start >= across.stop or down.start >= down.stop:
@@ -144,30 +148,34 @@ def visible_part(image: UInt8[np.ndarray, "height width 3"], view: View, size: t
 
 
 class _Span(NamedTuple):
-    """Along one axis: which pixels of the result the picture covers in full, and the part of it that they show."""
+    """A range of result pixels along one axis, and the range of the picture that it shows."""
 
     start: int
     stop: int
     first: float
+    """Fraction of the picture at ``start``."""
     last: float
+    """Fraction of the picture at ``stop``."""
 
-    @classmethod
-    def of(cls, window_first: float, window_last: float, pixels: int) -> "_Span":
-        scale = pixels / (window_last - window_first)
-        rounding = 1e-6
-        start = max(0, math.ceil(-window_first * scale - rounding))
-        stop = min(pixels, math.floor((1 - window_first) * scale + rounding))
-        first, last = (min(max(window_first + edge / scale, 0.0), 1.0) for edge in (start, stop))
-        return cls(start, stop, first, last)
+
+def _covered_span(window_first: float, window_last: float, pixels: int) -> _Span:
+    """Return the pixels of the result that the picture covers completely along one axis."""
+    scale = pixels / (window_last - window_first)
+    rounding = 1e-6
+    start = max(0, math.ceil(-window_first * scale - rounding))
+    stop = min(pixels, math.floor((1 - window_first) * scale + rounding))
+    first, last = (min(max(window_first + edge / scale, 0.0), 1.0) for edge in (start, stop))
+    return _Span(start, stop, first, last)
 
 
 def on_canvas(part: Part, size: tuple[int, int]) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """A picture of ``size`` (height, width) pixels: the part, and around it the fill colour."""
+    """Place the part on a canvas of ``size`` (height, width) pixels in the fill colour."""
     height, width = part.pixels.shape[:2]
     if (height, width) == size:
         return part.pixels
     canvas = np.empty((*size, 3), dtype=np.uint8)
-    canvas[:] = np.tile(np.array(FILL, dtype=np.uint8), (size[1], 1))  # row by row: ten times as fast as by pixels
+    # Broadcasting whole rows is ten times as fast as broadcasting pixels.
+    canvas[:] = np.tile(np.array(FILL, dtype=np.uint8), (size[1], 1))
     canvas[part.top : part.top + height, part.left : part.left + width] = part.pixels
     return canvas
 
@@ -175,6 +183,7 @@ def on_canvas(part: Part, size: tuple[int, int]) -> UInt8[np.ndarray, "new_heigh
 def mirror_boxes(
     boxes: Float[np.ndarray, "objects 4"], horizontally: bool, vertically: bool
 ) -> Float[np.ndarray, "objects 4"]:
+    """Flip boxes (xyxy, fractions) within the picture."""
     left, top, right, bottom = boxes.T
     if horizontally:
         left, right = 1 - right, 1 - left

@@ -1,7 +1,7 @@
-"""Which part of a picture is seen: cropped, from nearer, from farther away.
+"""Random windows: crops, zooming in and zooming out.
 
-A window is decided from the picture's size and boxes alone, before it is decoded. Windows can be nested and can reach
-beyond the picture, so that zooming in and out cost nothing.
+A window is sampled from the picture's size and boxes alone, before the picture is decoded. Windows can be nested and
+can reach beyond the picture, so zooming needs no intermediate canvas.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from ssd_lightning.structures import Truth
 
 
 class Window(NamedTuple):
-    """The part of a picture that is seen, in fractions of the picture; below 0 and above 1 it shows the fill colour."""
+    """The visible part, in fractions of the picture; the area below 0 and above 1 shows the fill colour."""
 
     left: float
     top: float
@@ -29,12 +29,14 @@ WindowSampler = Callable[[Truth, np.random.Generator], Window]
 
 
 class ZoomIn:
-    """A window of the picture's own shape around one of its objects, or anywhere if it has none.
+    """A sampler of windows around one random object, or anywhere if the picture has no objects.
+
+    The window has the aspect ratio of the picture.
 
     Args:
-        probability: of zooming at all.
-        largest: the picture appears up to this many times larger; the factor is uniform in its logarithm. An object is
-            never cut: the factor is reduced to what its box allows.
+        probability: probability of zooming.
+        largest: largest magnification; the magnification is log-uniform between 1 and this. It is reduced where the
+            window would cut the chosen object.
     """
 
     def __init__(self, probability: float = 0.5, largest: float = 3.0) -> None:
@@ -43,6 +45,7 @@ class ZoomIn:
         self.largest = largest
 
     def __call__(self, truth: Truth, rng: np.random.Generator) -> Window:
+        """Sample a window for a picture with these objects."""
         if rng.random() >= self.probability:
             return WHOLE
         side = float(np.exp(-rng.uniform(0, np.log(self.largest))))
@@ -52,18 +55,20 @@ class ZoomIn:
             box = truth.boxes[rng.integers(len(truth.boxes))].astype(np.float64)
             side = max(side, float((box[2:] - box[:2]).max()))
             last = np.clip(box[:2], 0, 1 - side)
-            # Where the box fills the window there is one place for it, and rounding must not put the first after it.
+            # A box that fills the window leaves one position, and rounding must not put the first after the last.
             first = np.minimum(np.clip(box[2:] - side, 0, 1 - side), last)
             left, top = rng.uniform(first, last)
         return Window(float(left), float(top), float(left + side), float(top + side))
 
 
 class ZoomOut:
-    """The picture anywhere on a larger canvas of its own shape: small objects, of which the paper had too few (3.6).
+    """A sampler that places the picture at random on a larger canvas, which creates small objects (paper, section 3.6).
+
+    The canvas has the aspect ratio of the picture.
 
     Args:
-        probability: of zooming at all.
-        largest: the canvas is up to this many times as wide and as high as the picture; the factor is uniform.
+        probability: probability of zooming.
+        largest: largest ratio of the canvas side to the picture side; the ratio is uniform between 1 and this.
     """
 
     def __init__(self, probability: float = 0.5, largest: float = 4.0) -> None:
@@ -72,6 +77,7 @@ class ZoomOut:
         self.largest = largest
 
     def __call__(self, truth: Truth, rng: np.random.Generator) -> Window:
+        """Sample a window for a picture with these objects."""
         if rng.random() >= self.probability:
             return WHOLE
         side = rng.uniform(1, self.largest)
@@ -85,20 +91,20 @@ def _check_zoom(probability: float, largest: float) -> None:
 
 
 class MinIoUCrop:
-    """A crop that overlaps at least one object enough, or the whole picture: section 2.2, "Data augmentation".
+    """A sampler of crops that overlap an object enough (paper, section 2.2, "Data augmentation").
 
-    One of ``min_ious`` or the whole picture is drawn, each as likely as the others. Then up to ``trials`` crops are
-    drawn, and the first is taken in whose inside lies the centre of an object with at least this IoU between the
-    object's box and the crop. If there is none, the limit is drawn anew.
+    It draws one of ``min_ious`` or the whole picture with equal probability. For a minimum IoU it then draws up to
+    ``trials`` crops. It returns the first crop that contains the centre of an object whose box has at least this IoU
+    with the crop. If no crop qualifies, it draws a new minimum.
 
-    A picture without objects stays whole, as in the authors' code: no crop of it shows an object, and one after
-    zooming out might show nothing of the picture either.
+    A picture without objects stays whole, as in the authors' code. After zooming out, a random crop might show only
+    the fill colour.
 
     Args:
-        min_ious: the limits to choose from, each in [0, 1); for 0 a centre inside is enough.
-        shortest_side: of a crop, as a share of the picture's side. Both sides are uniform between it and 1.
-        aspect_ratio: least and largest width over height of a crop, in pixels.
-        trials: crops that are tried for one limit.
+        min_ious: minimum IoUs to choose from, each in [0, 1). With 0, a centre inside the crop is enough.
+        shortest_side: smallest side of a crop, as a share of the picture's side. Both sides are uniform up to 1.
+        aspect_ratio: smallest and largest ratio of width to height of a crop, in pixels.
+        trials: number of crops tried for one minimum.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class MinIoUCrop:
         self.trials = trials
 
     def __call__(self, truth: Truth, rng: np.random.Generator) -> Window:
+        """Sample a window for a picture with these objects."""
         if len(truth.boxes) == 0:
             return WHOLE
         while (choice := rng.integers(len(self.min_ious) + 1)) < len(self.min_ious):
@@ -133,7 +140,7 @@ class MinIoUCrop:
     def _crops_of_permitted_shape(
         self, size: tuple[int, int], rng: np.random.Generator
     ) -> Float[np.ndarray, "crops 4"]:
-        """Of the crops of all trials those that are neither too wide nor too high, in order."""
+        """Draw the crops of all trials and return those with a permitted aspect ratio, in order."""
         height, width = size
         sides = rng.uniform(self.shortest_side, 1, size=(self.trials, 2))
         corners = rng.random((self.trials, 2)) * (1 - sides)
@@ -145,7 +152,7 @@ class MinIoUCrop:
 def _centred_inside_and_iou(
     crops: Float[np.ndarray, "crops 4"], boxes: Float[np.ndarray, "objects 4"]
 ) -> tuple[Bool[np.ndarray, "crops objects"], Float[np.ndarray, "crops objects"]]:
-    # Each edge as a row: several times faster than arrays whose last axis is two numbers long.
+    # One array per edge is several times faster than arrays with a last axis of length 2.
     left, top, right, bottom = boxes.T.astype(np.float64)
     crop_left, crop_top, crop_right, crop_bottom = crops.T[..., None]
     x, y = (left + right) / 2, (top + bottom) / 2
@@ -158,7 +165,7 @@ def _centred_inside_and_iou(
 
 
 def nested(inner: Window, outer: Window) -> Window:
-    """A window that is given in fractions of another one, in fractions of the picture."""
+    """Convert a window from fractions of the outer window to fractions of the picture."""
     width, height = outer.right - outer.left, outer.bottom - outer.top
     return Window(
         outer.left + inner.left * width,
@@ -169,7 +176,7 @@ def nested(inner: Window, outer: Window) -> Window:
 
 
 def truth_in_window(truth: Truth, window: Window) -> Truth:
-    """What is known of the part of a picture that a window shows, as if it were a picture."""
+    """Return the ground truth of the part inside a window, as if that part were a picture of its own."""
     boxes, kept = boxes_in_window(truth.boxes, window)
     height, width = truth.size
     size = max(1, round(height * (window.bottom - window.top))), max(1, round(width * (window.right - window.left)))
@@ -179,7 +186,11 @@ def truth_in_window(truth: Truth, window: Window) -> Truth:
 def boxes_in_window(
     boxes: Float[np.ndarray, "objects 4"], window: Window
 ) -> tuple[Float[np.ndarray, "kept 4"], Bool[np.ndarray, " objects"]]:
-    """The boxes as fractions of the window, cut at its border, and which of them are kept: those centred inside."""
+    """Keep the boxes whose centre lies in the window, and express them in fractions of the window.
+
+    Returns:
+        The kept boxes, clipped to the window, and a mask over all boxes.
+    """
     origin = np.array([window.left, window.top] * 2, dtype=np.float32)
     extent = np.array([window.right - window.left, window.bottom - window.top] * 2, dtype=np.float32)
     moved = (boxes - origin) / extent
