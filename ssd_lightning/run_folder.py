@@ -1,24 +1,27 @@
-"""What commands and reviews agree on about the folders of runs and of sweeps. Imports nothing that takes long."""
+"""Names and files in the folders of runs and of sweeps that several rooms use. Quick to import."""
 
 import csv
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 JOB_FILE = "job.json"
-"""In the folder of a sweep's job, how the job goes."""
+"""The file in a sweep job's folder that holds the state of the job."""
 
 SET_ASIDE = "set_aside"
-"""Folder of a sweep for what was left by jobs that were run again from their start."""
+"""The folder in a sweep that keeps the files of earlier attempts at jobs that were started again."""
 
 OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep")
-"""Keys that say how a sweep is run; they make no difference to a job."""
+"""Config keys that say how a sweep is run; they change nothing in a single job."""
 
 SCORE_NAMES = {"map_50": "AP50", "map_75": "AP75", "map": "AP", "map_voc07": "VOC07", "map_voc12": "VOC12"}
-"""What tables call the scores. Their keys have ``val/`` before them in ``metrics.csv`` and ``summary.json``."""
+"""Names of the scores in tables. In ``metrics.csv`` and ``summary.json`` the keys are prefixed with ``val/``."""
 
 
 def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
-    """The rows of a ``metrics.csv`` by step, without empty cells; nothing if the file is missing."""
+    """Return the rows of a ``metrics.csv`` by step, without empty cells; an empty dictionary if the file is missing."""
     path = Path(path)
     if not path.exists():
         return {}
@@ -27,21 +30,35 @@ def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
     return {int(row["step"]): row for row in rows}
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all: no reader finds half of it, and a full disk leaves the former one.
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Write a file as a whole or not at all: readers never find half of it, and a full disk leaves the former file.
+
+    The bytes go to a hidden file in the same folder, which gets the final name once they are on the disk.
+
+    Yields:
+        The open file to write to.
 
     Raises:
-        OSError: naming the file and what the system says.
+        OSError: naming the file and the reason that the system gives.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror}") from error
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, as a whole or not at all; see :func:`written_whole`."""
+    with written_whole(path) as file:
+        file.write(text.encode())
 
 
 def _number(text: str) -> float:
