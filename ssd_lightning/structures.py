@@ -1,14 +1,15 @@
 """The types that flow through the project, and the names of their axes.
 
-Axes: ``batch`` (B) images, ``boxes`` (P) default boxes, ``objects`` (M) the largest number of objects in an image of the
-batch, ``classes`` (C + 1) object classes with background as class 0, ``detections`` (D) the largest number of detections
-in an image.
+Axes: ``batch`` (B) images, ``boxes`` (P) default boxes, ``objects`` (M) the largest number of objects in an image,
+``classes`` (C + 1) object classes with background as class 0, ``detections`` (D) the largest number of detections in
+an image.
 
 Boxes are float32 fractions of the image: 0 is the left or top edge, 1 the right or bottom edge.
 Default boxes are ``cxcywh`` (centre and size); all other boxes are ``xyxy`` (left, top, right, bottom).
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -16,6 +17,12 @@ from torch import Tensor
 
 DRAW_THRESHOLD = 0.5
 """Lowest score of a detection that is drawn."""
+
+BACKGROUND = "background"
+"""Name of class 0 in tables and figures."""
+
+IGNORED_LABEL = -1
+"""Label of default boxes that are neither positive nor negative."""
 
 ImageSize = int | tuple[int, int] | list[int]
 """Size of an image in pixels: (height, width), or one number for both."""
@@ -98,7 +105,7 @@ class Matches(NamedTuple):
 
     @property
     def boxes(self) -> Float[Tensor, "batch boxes 4"]:
-        """xyxy of the object of each default box. Few of them count: gather those alone where they can be counted."""
+        """The box (xyxy) of each default box's object."""
         return self.object_boxes.gather(1, self.objects.unsqueeze(-1).expand(-1, -1, 4))
 
 
@@ -138,3 +145,16 @@ class DetectionRecords(NamedTuple):
     labels: Int[np.ndarray, " detections"]
     boxes: Float[np.ndarray, "detections 4"]
     scores: Float[np.ndarray, " detections"]
+
+
+Records = TypeVar("Records", ObjectRecords, DetectionRecords)
+
+
+def select(records: Records, rows: Bool[np.ndarray, " mask"] | Int[np.ndarray, " rows"] | slice) -> Records:
+    """Return some rows of records, chosen by a mask, by positions in any order, or by a slice."""
+    return type(records)(*(column[rows] for column in records))
+
+
+def concatenate(parts: Sequence[Records]) -> Records:
+    """Return the rows of several records, of at least one, as one."""
+    return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))

@@ -16,10 +16,7 @@ from ssd_lightning import collectives
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, decode, encode
 from ssd_lightning.devices import can_read
 from ssd_lightning.require import require_number, require_whole_number
-from ssd_lightning.structures import Losses, Matches, Predictions
-
-IGNORED = -1
-"""Label of default boxes that are neither positive nor negative."""
+from ssd_lightning.structures import IGNORED_LABEL, Losses, Matches, Predictions
 
 
 class MultiBoxLoss(nn.Module):
@@ -250,7 +247,7 @@ class PlainErrors(NamedTuple):
 
 def plain_errors(predictions: Predictions, matches: Matches, default_boxes: Float[Tensor, "boxes 4"]) -> PlainErrors:
     """d2l.ai's class error and box error. They say little: a network that finds nothing has a class error near 0."""
-    wrong = (predictions.logits.argmax(dim=-1) != matches.labels) & (matches.labels != IGNORED)
+    wrong = (predictions.logits.argmax(dim=-1) != matches.labels) & (matches.labels != IGNORED_LABEL)
     distance = L1()(predictions.offsets.float(), matches.boxes, default_boxes)
     return PlainErrors(wrong.float().mean(), torch.where(matches.labels > 0, distance, 0).mean() / 4)
 
@@ -259,7 +256,7 @@ def cross_entropy(
     logits: Float[Tensor, "batch boxes classes"], labels: Int[Tensor, "batch boxes"]
 ) -> Float[Tensor, "batch boxes"]:
     """Of each default box; 0 where it is ignored."""
-    boxwise = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED)
+    boxwise = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED_LABEL)
     return boxwise.view_as(labels)
 
 

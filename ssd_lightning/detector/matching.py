@@ -9,7 +9,7 @@ from torch import Tensor
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, pairwise_iou
 from ssd_lightning.devices import can_read
 from ssd_lightning.require import require_number
-from ssd_lightning.structures import Matches, Objects
+from ssd_lightning.structures import IGNORED_LABEL, Matches, Objects
 
 
 class BoxMatcher:
@@ -53,7 +53,7 @@ class BoxMatcher:
         positive = best_iou >= self.iou_threshold
         matched = torch.where(positive, labels.gather(1, best_object), 0)
         if self.background_threshold is not None:
-            matched = torch.where(~positive & (best_iou >= self.background_threshold), -1, matched)
+            matched = torch.where(~positive & (best_iou >= self.background_threshold), IGNORED_LABEL, matched)
         return Matches(matched, best_object, boxes)
 
 
