@@ -1,0 +1,321 @@
+"""Pages made from the project itself, before Sphinx reads the folder.
+
+The reference of commands and groups comes from ``conf/``, that of the Python names from the ``.pyi`` files of the public
+interface, and the tutorials are the notebooks. Nothing that is made here is committed.
+"""
+
+import pkgutil
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from sphinx.application import Sphinx
+
+from ssd_lightning.cli.commands import COMMANDS
+from ssd_lightning.cli.help import GROUPS, Command
+from ssd_lightning.detector.presets import CONFIG_FOLDER
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+ROOMS = {
+    "structures": "The types that flow between the parts, and their shapes.",
+    "detector": "The network and its parts: default boxes, matching, losses, post-processing, backbones.",
+    "data": "Data sets, augmentation, and the data module that makes batches.",
+    "training": "The Lightning module, schedules, callbacks, loggers and checkpoints.",
+    "scoring": "Average precision, causes of errors, missed objects, and figures of them.",
+    "review": "Many runs: tables, curves, importance of settings, paired comparison.",
+}
+"""The rooms of the package in the order in which a reader meets them."""
+
+FACES = {"ssd_lightning": "__init__.pyi", "ssd_lightning.scoring": "scoring/__init__.pyi"} | {
+    "ssd_lightning.review": "review/__init__.pyi"
+}
+"""The modules whose names are public, and the files that list those names."""
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("builder-inited", make_pages)
+    return {"version": "1", "parallel_read_safe": True}
+
+
+def make_pages(app: Sphinx) -> None:
+    pages = {
+        **{f"reference/commands/{name}.md": command_page(command) for name, command in COMMANDS.items()},
+        **{f"reference/groups/{group}.md": group_page(group) for group in GROUPS},
+        **{f"reference/api/{room}.md": room_page(room) for room in rooms()},
+        "reference/groups/index.md": groups_page(),
+        "reference/commands/index.md": commands_page(),
+        "reference/api/index.md": rooms_page(),
+    }
+    for folder in ("commands", "groups", "api"):
+        (DOCS / "reference" / folder).mkdir(parents=True, exist_ok=True)
+        for page in (DOCS / "reference" / folder).glob("*.md"):
+            if f"reference/{folder}/{page.name}" not in pages:
+                page.unlink()
+    for name, text in pages.items():
+        write(DOCS / name, text)
+    for notebook in (ROOT / "notebooks").glob("*.ipynb"):
+        copy = DOCS / "tutorials" / notebook.name
+        if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
+            shutil.copyfile(notebook, copy)
+
+
+def write(path: Path, text: str) -> None:
+    """Leave an equal file alone, so that Sphinx does not read it again."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+class Key(NamedTuple):
+    """A key of a main config."""
+
+    name: str
+    default: Any
+    about: str
+    """The comment above it."""
+
+
+class MainConfig(NamedTuple):
+    """A main config, with those that it includes."""
+
+    groups: dict[str, str | None]
+    """The chosen option of each group."""
+    keys: dict[str, Key]
+
+
+def read_main_config(name: str) -> MainConfig:
+    path = CONFIG_FOLDER / f"{name}.yaml"
+    values = yaml.safe_load(path.read_text())
+    comments = comments_of_keys(path.read_text())
+    groups: dict[str, str | None] = {}
+    keys: dict[str, Key] = {}
+    for entry in values.pop("defaults", []):
+        if isinstance(entry, dict):
+            groups |= {group.removeprefix("optional "): option for group, option in entry.items()}
+        elif entry != "_self_":
+            included = read_main_config(entry)
+            groups, keys = groups | included.groups, keys | included.keys
+    values.pop("hydra", None)
+    own = {key: Key(key, value, comments.get(key) or SHARED_KEYS.get(key, "")) for key, value in values.items()}
+    return MainConfig(groups, keys | own)
+
+
+SHARED_KEYS = {
+    "batch_size": "Number of pictures in a batch.",
+    "num_workers": "Processes that load pictures; null: as many as cores are free.",
+    "seed": "Seed of the initial weights, the order of the pictures and their augmentation.",
+    "data_dir": "Where data sets are looked for, made and downloaded to. The variable SSD_DATA sets it, too.",
+    "checkpoint": "The checkpoint to use, such as checkpoints/best.ckpt of a run folder.",
+    "draw": "Whether drawings are written.",
+}
+"""Descriptions of keys that have no comment in their config."""
+
+
+def comments_of_keys(text: str) -> dict[str, str]:
+    """The comment above each top-level key; a comment belongs to the key on the next line."""
+    comments: dict[str, str] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("#"):
+            lines.append(line.removeprefix("#").strip())
+        elif found := re.match(r"([a-z_]+):", line):
+            comments[found[1]] = " ".join(lines)
+            lines = []
+        else:
+            lines = []
+    return comments
+
+
+def first_comment(text: str) -> str:
+    """The comment at the top of an option's file, as Markdown; empty lines of the comment end paragraphs."""
+    lines: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    paragraphs = "\n".join(lines).strip().split("\n\n")
+    return "\n\n".join(code_block(part) if part.startswith("  ") else markdown(part) for part in paragraphs)
+
+
+def code_block(text: str) -> str:
+    return f"```text\n{text.strip()}\n```".replace("\n  ", "\n")
+
+
+def markdown(text: str) -> str:
+    """Prose of a comment, with what a reader can type set as code.
+
+    Backticks that are there already stay. Characters that Markdown would read as markup are escaped.
+    """
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else marked(part) for part in parts)
+
+
+def marked(text: str) -> str:
+    typed = re.compile(
+        r"((?<![\w=])[+'\w./@]*\w=[^\s,;:()]+(?:,[^\s,;:()]+)*[\w\]>}'…]|ssd-[a-z]+|<[^>]+>|\$\{[^}]*\})"
+    )
+    parts = typed.split(text)
+    return "".join(f"`{part}`" if place % 2 else escaped(part) for place, part in enumerate(parts))
+
+
+def escaped(text: str) -> str:
+    return re.sub(r"([*_\[\]<>#$|])", r"\\\1", text)
+
+
+def shown(value: Any) -> str:
+    if value == "???":
+        return "*required*"
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000, allow_unicode=True).removesuffix("...\n").strip()
+    return f"`{text}`"
+
+
+def options_of(group: str) -> list[Path]:
+    return sorted((CONFIG_FOLDER / group).glob("*.yaml"))
+
+
+def command_page(command: Command) -> str:
+    config = read_main_config(command.config)
+    about = command.about[0].upper() + command.about[1:]
+    lines = [f"# {command.name}", "", f"{about}.", "", "```text", f"{command.name} [key=value ...]", "```", ""]
+    lines += ["## Examples", "", "```text", *command.examples, "```", "", "## Keys", ""]
+    lines += ["| key | default | meaning |", "|---|---|---|"]
+    lines += [f"| `{key.name}` | {shown(key.default)} | {markdown(key.about)} |" for key in config.keys.values()]
+    if config.groups:
+        lines += ["", "## Groups", "", "Each group takes the name of one of its options, such as "]
+        lines[-1] += "`loss=focal`. The page of a group shows what its options contain."
+        lines += ["", "| group | decides | default |", "|---|---|---|"]
+        for group in GROUPS:
+            if group in config.groups:
+                default = config.groups[group]
+                lines.append(
+                    f"| [{group}](../groups/{group}.md) | {escaped(GROUPS[group])} | "
+                    f"{f'`{default}`' if default else 'none'} |"
+                )
+    lines += ["", "## Options of Hydra", "", "```text"]
+    lines += [f"{command.name} --help            list groups, options and keys"]
+    lines += [f"{command.name} --cfg job         show the whole config without running"]
+    lines += [f"{command.name} -m key=a,b,c      run once for each value"]
+    lines += [f"{command.name} --hydra-help      list all options of Hydra", "```"]
+    return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    lines = ["# Commands", "", "Every command takes `key=value` arguments in any order.", ""]
+    lines += ["| command | use |", "|---|---|"]
+    lines += [f"| [{name}]({name}.md) | {command.about} |" for name, command in COMMANDS.items()]
+    lines += ["", *toctree(COMMANDS)]
+    return "\n".join(lines) + "\n"
+
+
+def group_page(group: str) -> str:
+    purpose = GROUPS[group][0].upper() + GROUPS[group][1:]
+    lines = [f"# {group}", "", f"{markdown(purpose)}.", ""]
+    used_by = [name for name, command in COMMANDS.items() if group in read_main_config(command.config).groups]
+    links = ", ".join(f"[{name}](../commands/{name}.md)" for name in used_by)
+    lines += [f"Commands with this group: {links}.", ""]
+    default = read_main_config("train").groups.get(group)
+    if default:
+        lines += [f"`ssd-train` uses `{group}={default}` unless another option is given.", ""]
+    for path in options_of(group):
+        text = path.read_text()
+        content = "\n".join(line for line in without_first_comment(text))
+        lines += [f"## {path.stem}", "", first_comment(text), ""]
+        lines += [f"```{{code-block}} yaml\n:caption: conf/{group}/{path.name}\n\n{content.strip()}\n```", ""]
+    return "\n".join(lines)
+
+
+def without_first_comment(text: str) -> Iterator[str]:
+    at_top = True
+    for line in text.splitlines():
+        at_top = at_top and line.startswith("#")
+        if not at_top or line.startswith("# @package"):
+            yield line
+
+
+def groups_page() -> str:
+    lines = ["# Groups", "", "A group is a folder in `conf/`, and an option is a file in that folder. The argument "]
+    lines[-1] += "`loss=focal` chooses `conf/loss/focal.yaml`."
+    lines += ["", "| group | decides | options |", "|---|---|---|"]
+    for group, purpose in GROUPS.items():
+        options = ", ".join(f"`{path.stem}`" for path in options_of(group))
+        lines.append(f"| [{group}]({group}.md) | {escaped(purpose)} | {options} |")
+    return "\n".join([*lines, "", *toctree(GROUPS)]) + "\n"
+
+
+def toctree(names: Any) -> list[str]:
+    return ["```{toctree}", ":hidden:", ":maxdepth: 1", "", *names, "```"]
+
+
+class Name(NamedTuple):
+    """A public name."""
+
+    public: str
+    """As users import it, such as ``ssd_lightning.SSD``."""
+    defined: str
+    """Where it is written, such as ``ssd_lightning.detector.model.SSD``."""
+
+
+def public_names() -> list[Name]:
+    """All names of the public interface; a name that two modules offer is there once, as the first offers it."""
+    names: dict[str, Name] = {}
+    for module, file in FACES.items():
+        text = (ROOT / "ssd_lightning" / file).read_text()
+        for source, name in re.findall(r"^from \.([\w.]+) import (\w+) as \w+", text, flags=re.MULTILINE):
+            defined = f"{module}.{source}.{name}"
+            names.setdefault(defined, Name(f"{module}.{name}", defined))
+    return list(names.values())
+
+
+def rooms() -> dict[str, list[Name]]:
+    found: dict[str, list[Name]] = {}
+    for name in public_names():
+        found.setdefault(name.defined.split(".")[1], []).append(name)
+    return {room: found[room] for room in [*ROOMS, *sorted(found.keys() - ROOMS.keys())] if room in found}
+
+
+def room_page(room: str) -> str:
+    lines = [f"# {room}", "", ROOMS.get(room, ""), ""]
+    if room == "structures":
+        lines += ["```{eval-rst}", ".. automodule:: ssd_lightning.structures", "   :no-members:", "```", ""]
+    by_file: dict[str, list[Name]] = {}
+    for name in rooms()[room]:
+        by_file.setdefault(name.defined.rsplit(".", 1)[0], []).append(name)
+    for module, names in by_file.items():
+        if len(by_file) > 1:
+            lines += [f"## {heading(module)}", ""]
+        for name in names:
+            options = ["   :no-value:"] if directive(name) == "autodata" else []
+            lines += ["```{eval-rst}", f".. {directive(name)}:: {name.public}", *options, "```", ""]
+    return "\n".join(lines)
+
+
+def directive(name: Name) -> str:
+    thing = pkgutil.resolve_name(name.public)
+    if isinstance(thing, type):
+        return "autoclass"
+    return "autofunction" if callable(thing) else "autodata"
+
+
+def heading(module: str) -> str:
+    return module.rsplit(".", 1)[1].replace("_", " ").capitalize()
+
+
+def rooms_page() -> str:
+    lines = ["# Python interface", "", "Names are imported from `ssd_lightning`, or from `ssd_lightning.scoring` and "]
+    lines[-1] += "`ssd_lightning.review`. Importing one name loads only what that name needs."
+    lines += ["", 'Shapes stand in the signatures: `Float[Tensor, "batch boxes 4"]` is a tensor of floating-point ']
+    lines[-1] += (
+        "numbers with the axes batch, boxes and 4. An axis name means the same length throughout a signature, and "
+    )
+    lines[-1] += "`*batch` stands for any number of axes."
+    lines += ["", "| room | names |", "|---|---|"]
+    for room, names in rooms().items():
+        shown_names = ", ".join(f"{{py:obj}}`~{name.public}`" for name in names)
+        lines.append(f"| [{room}]({room}.md) | {shown_names} |")
+    return "\n".join([*lines, "", *toctree(rooms())]) + "\n"
