@@ -1,1 +1,1 @@
-"""The banana data set of d2l.ai, and generated pictures in the same layout."""
+"""The banana data set of d2l.ai and a generated replacement in the same layout."""

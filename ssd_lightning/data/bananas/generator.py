@@ -1,8 +1,9 @@
-"""A stand-in for the banana data set of d2l.ai (section 14.6) that needs no download.
+"""A generated replacement for the banana data set of d2l.ai (section 14.6), which needs no download.
 
-Folders, file names, csv columns and the sizes and places of the boxes are those of the original; the bananas are
-rendered and their surroundings invented (:mod:`ssd_lightning.data.bananas.scenery`), hard enough that a detector trained
-on them finds bananas in photographs. Drawing needs numpy and PIL only: no torch, so that processes start quickly.
+It has the folders, file names, csv columns, box sizes and box positions of the original. Bananas are rendered, and
+:mod:`ssd_lightning.data.bananas.scenery` draws their surroundings, which are hard enough that a detector trained on
+these pictures finds bananas in photographs. Drawing uses numpy and PIL without torch, so worker processes start
+quickly.
 """
 
 import csv
@@ -48,31 +49,33 @@ from ssd_lightning.data.bananas.scenery import (
 from ssd_lightning.require import require_whole_number
 
 GENERATOR_VERSION = 1
-"""Raised whenever the pictures of a seed change, so that a folder made by older code is not taken for a new one."""
-SECONDS_UNTIL_LEFT = 3600.0
-"""Without a new picture, after which nobody writes a data set any more."""
+"""Version of the pictures; increase it when the pictures of a seed change, so that older folders are refused."""
+SECONDS_UNTIL_ABANDONED = 3600.0
+"""Age of the newest picture from which an unfinished folder counts as abandoned."""
 SETTINGS_FILE = "generated.json"
 LABEL_COLUMNS = ("img_name", "label", "xmin", "ymin", "xmax", "ymax")
 BANANA_LABEL = 0
 SPLITS = ("bananas_train", "bananas_val")
 MAX_BANANAS = 10
-"""More do not fit into a picture without hiding each other."""
+"""Largest number of bananas that fit into a picture without hiding each other."""
 
-# Boxes of the original, measured on bananas_val/label.csv (100 boxes; 5, 25, 50, 75, 95 % quantiles):
-# √(width·height) 39, 44, 52, 57, 61 px; ln(width/height) −0.30, −0.08, 0.02, 0.12, 0.28, independent of the size;
-# left edges from 7 and right edges up to 250 px, uniform between. Sides of the training split are 32 … 83 px.
-# The extents by which a banana is scaled are estimated about a pixel too large, and so are these ranges.
+# The ranges reproduce the boxes of the original, measured on bananas_val/label.csv (100 boxes; quantiles at 5, 25, 50,
+# 75, 95 %): √(width·height) is 39, 44, 52, 57, 61 px; ln(width/height) is −0.30, −0.08, 0.02, 0.12, 0.28, independent
+# of the size. Left edges begin at 7 px, right edges end at 250 px, and positions between are uniform. Sides in the
+# training split are 32 … 83 px. The ranges are a pixel larger, because _extents overestimates a banana by a pixel.
 SIZE_RANGE = (38.5, 64.5)
 SIDE_RANGE = (34, 83)
 LOG_ASPECT_MEAN, LOG_ASPECT_STD = 0.01, 0.17
 MARGIN = 6
 FREE_TURN_SHARE = 0.1
-"""Share of bananas turned anyhow instead of to an aspect ratio of the original. The boxes of the original are almost
-square; photographs also show bananas that lie flat."""
+"""Share of bananas with a random rotation instead of an aspect ratio of the original.
+
+The boxes of the original are almost square, but photographs also show bananas that lie flat.
+"""
 
 MAX_DISTRACTORS = 3
 MIN_CONTRAST = 70
-"""Levels of 255 by which a banana should differ from what it covers, in the channel where it differs most."""
+"""Wanted difference between a banana and the area it covers, in levels of 255, in the most different channel."""
 MAX_BOX_IOU = 0.1
 PLACES_TRIED = 60
 
@@ -82,45 +85,45 @@ class Picture(NamedTuple):
 
     pixels: UInt8[np.ndarray, "256 256 3"]
     boxes: Int64[np.ndarray, "bananas 4"]
-    """xyxy edges in pixels: xmax − xmin is the number of columns that the banana covers."""
+    """Box edges (xyxy) in pixels: xmax − xmin is the number of columns that the banana covers."""
 
 
 # ------------------------------------------------------------------------------------------------------- one banana
 
 
 class BananaShape(NamedTuple):
-    """A banana of length 1, and where its parts are."""
+    """A banana of length 1 and the positions of its parts."""
 
     solid: Solid
     along: Float[np.ndarray, " along"]
-    """0 at the cut of the stem, 1 at the tip."""
+    """Position along the banana: 0 at the cut of the stem, 1 at the tip."""
     ridges: Float[np.ndarray, " around"]
-    """1 on the edges between the facets, 0 in the middle of a facet."""
+    """Closeness to an edge between facets: 1 on the edge, 0 in the middle of a facet."""
     stem: float
-    """Where the stem turns into the body, on the scale of ``along``."""
+    """Position where the stem joins the body, on the scale of ``along``."""
 
 
 def random_shape(rng: np.random.Generator) -> BananaShape:
-    """Thick or slender, nearly straight or strongly bent, with three to five facets."""
-    points, around = 240, 176  # enough for the largest banana, see render_solid
+    """Draw the shape of a banana: thick or thin, nearly straight or strongly bent, with three to five facets."""
+    points, around = 240, 176  # Enough surface points for the largest banana, see render_solid.
     along = np.linspace(0, 1, points)
     stem = rng.uniform(0.07, 0.17)
-    stem_radius = rng.uniform(0.24, 0.36)  # all radii here are relative to the thickest place
+    stem_radius = rng.uniform(0.24, 0.36)  # All radii here are relative to the thickest part.
     profile = [(0.0, 1.25 * stem_radius), (0.02, 1.25 * stem_radius), (0.06, stem_radius), (stem, 1.1 * stem_radius)]
     profile += [(stem + 0.09, 0.68), (stem + 0.22, 0.93), (0.55, 1.0), (0.74, 0.96), (0.86, 0.80)]
     profile += [(0.94, rng.uniform(0.45, 0.6)), (0.975, 0.28), (1.0, 0.20)]
     knots, thickness = zip(*profile, strict=True)
-    window = np.hanning(21) / np.hanning(21).sum()  # rounds the corners of the profile
+    window = np.hanning(21) / np.hanning(21).sum()  # Smooths the corners of the profile.
     radius = np.convolve(np.pad(np.interp(along, knots, thickness), 10, mode="edge"), window, mode="valid")
 
-    bend = rng.uniform(0.25, 2.0)  # radians from end to end of the body
+    bend = rng.uniform(0.25, 2.0)  # Radians from end to end of the body.
     turning = bend * (0.5 + np.sin(np.pi * along) * rng.uniform(0.5, 1.5))
     turning += rng.normal(0.2, 0.25) * np.exp(-(((along - stem) / 0.05) ** 2)) * 10
     spine, heading = swept_curve(turning / points * rng.choice([-1, 1]))
 
     facets = int(rng.integers(3, 6))
     phase = facets * np.linspace(0, 2 * np.pi, around, endpoint=False) + rng.uniform(0, 2 * np.pi)
-    # A facet is flat at an amplitude of 1 / (facets² − 1) and hollow above. Facets vanish towards the tip.
+    # A facet is flat at an amplitude of 1 / (facets² − 1) and concave above it. Facets vanish towards the tip.
     amplitude = rng.uniform(0.3, 1.0) / (facets**2 - 1) * smoothstep(along, 1.0, 0.8)
     outline = 1 + amplitude[:, None] * np.cos(phase)
     solid = Solid(spine, heading, radius * rng.uniform(0.08, 0.13), outline)
@@ -129,7 +132,7 @@ def random_shape(rng: np.random.Generator) -> BananaShape:
 
 
 def random_skin(rng: np.random.Generator, shape: BananaShape) -> Float[np.ndarray, "3 along around"]:
-    """Colours of the surface: anything from green to brown spots, with a woody stem and a black tip."""
+    """Draw the surface colours: from green to brown spots, with a woody stem and a black tip."""
     along, size = shape.along[:, None], (len(shape.along), len(shape.ridges))
     ripeness = rng.choice([rng.uniform(0, 0.3), rng.uniform(0.3, 0.7), rng.uniform(0.7, 1)], p=[0.12, 0.55, 0.33])
     hue = np.interp(ripeness, [0, 0.25, 0.5, 1], [0.205, 0.165, 0.14, 0.12]) + rng.normal(0, 0.006)
@@ -138,7 +141,7 @@ def random_skin(rng: np.random.Generator, shape: BananaShape) -> Float[np.ndarra
     green = hsv(rng.uniform(0.19, 0.23), rng.uniform(0.6, 0.8), rng.uniform(0.55, 0.75))
     brown = hsv(rng.uniform(0.06, 0.1), rng.uniform(0.5, 0.75), rng.uniform(0.2, 0.45))
 
-    mottled = smooth_noise(rng, size, (10, 24))  # drawn out along the banana
+    mottled = smooth_noise(rng, size, (10, 24))  # Elongated along the banana.
     unripe = rng.uniform(0.0, 1.2) * (1 - ripeness)
     ends = smoothstep(along, shape.stem + rng.uniform(0.1, 0.3), shape.stem) + 0.5 * smoothstep(along, 0.85, 1.0)
     skin = mixed(body, green, np.clip(unripe * ends * (1 + 0.3 * mottled), 0, 1))
@@ -155,7 +158,7 @@ def random_skin(rng: np.random.Generator, shape: BananaShape) -> Float[np.ndarra
 
 
 def draw_banana(rng: np.random.Generator, light: Light) -> Image.Image:
-    """A banana, RGBA, of a size that the original data set could have."""
+    """Draw a banana (RGBA) with a size that occurs in the original data set."""
     shape = random_shape(rng)
     lying = random_tilt(rng, roll=0.9, pitch=0.6)
     turns = np.linspace(0, 2 * np.pi, 180, endpoint=False)
@@ -178,9 +181,9 @@ def draw_banana(rng: np.random.Generator, light: Light) -> Image.Image:
 def _extents(
     solid: Solid, pose: Float[np.ndarray, "3 3"], turns: Float[np.ndarray, " turns"]
 ) -> Float[np.ndarray, "turns 2"]:
-    """Width and height of the body in the picture when it is turned further by each of the angles.
+    """Estimate width and height of the body in the picture after a further rotation by each angle.
 
-    The outline is taken as a circle, and the ends as balls: about a pixel too large.
+    The estimate treats the outline as a circle and the ends as balls, so it is about a pixel too large.
     """
     x, y = (solid.spine @ pose[:2, :2].T).T
     horizontal = np.outer(np.cos(turns), x) - np.outer(np.sin(turns), y)
@@ -191,12 +194,12 @@ def _extents(
 
 
 def covered_pixels(banana: Image.Image) -> Bool[np.ndarray, "height width"]:
-    """Pixels of the image (RGBA) that the banana covers by more than half."""
+    """Return a mask of the pixels (of an RGBA image) that the banana covers by more than half."""
     return np.asarray(banana.getchannel("A")) > 127
 
 
 def tight_box(mask: Bool[np.ndarray, "height width"]) -> Int64[np.ndarray, "4"]:
-    """xyxy edges of the pixels that are set; there must be one."""
+    """Return the edges (xyxy) of the smallest box around the set pixels; at least one pixel must be set."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.int64)
 
@@ -205,9 +208,12 @@ def tight_box(mask: Bool[np.ndarray, "height width"]) -> Int64[np.ndarray, "4"]:
 
 
 def draw_picture(rng: np.random.Generator, num_bananas: int) -> Picture:
-    """A picture with exactly ``num_bananas`` bananas, 0 … 10; ValueError for other numbers.
+    """Draw a picture with exactly ``num_bananas`` bananas.
 
-    Nothing lies in front of a banana, as long as there is room for all of them: up to five there always was.
+    Nothing covers a banana as long as all of them fit. Up to five bananas have always fitted.
+
+    Raises:
+        ValueError: if the number is not in 0 … 10.
     """
     if not 0 <= num_bananas <= MAX_BANANAS:
         raise ValueError(f"num_bananas: expected 0 … {MAX_BANANAS}, got {num_bananas}")
@@ -239,9 +245,10 @@ def _free_place(
     boxes: Int64[np.ndarray, "boxes 4"],
     taken: Bool[np.ndarray, "256 256"],
 ) -> Int64[np.ndarray, "2"]:
-    """Left top corner (x, y) for the banana: anywhere off the pixels taken where its box overlaps little with others.
+    """Choose the left top corner (x, y) of the banana among random positions.
 
-    Where it stands out from what is behind it, if there is such a place; in a crowded picture where it overlaps least.
+    A position is free if it covers no taken pixel. The first choice is a free position with little box overlap and
+    enough contrast to the background, then the free position with the least overlap, then the least overlap alone.
     """
     mask, size = covered_pixels(banana), np.array(banana.size)
     colour = np.asarray(banana)[mask, :3].mean(axis=0)
@@ -264,7 +271,7 @@ def _free_place(
 
 
 def photograph(rng: np.random.Generator, canvas: Image.Image) -> UInt8[np.ndarray, "256 256 3"]:
-    """What a camera makes of it: focus, exposure, white balance, sensor noise, sharpening and JPEG."""
+    """Simulate a camera: focus, exposure, white balance, sensor noise, sharpening and JPEG."""
     if rng.random() < 0.6:
         canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.3)))
     gains = rng.normal(1, 0.08) * rng.normal(1, 0.04, 3)
@@ -286,7 +293,7 @@ def photograph(rng: np.random.Generator, canvas: Image.Image) -> UInt8[np.ndarra
 
 
 class Settings(NamedTuple):
-    """All that the pictures depend on; stored beside them."""
+    """The settings that determine the pictures; stored beside them."""
 
     generator_version: int
     num_train: int
@@ -305,13 +312,21 @@ def generate_bananas(
     seed: int = 0,
     workers: int | None = None,
 ) -> None:
-    """Makes ``root`` a banana data set, or does nothing where it is already the one asked for.
+    """Generate a banana data set in ``root``, or do nothing if ``root`` already holds it.
 
-    ``root`` appears when it is complete. Each picture holds a random number of bananas between ``min_bananas`` and
-    ``max_bananas``; a picture without any has no line in ``label.csv``. ``workers`` processes draw (by default one per
-    core that this process may use); the pictures do not depend on their number.
+    ``root`` appears only when it is complete.
 
-    Raises ValueError for numbers out of range, and where ``root`` holds anything else.
+    Args:
+        root: folder to create.
+        num_train: number of training pictures.
+        num_val: number of validation pictures.
+        min_bananas: smallest number of bananas in a picture. A picture without bananas has no row in ``label.csv``.
+        max_bananas: largest number of bananas in a picture.
+        seed: seed of the pictures.
+        workers: number of processes; by default one per available core. The pictures do not depend on it.
+
+    Raises:
+        ValueError: if a number is out of range, or if ``root`` holds anything else.
     """
     require_whole_number("num_train", num_train, 1)
     require_whole_number("num_val", num_val, 1)
@@ -328,48 +343,51 @@ def generate_bananas(
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{root.name}-unfinished-"
-    _remove_what_was_left(root.parent, prefix)
-    # A sibling of root is on the same file system, so that renaming it is one step.
+    _remove_abandoned(root.parent, prefix)
+    # A sibling of root is on the same file system, so it can be renamed in one step.
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=prefix) as scratch:
         unfinished = Path(scratch) / root.name
         _write_data_set(unfinished, settings, workers or _available_cores())
         try:
             unfinished.rename(root)
-        except OSError:  # another process was faster: take what it made, if it is the same
+        except OSError:
+            # Another process may have finished first; its result is as good if it has the same settings.
             if not _holds(root, settings):
                 raise
 
 
-def _remove_what_was_left(parent: Path, prefix: str) -> None:
-    """Scratch folders of processes that were killed; those that others are writing just now stay."""
-    for left in parent.glob(f"{glob.escape(prefix)}*"):
-        with suppress(FileNotFoundError):  # it was renamed or removed meanwhile
-            written = max(folder.stat().st_mtime for folder in [left, *left.glob("*/*/images")])
-            if time.time() - written > SECONDS_UNTIL_LEFT:
-                shutil.rmtree(left, ignore_errors=True)
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Delete the unfinished folders of killed processes; folders still being written stay."""
+    for unfinished in parent.glob(f"{glob.escape(prefix)}*"):
+        with suppress(FileNotFoundError):  # Another process may rename or remove the folder at the same time.
+            written = max(folder.stat().st_mtime for folder in [unfinished, *unfinished.glob("*/*/images")])
+            if time.time() - written > SECONDS_UNTIL_ABANDONED:
+                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _holds(root: Path, settings: Settings) -> bool:
-    """True where the folder is the data set of these settings, False where there is nothing; otherwise ValueError."""
+    """Return True if the folder holds the data set of these settings, and False if it is missing or empty.
+
+    Raises:
+        ValueError: if the folder holds anything else.
+    """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
-    remedy = "Delete it or choose another root."
+    advice = "Try another root, or delete this one."
     file = root / SETTINGS_FILE
     if not file.is_file():
-        raise ValueError(f"{root} exists and is no generated banana data set (it has no {SETTINGS_FILE}). {remedy}")
+        raise ValueError(f"root: expected generated bananas or no files, got {root} without {SETTINGS_FILE}. {advice}")
     try:
         found = json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is no JSON ({error}). {remedy}") from error
+        raise ValueError(f"{file}: expected JSON, got text that does not parse ({error}). {advice}") from error
     if found != settings._asdict():
-        raise ValueError(
-            f"{root} was generated with other settings. There: {found}. Asked for: {settings._asdict()}. {remedy}"
-        )
+        raise ValueError(f"root: expected {root} generated with {settings._asdict()}, got {found}. {advice}")
     return True
 
 
 def _available_cores() -> int:
-    """Cores that this process may run on; a container or batch system often grants fewer than the machine has."""
+    """Return the number of cores available to this process; containers often grant fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -393,12 +411,12 @@ def _write_data_set(folder: Path, settings: Settings, workers: int) -> None:
 
 
 def _write_picture(folder: Path, settings: Settings, job: tuple[int, int]) -> list[list[int]]:
-    """Draws picture ``number`` of split ``split`` and returns its boxes; its random numbers are its own."""
+    """Draw and save one picture, given as (split, number), and return its boxes; it has its own random generator."""
     split, number = job
     rng = np.random.default_rng([settings.seed, split, number])
     picture = draw_picture(rng, int(rng.integers(settings.min_bananas, settings.max_bananas, endpoint=True)))
     file = folder / SPLITS[split] / "images" / f"{number}.png"
-    Image.fromarray(picture.pixels).save(file, compress_level=1)  # noise hardly compresses: speed matters more
+    Image.fromarray(picture.pixels).save(file, compress_level=1)  # Noise hardly compresses, so speed matters more.
     return picture.boxes.tolist()
 
 
@@ -406,15 +424,15 @@ def _write_picture(folder: Path, settings: Settings, job: tuple[int, int]) -> li
 def _drawn(
     draw: "partial[list[list[int]]]", jobs: list[tuple[int, int]], workers: int
 ) -> Iterator[Iterable[list[list[int]]]]:
-    """Results of the jobs in their order, in this process for one worker. Jobs not begun are dropped on an error."""
+    """Yield the results in the order of the jobs; cancel pending jobs on an error. One worker means this process."""
     if workers == 1:
         yield map(draw, jobs)
         return
-    # Not forked: threads of torch may hold locks that a forked child would wait for.
+    # A forked child could wait forever for a lock that a thread of torch holds, so processes are spawned.
     executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
     try:
         with _main_module_hidden():
-            results = executor.map(draw, jobs, chunksize=8)  # starts the processes
+            results = executor.map(draw, jobs, chunksize=8)  # Starts the processes.
         yield results
     finally:
         executor.shutdown(cancel_futures=True)
@@ -422,10 +440,10 @@ def _drawn(
 
 @contextmanager
 def _main_module_hidden() -> Iterator[None]:
-    """Lets processes start without importing the program that is running.
+    """Let spawned processes start without importing the running program.
 
-    A spawned process imports it by default: ten seconds for a training program with torch, and an error for a script
-    that lacks ``if __name__ == "__main__"``. Ours only need this module.
+    By default a spawned process imports the main module. That takes ten seconds for a training program with torch, and
+    fails for a script without ``if __name__ == "__main__"``. The drawing processes need only this module.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
@@ -436,6 +454,6 @@ def _main_module_hidden() -> Iterator[None]:
 
 
 def _with_progress(results: Iterable[list[list[int]]], total: int) -> Iterable[list[list[int]]]:
-    from rich.progress import track  # here, so that the drawing processes need not load it
+    from rich.progress import track  # Imported here, because the drawing processes do not need it.
 
     return track(results, "Drawing bananas", total)

@@ -1,8 +1,8 @@
-"""The world around the generated bananas: backgrounds, things that are no bananas, and how any of them is drawn.
+"""Backgrounds and distractors of the generated banana pictures, and the renderer of all solid bodies.
 
-Everything is computed from random numbers, nothing is a photograph. Pictures are 256×256. Colours are RGB: in arrays
-they are planes (3, …) of 0 … 1, in PIL images 0 … 255. Objects are drawn twice as large as they appear and shrunk,
-which smooths their edges. The frame of objects and light: x to the right, y downwards, z towards the camera.
+Everything is computed from random numbers; no photograph is used. Pictures are 256×256. Colours are RGB: planes (3, …)
+in 0 … 1 in arrays, and 0 … 255 in PIL images. Objects are drawn at twice their size and reduced, which smooths their
+edges. In the coordinates of objects and light, x points right, y down, and z towards the camera.
 """
 
 import math
@@ -19,26 +19,26 @@ SIDE = 256
 SUPERSAMPLING = 2
 ROWS = np.arange(-SIDE / 2, SIDE / 2, dtype=np.float32)[:, None]
 COLUMNS = ROWS.T
-"""Pixels from the middle of the picture, (256, 1) and (1, 256)."""
+"""Distance of rows and columns from the middle of the picture in pixels, shaped (256, 1) and (1, 256)."""
 ROW_FREQUENCIES = np.fft.fftfreq(SIDE).astype(np.float32)[:, None]
 COLUMN_FREQUENCIES = np.fft.rfftfreq(SIDE).astype(np.float32)[None, :]
-"""Cycles per pixel, as numpy's real Fourier transform orders them."""
+"""Frequencies of the spectrum in cycles per pixel, in the order of numpy's real Fourier transform."""
 
 Colour = Float[np.ndarray, "3 1 1"]
-"""One RGB colour, as planes of a single pixel so that it goes with any picture."""
+"""One RGB colour, as planes of a single pixel, which broadcasts with any picture."""
 Planes = Float[np.ndarray, "3 256 256"]
 
 SHADE_TINT = (0.85, 1.0, 1.35)
-"""Exponents of the shade per channel: the dark side of a thing turns warmer, as it does in photographs of fruit."""
+"""Exponents of the shade per channel; they make dark sides warmer, as in photographs of fruit."""
 
 
 class Light(NamedTuple):
-    """The one light of a picture; all its objects share it."""
+    """The light of a picture, shared by all its objects."""
 
     direction: Float[np.ndarray, "3"]
-    """Unit vector from the object to the lamp."""
+    """Unit vector from the objects to the lamp."""
     ambient: float
-    """Brightness of the side turned away from the lamp, 0 … 1."""
+    """Brightness of the side that faces away from the lamp, 0 … 1."""
     shadow: float
     """Darkness of cast shadows, 0 (none) … 1 (black)."""
     softness: float
@@ -46,19 +46,19 @@ class Light(NamedTuple):
 
 
 class Solid(NamedTuple):
-    """A body swept along a plane curve: at each point of the spine a closed outline stands at right angles to it."""
+    """A body made by sweeping a closed outline along a plane curve, the spine, at right angles to it."""
 
     spine: Float[np.ndarray, "along 2"]
     heading: Float[np.ndarray, " along"]
     """Direction of the spine in radians."""
     radius: Float[np.ndarray, " along"]
-    """In the unit of the spine."""
+    """Mean distance of the surface from the spine, in the unit of the spine."""
     outline: Float[np.ndarray, "along around"]
-    """Distance from the spine, relative to ``radius``, at equal angles around it."""
+    """Distance from the spine relative to ``radius``, at equal angles around it."""
 
 
 def random_light(rng: np.random.Generator) -> Light:
-    """A lamp anywhere in the half space of the camera, more often above than below."""
+    """Draw a lamp anywhere in the half space of the camera, more often above than below."""
     azimuth, elevation = rng.normal(-np.pi / 2, 1.2), rng.uniform(0.4, 1.3)
     across = np.cos(elevation)
     direction = np.array([across * np.cos(azimuth), across * np.sin(azimuth), np.sin(elevation)])
@@ -70,26 +70,26 @@ def random_light(rng: np.random.Generator) -> Light:
 
 
 def hsv(hue: float, saturation: float, value: float) -> Colour:
-    """Colour of a hue in turns (0 red, 1/6 yellow, 1/3 green; wraps around), saturation and value in 0 … 1."""
+    """Convert HSV to RGB; hue counts in turns (0 red, 1/6 yellow, 1/3 green; wraps around), the rest in 0 … 1."""
     channel = (np.array([5.0, 3.0, 1.0]) + 6 * hue) % 6
     rgb = value * (1 - saturation * np.clip(np.minimum(channel, 4 - channel), 0, 1))
     return rgb.astype(np.float32).reshape(3, 1, 1)
 
 
 def yellow(rng: np.random.Generator) -> Colour:
-    """The colours that bananas have too, from orange to lemon."""
+    """Draw a colour that bananas can have, from orange to lemon."""
     return hsv(rng.uniform(0.09, 0.18), rng.uniform(0.55, 1.0), rng.uniform(0.6, 1.0))
 
 
 def any_colour(rng: np.random.Generator) -> Colour:
-    """Mostly muted, as most of the world is; one in 25 is yellow."""
+    """Draw a colour, mostly muted as in most photographs; one in 25 is yellow."""
     if rng.random() < 0.04:
         return yellow(rng)
     return hsv(rng.random(), rng.beta(1.2, 2.6), rng.beta(1.8, 1.3))
 
 
 def palette(rng: np.random.Generator, count: int) -> list[Colour]:
-    """Colours that go together: variations of one colour plus, every third time, one that has nothing to do with it."""
+    """Draw colours that go together: variations of one colour and, in a third of all cases, one unrelated colour."""
     base, darker = any_colour(rng), rng.normal(0, 0.15, (count, 1, 1, 1))
     colours = list(np.clip(base + darker + rng.normal(0, 0.05, (count, 3, 1, 1)), 0, 1).astype(np.float32))
     if rng.random() < 0.35:
@@ -103,9 +103,9 @@ def palette(rng: np.random.Generator, count: int) -> list[Colour]:
 def spectral_noise(
     rng: np.random.Generator, exponent: float, stretch: float = 1.0, angle: float = 0.0
 ) -> Float[np.ndarray, "256 256"]:
-    """Noise with amplitude 1/frequency^exponent, mean 0, standard deviation 1 (natural images have exponent 1).
+    """Draw noise with amplitude 1/frequency^exponent, mean 0 and standard deviation 1.
 
-    ``stretch`` > 1 draws its grain out along ``angle`` (radians).
+    Natural images have exponent 1. ``stretch`` > 1 elongates the grain along ``angle`` (radians).
     """
     rows, columns = ROW_FREQUENCIES, COLUMN_FREQUENCIES
     along, across = (
@@ -113,7 +113,7 @@ def spectral_noise(
         rows * math.cos(angle) - columns * math.sin(angle),
     )
     frequency = np.hypot(along * stretch, across / stretch)
-    frequency[0, 0] = np.inf  # the mean is to be 0
+    frequency[0, 0] = np.inf  # Makes the mean 0.
     spectrum = np.fft.rfft2(rng.standard_normal((SIDE, SIDE), dtype=np.float32)) / frequency**exponent
     noise = np.fft.irfft2(spectrum)
     return noise / noise.std()
@@ -122,19 +122,19 @@ def spectral_noise(
 def smooth_noise(
     rng: np.random.Generator, shape: tuple[int, int], cells: tuple[int, int]
 ) -> Float[np.ndarray, "rows columns"]:
-    """Noise of ``shape`` that has about ``cells`` independent values down and across, standard deviation about 0.8."""
+    """Draw noise of ``shape`` with about ``cells`` independent values (rows, columns) and standard deviation 0.8."""
     grid = Image.fromarray(rng.standard_normal(cells, dtype=np.float32))
     return np.asarray(grid.resize(shape[::-1], Image.Resampling.BICUBIC))
 
 
 def smoothstep(values: Float[np.ndarray, "*shape"], low: float, high: float) -> Float[np.ndarray, "*shape"]:
-    """0 below ``low``, 1 above ``high`` and an S between; falls instead of rising when ``low`` > ``high``."""
+    """Map values to 0 below ``low``, 1 above ``high`` and an S-curve between; ``low`` > ``high`` makes it fall."""
     position = np.clip((values - low) / (high - low), 0, 1)
     return position * position * (3 - 2 * position)
 
 
 def colour_map(noise: Float[np.ndarray, "256 256"], colours: list[Colour]) -> Planes:
-    """The colours one after the other from the lowest to the highest values of the noise."""
+    """Colour the noise with a gradient through the colours, from its lowest to its highest values."""
     stops = np.linspace(-1.5, 1.5, len(colours))
     channels = np.concatenate(colours, axis=1)[..., 0]
     return np.stack([np.interp(noise, stops, channel).astype(np.float32) for channel in channels])
@@ -145,17 +145,17 @@ def mixed(
     second: Float[np.ndarray, "3 #rows #columns"],
     share: Float[np.ndarray, "#rows #columns"],
 ) -> Float[np.ndarray, "3 rows columns"]:
-    """``first`` where ``share`` is 0, ``second`` where it is 1."""
+    """Blend two colours linearly: ``first`` where ``share`` is 0, ``second`` where ``share`` is 1."""
     return first + (second - first) * share
 
 
 def pixels(planes: Float[np.ndarray, "3 rows columns"]) -> UInt8[np.ndarray, "rows columns 3"]:
-    """As PIL wants them; what is out of range is clipped."""
+    """Convert planes to an image array for PIL, with values clipped to the range."""
     return np.stack([(np.clip(plane, 0, 1) * 255 + 0.5).astype(np.uint8) for plane in planes], axis=-1)
 
 
 def ink(colour: Colour) -> tuple[int, int, int]:
-    """As PIL's drawing functions want it."""
+    """Convert a colour to a tuple for PIL's drawing functions."""
     red, green, blue = (int(channel) for channel in pixels(colour).ravel())
     return red, green, blue
 
@@ -164,7 +164,7 @@ def ink(colour: Colour) -> tuple[int, int, int]:
 
 
 def backdrop(rng: np.random.Generator) -> Planes:
-    """A studio: one colour, often white, that runs into another one."""
+    """Draw a studio background: a gradient from one colour, often white, to another."""
     white = rng.random() < 0.65
     near = hsv(0.0, 0.0, rng.uniform(0.85, 1.0)) if white else any_colour(rng)
     far = near * rng.uniform(0.75, 1.0) if rng.random() < 0.8 else any_colour(rng)
@@ -174,13 +174,13 @@ def backdrop(rng: np.random.Generator) -> Planes:
 
 
 def clouds(rng: np.random.Generator) -> Planes:
-    """Anything out of focus to anything in focus: noise with the spectrum of photographs."""
+    """Draw noise with the spectrum of photographs, from out of focus to in focus."""
     noise = spectral_noise(rng, rng.uniform(0.9, 2.0))
     return colour_map(noise, palette(rng, int(rng.integers(3, 7))))
 
 
 def wood(rng: np.random.Generator) -> Planes:
-    """Grain along planks; also stands in for brushed metal and bark."""
+    """Draw planks with grain, which also resemble brushed metal and bark."""
     upright = rng.random() < 0.5
     grain = spectral_noise(rng, rng.uniform(0.8, 1.3), rng.uniform(2.5, 5.0))
     plank = np.arange(SIDE) // rng.uniform(25, 120)
@@ -194,7 +194,7 @@ def wood(rng: np.random.Generator) -> Planes:
 
 
 def cloth(rng: np.random.Generator) -> Planes:
-    """Weave, stripes or plaid over folds."""
+    """Draw a weave, stripes or plaid over folds."""
     folds = spectral_noise(rng, 1.8, rng.uniform(1, 2.5), rng.uniform(0, np.pi))
     angle, period = rng.uniform(0, np.pi), rng.uniform(3, 8) if rng.random() < 0.5 else rng.uniform(12, 70)
     warp, two_ways = folds * rng.uniform(0, 0.6), rng.random() < 0.5
@@ -208,11 +208,11 @@ def cloth(rng: np.random.Generator) -> Planes:
 
 
 def tiles(rng: np.random.Generator) -> Planes:
-    """Tiles, bricks or a chessboard, each tile a little different."""
+    """Draw tiles, bricks or a chessboard; each tile has its own tone."""
     height, width, joint = rng.integers(16, 80), rng.integers(16, 80), rng.integers(1, 4)
     down, across = np.arange(SIDE)[:, None] + rng.integers(80), np.arange(SIDE)[None, :] + rng.integers(80)
     row = down // height
-    across = across + row % 2 * rng.integers(2) * (width // 2)  # bricks
+    across = across + row % 2 * rng.integers(2) * (width // 2)  # Shifts every second row, as with bricks.
     column = across // width
     tone = rng.uniform(0.02, 0.15) * rng.standard_normal((32, 32), dtype=np.float32)[row % 32, column % 32]
     first, second, grout = palette(rng, 3)
@@ -223,9 +223,10 @@ def tiles(rng: np.random.Generator) -> Planes:
 
 
 def rubble(rng: np.random.Generator) -> Planes:
-    """Shapes upon shapes of every size, which has the statistics of natural scenes: gravel, foliage, shelves, crowds.
+    """Draw overlapping shapes of all sizes, with the statistics of natural scenes such as gravel, foliage or crowds.
 
-    The dead leaves model (Lee, Mumford and Huang 2001): sizes follow a power law, later shapes hide earlier ones.
+    This is the dead leaves model (Lee, Mumford and Huang 2001): sizes follow a power law, and later shapes hide
+    earlier ones.
     """
     colours = [*palette(rng, 4), *palette(rng, 4)]
     image = Image.new("RGB", (SIDE, SIDE), ink(colours[0]))
@@ -242,13 +243,13 @@ def rubble(rng: np.random.Generator) -> Planes:
     fills = pixels(chosen * rng.uniform(0.6, 1.2, (count, 1)))[:, 0].tolist()
     for outline, fill in zip(np.stack([x, y], axis=-1), fills, strict=True):
         draw.polygon(outline.ravel().tolist(), fill=tuple(fill))
-    if rng.random() < 0.7:  # out of focus
+    if rng.random() < 0.7:  # Out of focus.
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 6)))
     return np.moveaxis(np.asarray(image, np.float32), -1, 0) / 255 * (1 + 0.08 * spectral_noise(rng, 1.0))
 
 
 def scene(rng: np.random.Generator) -> Planes:
-    """A surface in front of something else: a table before a wall, a field under a sky, the edge of a mat."""
+    """Draw two surfaces with an edge between them, such as a table before a wall or a field under a sky."""
     surface, behind = (SURFACES[rng.integers(len(SURFACES))](rng) for _ in range(2))
     below_edge = ROWS + COLUMNS * rng.normal(0, 0.3) - SIDE * rng.uniform(-0.3, 0.3)
     return mixed(behind, surface, smoothstep(below_edge, 0.0, 1.0 if rng.random() < 0.5 else 12.0))
@@ -256,7 +257,7 @@ def scene(rng: np.random.Generator) -> Planes:
 
 SURFACES: tuple[Callable[[np.random.Generator], Planes], ...] = (backdrop, clouds, wood, cloth, tiles, rubble)
 BACKGROUNDS: dict[Callable[[np.random.Generator], Planes], float] = {
-    backdrop: 0.34,  # many photographs of fruit are taken for shops
+    backdrop: 0.34,  # Many photographs of fruit are product photographs.
     clouds: 0.14,
     wood: 0.11,
     cloth: 0.08,
@@ -267,7 +268,7 @@ BACKGROUNDS: dict[Callable[[np.random.Generator], Planes], float] = {
 
 
 def draw_background(rng: np.random.Generator) -> Image.Image:
-    """A background with lighting: a gradient over the picture, a vignette or a soft shadow of something outside it."""
+    """Draw a background with lighting: a gradient, a vignette or the soft shadow of something outside the picture."""
     kinds, weights = list(BACKGROUNDS), np.array(list(BACKGROUNDS.values()))
     picture = kinds[rng.choice(len(kinds), p=weights / weights.sum())](rng)
     x, y = COLUMNS / SIDE, ROWS / SIDE
@@ -284,9 +285,9 @@ def draw_background(rng: np.random.Generator) -> Image.Image:
 def swept_curve(
     turning: Float[np.ndarray, " along"],
 ) -> tuple[Float[np.ndarray, "along 2"], Float[np.ndarray, " along"]]:
-    """Points and headings (radians) of a curve of length 1 around the origin that turns by ``turning`` at each point.
+    """Return points and headings (radians) of a centred curve of length 1 that turns by ``turning`` at each point.
 
-    It runs from left to right on the whole.
+    The mean heading is to the right.
     """
     heading = np.cumsum(turning)
     heading = heading - heading.mean()
@@ -295,12 +296,12 @@ def swept_curve(
 
 
 def turn_in_picture(angle: float) -> Float[np.ndarray, "3 3"]:
-    """Rotation matrix about the line of sight; radians."""
+    """Return the rotation matrix about the line of sight, for an angle in radians."""
     return np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
 
 
 def random_tilt(rng: np.random.Generator, roll: float, pitch: float) -> Float[np.ndarray, "3 3"]:
-    """Rotation matrix: up to ± ``roll`` about the x axis, then up to ± ``pitch`` in depth; radians."""
+    """Draw a rotation: up to ± ``roll`` about the x axis, then up to ± ``pitch`` about the y axis, in radians."""
     roll, pitch = rng.uniform(-roll, roll), rng.uniform(-pitch, pitch)
     about_x = np.array([[1, 0, 0], [0, np.cos(roll), -np.sin(roll)], [0, np.sin(roll), np.cos(roll)]])
     about_y = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
@@ -315,16 +316,16 @@ def render_solid(
     light: Light,
     gloss: float,
 ) -> Image.Image:
-    """The body as an RGBA image, just large enough for it. ``gloss`` is the brightness of highlights, 0 … 1.
+    """Render the body as an RGBA image that just contains it; ``gloss`` is the brightness of highlights, 0 … 1.
 
-    Its surface points are written into the image from the farthest to the nearest, so there must be at least one per
-    pixel of the enlarged image: about 3 per pixel of length along and 10 per pixel of radius around do.
+    Surface points are written into the enlarged image from the farthest to the nearest, so every pixel needs at least
+    one point. About 3 points per pixel of length and 10 per pixel of radius are enough.
     """
     solid, colours = _with_closed_ends(solid, colours)
     scale = pixels_per_unit * SUPERSAMPLING
     phi = np.linspace(0, 2 * np.pi, solid.outline.shape[1], endpoint=False, dtype=np.float32)
     cos, sin = np.cos(phi), np.sin(phi)
-    # Frame of the spine in the picture's axes. All that follows are sums of (function along) × (function around).
+    # This is the spine's frame in the picture's axes. Each array below is a sum of (along) × (around) products.
     heading_cos, heading_sin = np.cos(solid.heading)[:, None], np.sin(solid.heading)[:, None]
     tangent = (heading_cos * pose[:, 0] + heading_sin * pose[:, 1]).astype(np.float32)
     normal = (heading_cos * pose[:, 1] - heading_sin * pose[:, 0]).astype(np.float32)
@@ -338,13 +339,13 @@ def render_solid(
     length = np.sqrt(out_normal**2 + out_binormal**2 + slope**2)
 
     def facing(direction: Float[np.ndarray, "3"]) -> Float[np.ndarray, "along around"]:
-        """Cosine between the surface's normal and a unit vector."""
+        """Return the cosine between the surface normal and a unit vector."""
         direction = direction.astype(np.float32)
         across = out_normal * (normal @ direction)[:, None] + out_binormal * (binormal @ direction)
         return (across - slope * (tangent @ direction)[:, None]) / length
 
     def position(axis: int) -> Float[np.ndarray, "along around"]:
-        """Pixels of the enlarged image, from the origin of the spine."""
+        """Return coordinates on one axis, in pixels of the enlarged image, relative to the origin of the spine."""
         centre = scale * (solid.spine @ pose[axis, :2])
         reach = (scale * solid.radius)[:, None].astype(np.float32) * outline
         return centre[:, None].astype(np.float32) + reach * (cos * normal[:, axis, None] + sin * binormal[axis])
@@ -355,7 +356,7 @@ def render_solid(
     lit = np.clip(0.25 + 0.75 * facing(light.direction)[visible], 0, 1)
     half_way = light.direction + np.array([0.0, 0.0, 1.0])
     highlight = np.clip(facing(half_way / np.linalg.norm(half_way))[visible], 0, 1) ** 24
-    rim = 0.8 + 0.2 * towards_camera[visible]  # surfaces seen at a glancing angle get less light from the surroundings
+    rim = 0.8 + 0.2 * towards_camera[visible]  # Surfaces at a glancing angle get less light from the surroundings.
     shade = (light.ambient + (1.15 - light.ambient) * lit) * rim
     shaded = [
         np.clip(plane[visible] * shade**tint + gloss * highlight, 0, 1) * 255
@@ -376,7 +377,7 @@ def render_solid(
 def _with_closed_ends(
     solid: Solid, colours: Float[np.ndarray, "3 along around"]
 ) -> tuple[Solid, Float[np.ndarray, "3 rows around"]]:
-    """Both ends continued by a flat disc."""
+    """Close both ends of the body with flat discs."""
     rings = 6
     rim_to_centre = np.linspace(1, 0, rings + 1)[1:]
     radius = np.concatenate([solid.radius[0] * rim_to_centre[::-1], solid.radius, solid.radius[-1] * rim_to_centre])
@@ -391,7 +392,7 @@ def _with_closed_ends(
 
 
 def _padded(last: float) -> int:
-    """Size that leaves a margin after the last pixel and shrinks without remainder."""
+    """Return a size with a margin after the last pixel that is divisible by the supersampling factor."""
     return (int(last) // SUPERSAMPLING + 2) * SUPERSAMPLING
 
 
@@ -401,7 +402,7 @@ def _shrink(enlarged: Image.Image) -> Image.Image:
 
 
 def paste(canvas: Image.Image, thing: Image.Image, left: int, top: int, light: Light) -> Image.Image:
-    """A copy of the canvas with the thing (RGBA) and its shadow on it. Bananas and all others come this way."""
+    """Return a copy of the canvas with the thing (RGBA) and its shadow on it."""
     alpha, softness = thing.getchannel("A"), light.softness
     margin = int(3 * softness)
     darkness = Image.new("L", (thing.width + 2 * margin, thing.height + 2 * margin))
@@ -414,7 +415,7 @@ def paste(canvas: Image.Image, thing: Image.Image, left: int, top: int, light: L
     return result
 
 
-# --------------------------------------------------------------------------------------------- things, no bananas
+# ------------------------------------------------------------------------------------------------------ distractors
 
 
 def _swept_thing(
@@ -426,7 +427,7 @@ def _swept_thing(
     radius: Float[np.ndarray, " along"],
     depth_angle: float = 0.6,
 ) -> Image.Image:
-    """A round body with a spine of length 1 that turns by ``turning`` radians, scaled to about ``size`` pixels."""
+    """Draw a round body of about ``size`` pixels whose spine turns by ``turning`` radians."""
     spine, heading = swept_curve(np.full(len(radius), turning / len(radius)))
     around = int(np.clip(10 * size * radius.max(), 48, 512))
     solid = Solid(spine, heading, radius, np.ones((len(radius), around)))
@@ -437,7 +438,7 @@ def _swept_thing(
 
 
 def ball(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Oranges, apples, tomatoes, balls."""
+    """Draw an orange, an apple, a tomato or a ball."""
     fruit = hsv(rng.choice([0.0, 0.03, 0.08, 0.1, 0.25, 0.97]), rng.uniform(0.7, 1), rng.uniform(0.5, 1))
     position = np.linspace(-1, 1, int(2.5 * size))
     radius = 0.5 * np.sqrt(1 - position**2) * rng.uniform(0.9, 1.1)
@@ -445,7 +446,7 @@ def ball(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def lemon(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Lemons and other yellow to orange things with two blunt ends: mangos, potatoes, pears."""
+    """Draw a lemon or another yellow to orange thing with two blunt ends, such as a mango, a potato or a pear."""
     position = np.linspace(-1, 1, int(3 * size))
     body = np.sqrt(np.clip(1 - (position / 0.9) ** 2, 0, 1))
     nipples = 0.25 * np.sqrt(np.clip(1 - position**2, 0, 1)) * rng.uniform(0, 1)
@@ -455,15 +456,15 @@ def lemon(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def crescent(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """The shape of a banana in colours that no banana has, so that shape alone does not do."""
+    """Draw the shape of a banana in a colour that no banana has, so that shape alone does not identify a banana."""
     position = np.linspace(-1, 1, int(3 * size))
-    colour = hsv(rng.uniform(0.42, 1.02), rng.beta(1, 1), rng.uniform(0.1, 1.0))  # cyan to red, or grey
+    colour = hsv(rng.uniform(0.42, 1.02), rng.beta(1, 1), rng.uniform(0.1, 1.0))  # Cyan to red, or grey.
     radius = rng.uniform(0.06, 0.12) * (1 - np.abs(position) ** rng.uniform(1.5, 5)) + 0.01
     return _swept_thing(rng, light, 1.1 * size, colour, rng.uniform(0.4, 2.5), radius)
 
 
 def rod(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Sticks, pencils, carrots, cables, fingers: straight or bent, any colour, often yellow, brown or skin."""
+    """Draw a stick, pencil, carrot, cable or finger: straight or bent, often yellow, brown or skin-coloured."""
     skin = hsv(rng.uniform(0.03, 0.08), rng.uniform(0.25, 0.6), rng.uniform(0.4, 1))
     colour = (yellow(rng), skin, any_colour(rng))[rng.integers(3)]
     radius = np.full(int(3 * size), rng.uniform(0.012, 0.04)) * np.linspace(1, rng.uniform(0.3, 1), int(3 * size))
@@ -471,7 +472,7 @@ def rod(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def ring(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Rings, handles and rims: arcs of the same thickness all along, every second one yellow."""
+    """Draw a ring, a handle or a rim: an arc of constant thickness, yellow in half of all cases."""
     colour = yellow(rng) if rng.random() < 0.5 else any_colour(rng)
     turning = rng.choice([2 * np.pi, rng.uniform(3.5, 6)])
     radius = np.full(int(6 * size), rng.uniform(0.01, 0.035))
@@ -481,9 +482,9 @@ def ring(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 def _cutout(
     rng: np.random.Generator, light: Light, size: float, parts: list[tuple[Float[np.ndarray, "corners 2"], Colour]]
 ) -> Image.Image:
-    """Filled polygons, later ones on top, turned by a random angle and scaled so that their longer side is ``size``.
+    """Draw filled polygons, later ones on top, at a random angle and with a longer side of ``size`` pixels.
 
-    Light from the side, a bevel at the rim and mottling make a body of it.
+    Side light, a bevel at the rim and mottling give the flat shape depth.
     """
     turn = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
@@ -521,7 +522,7 @@ def _rectangle(left: float, top: float, right: float, bottom: float) -> Float[np
 
 
 def box(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Books, cartons, screens and rulers: a bright face, a dark side, some print."""
+    """Draw a book, carton, screen or ruler: a bright face, a dark side and some print."""
     colour = yellow(rng) if rng.random() < 0.4 else any_colour(rng)
     length, side = rng.choice([rng.uniform(1, 2), rng.uniform(4, 10)]), rng.uniform(0, 0.25)
     face = _rectangle(0.0, 0.0, length, 1.0)
@@ -535,7 +536,7 @@ def box(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def leaf(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """A leaf with a rib, green or autumn red; not yellow, for a bent one could pass for a banana."""
+    """Draw a leaf with a rib, green or autumn red; a bent yellow leaf could pass for a banana."""
     width = rng.uniform(0.3, 0.6)
     position = np.linspace(0, np.pi, 20)
     bow = rng.uniform(-0.3, 0.3) * np.sin(position)
@@ -549,7 +550,7 @@ def leaf(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def flower(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Petals around a centre, mostly yellow."""
+    """Draw a flower: petals around a centre, mostly yellow."""
     colour = yellow(rng) if rng.random() < 0.7 else any_colour(rng)
     petals, slender = rng.integers(5, 14), rng.uniform(0.15, 0.35)
     parts = [
@@ -560,7 +561,7 @@ def flower(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def plate(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Plates, bowls, cups and wheels seen from anywhere: ellipses within each other."""
+    """Draw a plate, bowl, cup or wheel at an angle, as nested ellipses."""
     colours, tilt = palette(rng, 4), rng.uniform(0.4, 1)
     discs = [
         (_ellipse(width, width * tilt, (0.0, 0.08 * (1 - width))), colour)
@@ -570,7 +571,7 @@ def plate(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def blob(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Stones, crisps, puddles and stars: any closed outline, every fifth in the colours of bananas."""
+    """Draw a stone, crisp, puddle or star: any closed outline, one in five in a colour of bananas."""
     corners = rng.integers(3, 40)
     angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
     harmonics = np.arange(2, 6)
@@ -581,7 +582,7 @@ def blob(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
 
 
 def print_strokes(rng: np.random.Generator, light: Light, size: float) -> Image.Image:
-    """Something like a line of writing."""
+    """Draw strokes that resemble a line of writing."""
     colour, thickness = any_colour(rng) * rng.choice([0.3, 1.0]), rng.uniform(0.1, 0.3)
     parts = []
     for letter in range(rng.integers(2, 8)):
@@ -603,5 +604,5 @@ DISTRACTORS: tuple[Callable[[np.random.Generator, Light, float], Image.Image], .
 
 
 def draw_distractor(rng: np.random.Generator, light: Light) -> Image.Image:
-    """Something that is no banana, RGBA, about 20 … 110 pixels long."""
+    """Draw a random thing that is not a banana (RGBA), about 20 … 110 pixels long."""
     return DISTRACTORS[rng.integers(len(DISTRACTORS))](rng, light, rng.uniform(20, 90))
