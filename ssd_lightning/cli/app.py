@@ -7,6 +7,7 @@ import functools
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from omegaconf import DictConfig
 from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import explain, fail, require_plugins
 from ssd_lightning.cli.help import Command, help_text
+from ssd_lightning.cli.keys import check_keys
 from ssd_lightning.cli.run_folders import resume_in_run_folder, state_of
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.signals import Interrupted, interruptible
@@ -46,10 +48,14 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     ranks.wants_traceback = wants_traceback
     # With this variable Hydra passes errors on, instead of printing part of a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Lightning calls what torch has deprecated, and a user of the commands can do nothing about it.
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
     try:
         _refuse_lists_for_groups(arguments)
         require_plugins(arguments)
         arguments = resume_in_run_folder(expand(overrides.readable(arguments)))
+        if ranks.is_first():
+            arguments = check_keys(command, arguments)
         sys.argv[1:] = [*arguments, *([] if ranks.is_first() else WRITE_NOTHING)]
         start = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=command.config)
         start(_tidy(command.name, task))()
