@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import fail
 from ssd_lightning.cli.help import GROUPS
+from ssd_lightning.cli.trust import refuse_untrusted_config, trusted_packages_in
 
 FIXED_AT_THE_START = {
     *(set(GROUPS) - {"data", "trainer", "logger", "callbacks"}),
@@ -89,6 +90,7 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
         saved = yaml.safe_load(file)
     if not isinstance(saved, dict) or "resume" not in saved:
         raise ValueError(f"resume: expected the config of a run, got {config}")
+    refuse_untrusted_config(saved, config, "resume", trusted_packages_in(arguments))
     others = [argument for argument in arguments if not argument.startswith("resume=")]
     for other in others:
         key = other.partition("=")[0]
