@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssd_lightning.data.bananas.generator import generate_bananas
-from ssd_lightning.data.download import Archive, download_and_extract, has_begun
+from ssd_lightning.data.download import Archive, download_and_extract
 from ssd_lightning.data.formats.annotations import AnnotatedPictures
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
 
@@ -27,8 +27,7 @@ FOLDER_IN_ARCHIVE = "banana-detection"
 ARCHIVE = Archive(
     name="banana-detection.zip",
     urls=("http://d2l-data.s3-accelerate.amazonaws.com/banana-detection.zip",),
-    checksum="5de26c8fce5ccdea9f91267273464dc968d20d72",
-    algorithm="sha1",
+    checksum="sha1:5de26c8fce5ccdea9f91267273464dc968d20d72",
 )
 
 
@@ -55,12 +54,12 @@ class Bananas:
         """
         if any(self._split(name).is_dir() for name in ("train", "val")):
             return
-        if not (self.download_to in (None, self.root) or has_begun(ARCHIVE, self.root)):
+        if not (self.download_to in (None, self.root) or (self.root / ARCHIVE.name).exists()):
             raise ValueError(
                 f"data.root: expected a folder that holds bananas_train and bananas_val, got {self.root}; "
                 f"they are downloaded to {self.download_to} alone"
             )
-        hint = "data=banana_generated makes a similar data set without any download."
+        hint = "Or use data=banana_generated, which needs no download."
         download_and_extract(ARCHIVE, self.root, PurePath(FOLDER_IN_ARCHIVE), hint=hint)
 
     def train(self) -> "BananaPictures":

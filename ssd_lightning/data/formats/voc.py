@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from ssd_lightning.data.download import Archive, download_and_extract, has_begun
+from ssd_lightning.data.download import Archive, download_and_extract
 from ssd_lightning.data.formats.annotations import (
     AnnotatedPictures,
     Annotations,
@@ -59,7 +59,7 @@ def _archive(year: str, name: str, md5: str, *copies: str) -> Archive:
     """Oxford's own server has often been away, in 2025 for months."""
     own = [f"{server}/voc{year}/{name}" for server in OXFORD]
     others = [f"{folder}/{name}" for folder in (*copies, *COPIES)]
-    return Archive(name, (*own, *others, f"{INTERNET_ARCHIVE}/{own[-1]}"), md5, "md5")
+    return Archive(name, (*own, *others, f"{INTERNET_ARCHIVE}/{own[-1]}"), f"md5:{md5}")
 
 
 _TRAINVAL_2007 = _archive("2007", "VOCtrainval_06-Nov-2007.tar", "c52e279531787c972589f7e41ab4ae64")
@@ -258,7 +258,7 @@ class VOC(VOCPictures):
         """
         folder = self.devkit.parent
         needed = [part for parts in self.parts.values() for part in parts]
-        is_known = self.devkit.is_dir() or any(has_begun(ARCHIVE_OF[part], folder) for part in needed)
+        is_known = self.devkit.is_dir() or any((folder / ARCHIVE_OF[part].name).exists() for part in needed)
         if not (is_known or self.download_to in (None, self.root)):
             raise ValueError(
                 f"data.root: expected a folder that holds VOCdevkit, got {self.root}; "
@@ -267,7 +267,7 @@ class VOC(VOCPictures):
         for part in needed:
             year, _, name = part.partition("/")
             picture_list = PurePath(f"VOCdevkit/VOC{year}/ImageSets/Main/{name}.txt")
-            hint = f"Or let data.root name a folder that holds {picture_list}, wherever it comes from."
+            hint = f"Or set data.root to a folder that holds {picture_list}."
             download_and_extract(ARCHIVE_OF[part], folder, picture_list, hint=hint)
 
     def xml_files(self) -> tuple[list[str], list[str]]:

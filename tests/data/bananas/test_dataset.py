@@ -2,20 +2,16 @@
 
 import hashlib
 import io
-import os
 import re
 import shutil
-import socket
-import threading
 import zipfile
 from collections.abc import Iterator
-from functools import partial
-from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
 from banana_folder import write_banana_folder
+from http_server import Server, sending, serving, unreachable_url
 from PIL import Image
 
 from ssd_lightning.data.bananas import dataset as banana
@@ -276,77 +272,51 @@ def test_only_its_own_folder_is_filled(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [data.root]
 
 
-@pytest.mark.parametrize("begun", ["banana-detection.zip", "banana-detection.zip.part"])
-def test_a_download_that_has_begun_elsewhere_goes_on(
-    tmp_path: Path, served: Archive, monkeypatch: pytest.MonkeyPatch, begun: str
-) -> None:
-    monkeypatch.setattr(banana, "ARCHIVE", served)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / begun).write_bytes(
-        (tmp_path / "web" / served.name).read_bytes()[: 100 if "part" in begun else None]
-    )
+def test_an_archive_in_another_folder_is_unpacked_there(tmp_path: Path, archive: Archive) -> None:
+    """It was put there by hand, or an earlier run was stopped after the download."""
+    Bananas(tmp_path / "data").prepare()
+    shutil.rmtree(tmp_path / "data" / "banana-detection")
     data = Bananas(tmp_path / "data", download_to=tmp_path / "banana")
     data.prepare()
     assert len(data.train()) == 3
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Archive]:
+def archive(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> Archive:
     """The archive of a small data set, in the layout of the real one, on a server of this machine."""
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
     write_banana_folder(tmp_path / "original", num_train=3, num_val=2, side=64)
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
         for path in sorted((tmp_path / "original").rglob("*")):
             archive.write(path, Path("banana-detection") / path.relative_to(tmp_path / "original"))
-    (tmp_path / "web").mkdir()
-    (tmp_path / "web" / "banana-detection.zip").write_bytes(content.getvalue())
-    with HTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(tmp_path / "web"))) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield Archive(
-            "banana-detection.zip",
-            (f"http://127.0.0.1:{server.server_port}/banana-detection.zip",),
-            hashlib.sha1(content.getvalue()).hexdigest(),
-            "sha1",
-        )
-        server.shutdown()
-        thread.join()
+    server.default = sending(content.getvalue())
+    checksum = f"sha1:{hashlib.sha1(content.getvalue()).hexdigest()}"
+    made = Archive("banana-detection.zip", (server.url("/banana-detection.zip"),), checksum)
+    monkeypatch.setattr(banana, "ARCHIVE", made)
+    return made
 
 
-def test_the_archive_is_downloaded_once(tmp_path: Path, served: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(banana, "ARCHIVE", served)
+def test_the_archive_is_downloaded_once(tmp_path: Path, server: Server, archive: Archive) -> None:
     data = Bananas(tmp_path / "data" / "banana")
-    data.prepare()
+    for _ in range(2):
+        data.prepare()
+        assert server.requests == ["/banana-detection.zip"]
     assert (len(data.train()), len(data.val())) == (3, 2)
     original = BananaPictures(tmp_path / "original" / "bananas_val")
     np.testing.assert_array_equal(data.val()[1].image, original[1].image)
     np.testing.assert_array_equal(data.val()[1].boxes, original[1].boxes)
-    monkeypatch.setattr(banana, "ARCHIVE", served._replace(urls=("http://127.0.0.1:9/gone.zip",)))
-    data.prepare()
 
 
-def test_an_archive_that_was_fetched_by_hand_is_unpacked(
-    tmp_path: Path, served: Archive, monkeypatch: pytest.MonkeyPatch
+def test_without_a_network_the_error_says_what_to_do(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(banana, "ARCHIVE", served._replace(urls=("http://127.0.0.1:9/gone.zip",)))
-    (tmp_path / "data").mkdir()
-    (tmp_path / "web" / served.name).rename(tmp_path / "data" / served.name)
-    Bananas(tmp_path / "data").prepare()
-    assert len(Bananas(tmp_path / "data").train()) == 3
-
-
-def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/banana-detection.zip"
+    url = unreachable_url("/banana-detection.zip")
     monkeypatch.setattr(banana, "ARCHIVE", banana.ARCHIVE._replace(urls=(url,)))
     with pytest.raises(DownloadError) as caught:
         Bananas(tmp_path / "data").prepare()
@@ -357,8 +327,7 @@ def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch
 
 def test_the_archive_is_pinned_to_the_one_of_the_book() -> None:
     """SHA-1 and address as in d2l's ``d2l.DATA_HUB['banana-detection']``."""
-    assert banana.ARCHIVE.checksum == "5de26c8fce5ccdea9f91267273464dc968d20d72"
-    assert banana.ARCHIVE.algorithm == "sha1"
+    assert banana.ARCHIVE.checksum == "sha1:5de26c8fce5ccdea9f91267273464dc968d20d72"
     assert banana.ARCHIVE.urls == ("http://d2l-data.s3-accelerate.amazonaws.com/banana-detection.zip",)
 
 
