@@ -34,7 +34,7 @@ exclude_patterns = ["_build", "**/.ipynb_checkpoints", "example_package"]
 
 # Every reference must lead somewhere. Those to other packages cannot be checked without a network.
 nitpicky = True
-EXTERNAL = "torch|torchvision|lightning|hydra|omegaconf|jaxtyping|numpy|np|pandas|pd|matplotlib|PIL|pathlib|collections|argparse"
+EXTERNAL = "torch|torchvision|lightning|jaxtyping|numpy|np|pandas|pd|matplotlib|PIL|pathlib|collections|argparse"
 nitpick_ignore_regex = [("py:.*", rf"({EXTERNAL})\..*")]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
@@ -57,7 +57,8 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 autoclass_content = "class"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
+toc_object_entries_show_parents = "hide"
 add_module_names = False
 python_display_short_literal_types = True
 maximum_signature_line_length = 90

@@ -1,7 +1,7 @@
 """Pages made from the project itself, before Sphinx reads the folder.
 
-The reference of commands and groups comes from ``conf/``, that of the Python names from the ``.pyi`` files of the public
-interface, and the tutorials are the notebooks. Nothing that is made here is committed.
+The reference of commands and groups is made from ``conf/``, and the reference of Python names from the ``.pyi`` files.
+The tutorials are the notebooks. Nothing that is made here is committed.
 """
 
 import pkgutil
@@ -183,7 +183,7 @@ def command_page(command: Command) -> str:
     config = read_main_config(command.config)
     about = command.about[0].upper() + command.about[1:]
     lines = [f"# {command.name}", "", f"{about}.", "", "```text", f"{command.name} [key=value ...]", "```", ""]
-    lines += ["## Examples", "", "```text", *command.examples, "```", "", "## Keys", ""]
+    lines += ["## Examples", "", "```bash", *explained(command.examples), "```", "", "## Keys", ""]
     lines += ["| key | default | meaning |", "|---|---|---|"]
     lines += [f"| `{key.name}` | {shown(key.default)} | {markdown(key.about)} |" for key in config.keys.values()]
     if config.groups:
@@ -203,6 +203,15 @@ def command_page(command: Command) -> str:
     lines += [f"{command.name} -m key=a,b,c      run once for each value"]
     lines += [f"{command.name} --hydra-help      list all options of Hydra", "```"]
     return "\n".join(lines) + "\n"
+
+
+def explained(examples: list[str]) -> Iterator[str]:
+    """Each example with its explanation, which follows the command after several spaces, as a comment above it."""
+    for number, example in enumerate(examples):
+        typed, *explanation = re.split(r"\s{2,}", example, maxsplit=1)
+        if explanation:
+            yield from ["", f"# {explanation[0]}"] if number else [f"# {explanation[0]}"]
+        yield typed
 
 
 def commands_page() -> str:
@@ -280,16 +289,20 @@ def rooms() -> dict[str, list[Name]]:
 
 
 def room_page(room: str) -> str:
-    lines = [f"# {room}", "", ROOMS.get(room, ""), ""]
-    if room == "structures":
+    lines = [f"# {room}", ""]
+    if room != "structures":
+        lines += [ROOMS.get(room, ""), ""]
+    else:
         lines += ["```{eval-rst}", ".. automodule:: ssd_lightning.structures", "   :no-members:", "```", ""]
-    by_file: dict[str, list[Name]] = {}
+    sections: dict[str, list[Name]] = {}
     for name in rooms()[room]:
-        by_file.setdefault(name.defined.rsplit(".", 1)[0], []).append(name)
-    for module, names in by_file.items():
-        if len(by_file) > 1:
-            lines += [f"## {heading(module)}", ""]
-        for name in names:
+        sections.setdefault(section(name), []).append(name)
+    for title in sorted(
+        sections, key=lambda title: list(SECTIONS).index(title) if title in SECTIONS else len(SECTIONS)
+    ):
+        if len(sections) > 1:
+            lines += [f"## {title}", ""]
+        for name in sections[title]:
             options = ["   :no-value:"] if directive(name) == "autodata" else []
             lines += ["```{eval-rst}", f".. {directive(name)}:: {name.public}", *options, "```", ""]
     return "\n".join(lines)
@@ -302,8 +315,42 @@ def directive(name: Name) -> str:
     return "autofunction" if callable(thing) else "autodata"
 
 
-def heading(module: str) -> str:
-    return module.rsplit(".", 1)[1].replace("_", " ").capitalize()
+SECTIONS = {
+    "Default boxes": ["default_boxes"],
+    "Matching": ["matching"],
+    "Losses": ["losses"],
+    "Post-processing": ["postprocess"],
+    "Network and heads": ["model"],
+    "Extra layers": ["extra_layers"],
+    "Backbones": ["tiny", "vgg", "torchvision_features"],
+    "Detectors by name": ["presets"],
+    "Data module": ["datamodule"],
+    "PASCAL VOC and VOC-style folders": ["voc"],
+    "COCO": ["coco"],
+    "Bananas": ["dataset"],
+    "Other formats": ["annotations"],
+    "Augmentation": ["pipeline", "windows", "colours"],
+    "Module": ["module"],
+    "Optimizer groups and schedules": ["parameter_groups", "schedules"],
+    "Checkpoints": ["checkpoint", "pretrained"],
+    "Callbacks": ["callbacks"],
+    "Loggers": ["metrics_file", "tensorboard_events", "wandb_run"],
+    "Scores": ["scores", "average_precision", "confusion"],
+    "Causes of errors": ["errors"],
+    "Missed objects": ["missed"],
+    "Stored detections": ["stored_detections", "run_report"],
+    "Figures": ["score_figures", "error_figures", "run_figures"],
+    "Runs": ["runs", "same_pictures"],
+    "Settings": ["settings"],
+    "Paired comparison": ["bootstrap"],
+    "HTML page": ["comparison_report"],
+}
+"""Titles in the reference, with the files whose names stand below them."""
+
+
+def section(name: Name) -> str:
+    file = name.defined.split(".")[-2]
+    return next((title for title, files in SECTIONS.items() if file in files), file.replace("_", " ").capitalize())
 
 
 def rooms_page() -> str:

@@ -36,6 +36,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     # Napoleon, at 500, takes the words before a colon in the text of an attribute for its type.
     app.connect("autodoc-process-docstring", remember_attribute, priority=400)
     app.connect("autodoc-process-docstring", restore_attribute, priority=600)
+    app.connect("doctree-read", drop_bare_fields, priority=400)
     app.connect("doctree-resolved", quote_shapes)
     return {"version": "1", "parallel_read_safe": True}
 
@@ -51,6 +52,8 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, con
         written = target if "." in target else f"{name.defined.rpartition('.')[0]}.{target}"
         if written == name.defined or written.startswith(f"{name.defined}."):
             public = written.replace(name.defined, name.public, 1)
+            if "." in target and content.astext().removesuffix("()") == target:
+                content = nodes.literal("", content.astext().rsplit(".", 1)[1], classes=content["classes"])
             found = env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", public, node, content)
             if found is not None:
                 return found
@@ -110,6 +113,13 @@ def text_of_constant(name: str, value: Any) -> list[str]:
 def restore_attribute(app: Sphinx, what: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
     if what in ATTRIBUTES:
         lines[:] = app.env.temp_data["attribute"]
+
+
+def drop_bare_fields(app: Sphinx, doctree: nodes.document) -> None:
+    """Drop attributes without a text: the signature of their class shows the same."""
+    for node in list(doctree.findall(addnodes.desc)):
+        if node["objtype"] == "attribute" and not node[-1].astext():
+            node.parent.remove(node)
 
 
 def quote_shapes(app: Sphinx, doctree: nodes.document, name: str) -> None:

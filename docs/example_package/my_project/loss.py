@@ -12,8 +12,8 @@ from ssd_lightning.detector.boxes import encode
 class LogCosh(nn.Module):
     """The logarithm of the hyperbolic cosine of each offset's error, which is smooth everywhere.
 
-    A localization loss takes predicted offsets, the boxes of the matched objects (xyxy) and the default boxes (cxcywh). It
-    returns one number for each default box; ``MultiBoxLoss`` adds them and divides by the number of positives.
+    A localization loss takes predicted offsets, the boxes of the matched objects (xyxy) and the default boxes (cxcywh).
+    It returns one number for each default box. ``MultiBoxLoss`` adds these and divides by the number of positives.
     """
 
     def forward(self, offsets: torch.Tensor, boxes: torch.Tensor, default_boxes: torch.Tensor) -> torch.Tensor:
