@@ -42,7 +42,7 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     # Hydra's parser refuses arguments after an option, so options go first wherever they were typed.
     arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     if any(argument in ("--help", "-h") for argument in arguments):
-        print(help_text(command))
+        print(help_text(command, arguments))
         return
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     ranks.wants_traceback = wants_traceback
@@ -53,7 +53,7 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     try:
         _refuse_lists_for_groups(arguments)
         require_plugins(arguments)
-        arguments = resume_in_run_folder(expand(overrides.readable(arguments)))
+        arguments = resume_in_run_folder(expand(overrides.readable(overrides.named(command, arguments))))
         if ranks.is_first():
             arguments = check_keys(command, arguments)
         sys.argv[1:] = [*arguments, *([] if ranks.is_first() else WRITE_NOTHING)]

@@ -43,6 +43,7 @@ EVALUATE = Command(
         "ssd-evaluate detections=<run folder> iou_threshold=0.3 score_threshold=0.05",
         "ssd-evaluate -m detections=<run folder> iou_threshold=0.3,0.5,0.75",
     ],
+    ("checkpoint",),
 )
 PREDICT = Command(
     "ssd-predict",
@@ -53,6 +54,7 @@ PREDICT = Command(
         "ssd-predict checkpoint=best.ckpt source=photos draw_threshold=0.3",
         "ssd-predict checkpoint=best.ckpt 'source=photos/*.png' draw=false",
     ],
+    ("checkpoint", "source"),
 )
 CHECK = Command(
     "ssd-check",
@@ -77,6 +79,7 @@ BOXES = Command(
         "ssd-boxes design data=voc_folder data.root=<folder>                   search for better default boxes",
         "ssd-boxes design data=voc_folder data.root=<folder> boxes_budget=6000",
     ],
+    words={"design": "design=true"},
 )
 COMPARE = Command(
     "ssd-compare",
@@ -88,6 +91,7 @@ COMPARE = Command(
         "ssd-compare runs=runs score=map                                       all runs, ranked by COCO AP",
         "ssd-compare runs=<folder> baseline=<run folder>                       differences from this run",
     ],
+    ("runs",),
 )
 
 COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, PREDICT, CHECK, BOXES, COMPARE)}
@@ -143,12 +147,7 @@ def _check(config: DictConfig) -> None:
 
 def boxes() -> None:
     """Run ``ssd-boxes``."""
-    run(BOXES, _boxes, _expand_design)
-
-
-def _expand_design(arguments: list[str]) -> list[str]:
-    """Write ``design`` as the first word as ``design=true``."""
-    return ["design=true", *arguments[1:]] if arguments[:1] == ["design"] else arguments
+    run(BOXES, _boxes)
 
 
 def _boxes(config: DictConfig) -> None:

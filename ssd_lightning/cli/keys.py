@@ -100,7 +100,8 @@ def _has(config: DictConfig, key: str) -> bool:
     """Return True if the config has the key, whatever its value."""
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and last in node
+    # A key without a value, which the user has to give, is among the keys but not "in" the node.
+    return isinstance(node, DictConfig) and last in list(node.keys())
 
 
 def _is_taken(config: DictConfig, key: str, given: set[str]) -> bool:

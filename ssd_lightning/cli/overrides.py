@@ -9,6 +9,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from ssd_lightning.cli.help import Command
+
 FOLDERS_OF_DATA = ("data_dir", "data.root", "data.download_to")
 
 IN_ROOT_OR_HERE = ("data.annotations", "data.val_annotations", "data.pictures", "data.val_pictures")
@@ -22,9 +24,46 @@ PATHS = {
 }
 """Keys whose value is a path even where it looks like a number or like several values."""
 
+LISTS_OF_NAMES = ("data.classes", "data.train", "data.val", "logger.wandb.tags", "trusted_packages")
+"""Keys whose value is a list of names. A name is text as typed, also where it looks like a number or like null."""
+
 STARTS_A_SWEEP = re.compile(r"(-m|--multirun|hydra\.mode=MULTIRUN|hydra/sweeper=.*|hparams_search=(?!null).*)$")
 
 PARSER = OverridesParser.create()
+
+
+TAKE_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+"""Options of Hydra whose value is the next argument."""
+
+
+def named(command: Command, arguments: list[str]) -> list[str]:
+    """Give words without a key the keys that the command takes by position, such as a checkpoint and pictures.
+
+    Raises:
+        ValueError: if there is a word that no key is left for.
+    """
+    words: list[str] = []
+    others: list[str] = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        is_word = "=" not in argument and argument[:1] not in ("-", "~") and before not in TAKE_A_VALUE
+        (words if is_word and argument not in command.words else others).append(command.words.get(argument, argument))
+    given = {argument.lstrip("+").partition("=")[0] for argument in others}
+    keys = [key for key in command.positional if key not in given]
+    if len(words) > len(keys) and not set(keys[-1:]) & set(TAKE_SEVERAL):
+        raise ValueError(f"{words[len(keys)]}: expected key=value. Try {command.name} --help.")
+    first, last = words[: len(keys) - 1], words[len(keys) - 1 :] if keys else []
+    pairs = [f"{key}={word}" for key, word in zip(keys, first, strict=False)]
+    if len(last) == 1:
+        pairs.append(f"{keys[-1]}={last[0]}")
+    elif last:
+        pairs.append(f"{keys[-1]}=[{','.join(quote(word) for word in last)}]")
+    # Hydra wants all values together: after -m, and before other options.
+    place = next((place for place, other in enumerate(others) if other not in ("-m", "--multirun")), len(others))
+    return [*others[:place], *pairs, *others[place:]]
+
+
+TAKE_SEVERAL = ("source", "runs")
+"""Keys whose value may be a list of paths."""
 
 
 def readable(arguments: list[str]) -> list[str]:
@@ -39,6 +78,9 @@ def readable(arguments: list[str]) -> list[str]:
 
 
 def _readable(argument: str, sweeps: bool) -> str:
+    names = re.fullmatch(r"(\+{0,2}([\w.]+))=\[([^\[\]{}\"']*)\]", argument, flags=re.DOTALL)
+    if names is not None and names[2] in LISTS_OF_NAMES:
+        return f"{names[1]}=[{','.join(quote(name.strip()) for name in names[3].split(',') if name.strip())}]"
     match = re.fullmatch(r"(\+{0,2}([A-Za-z_$][\w$./@-]*))=([^\[{'\"].*)", argument, flags=re.DOTALL)
     if match is None:
         return argument
