@@ -1,10 +1,10 @@
-"""VOC scores of a data set the size of VOC2007 test: ours against faster-coco-eval and pycocotools, on one core.
+"""Compare VOC scores with faster-coco-eval and pycocotools, on a data set of the size of VOC2007 test, on one core.
 
     uv run python benchmarks/average_precision.py --repeats 3
 
-Ours is timed from the raw records to both VOC averages, input checks included. The peers get their annotations indexed
-beforehand, which is not timed, and are asked for COCO's protocol (10 IoU thresholds × 4 area ranges) and for the part
-of it that is the same work as ours (IoU 0.5, all areas).
+Our time includes input checks and both VOC averages, from raw records. The time of the other libraries does not
+include the indexing of annotations. They compute COCO's protocol (10 IoU thresholds × 4 area ranges), and the part of
+it that is the same work as ours (IoU 0.5, all areas).
 """
 
 import argparse
@@ -21,17 +21,19 @@ import pycocotools.coco
 import pycocotools.cocoeval
 
 from ssd_lightning.scoring.average_precision import average_curves, precision_recall_curves, voc_average_precision
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
+from ssd_lightning.structures import DetectionRecords, ObjectRecords, select
 
-NUM_IMAGES = 4952  # VOC2007 test, as the two below
+NUM_IMAGES = 4952
 NUM_CLASSES = 20
-NUM_OBJECTS = 12032  # difficult ones left out, because COCO has no such thing
-NUM_DETECTIONS = 67000  # of an SSD300 with a score threshold of 0.01, on average 13.5 per image
+NUM_OBJECTS = 12032
+"""Objects of VOC2007 test without difficult ones, which COCO does not have."""
+NUM_DETECTIONS = 67000
+"""Detections of an SSD300 with a score threshold of 0.01: 13.5 per image on average."""
 WIDTH, HEIGHT = 500.0, 375.0
 
 
 def make_records(seed: int = 0) -> tuple[DetectionRecords, ObjectRecords]:
-    """A detector of middling quality: every other detection strays from an object, the rest is anywhere."""
+    """Imitate a detector of medium quality: half of its detections are near an object, the others anywhere."""
     rng = np.random.default_rng(seed)
 
     def random_boxes(count: int) -> np.ndarray:
@@ -39,8 +41,8 @@ def make_records(seed: int = 0) -> tuple[DetectionRecords, ObjectRecords]:
         corner = rng.random((count, 2)) * (1 - size)
         return np.concatenate([corner, corner + size], axis=1) * (WIDTH, HEIGHT, WIDTH, HEIGHT)
 
-    # Every image has an object; classes are as uneven as VOC's, where every third object is a person, and
-    # objects of one class flock: most objects of an image are of the image's main class.
+    # As in VOC, every image has an object, every third object is a person, and most objects of an image have the same
+    # class.
     class_weights = np.array([9.0, *np.ones(NUM_CLASSES - 1)])
     class_weights /= class_weights.sum()
     object_images = np.concatenate([np.arange(NUM_IMAGES), rng.integers(0, NUM_IMAGES, NUM_OBJECTS - NUM_IMAGES)])
@@ -63,7 +65,7 @@ def make_records(seed: int = 0) -> tuple[DetectionRecords, ObjectRecords]:
         np.concatenate([np.exp(-8 * stray) * rng.random(len(source)) ** 0.3, rng.random(num_far) ** 3]),
     )
     order = rng.permutation(NUM_DETECTIONS)
-    return DetectionRecords(*(column[order] for column in detections)), objects
+    return select(detections, order), objects
 
 
 def to_coco(records: DetectionRecords | ObjectRecords) -> list[dict]:
@@ -92,7 +94,7 @@ def index_coco(coco: type, detections: DetectionRecords, objects: ObjectRecords)
 
 
 def evaluate_coco(evaluation: type, indices: tuple, whole_protocol: bool) -> float:
-    """AP50, the mean over classes."""
+    """Compute AP50, the mean over classes."""
     run = evaluation(*indices, "bbox")
     if not whole_protocol:
         run.params.iouThrs = np.array([0.5])
@@ -109,7 +111,7 @@ def evaluate_voc(detections: DetectionRecords, objects: ObjectRecords) -> float:
 
 
 def average_precision_101_point(detections: DetectionRecords, objects: ObjectRecords) -> float:
-    """Our curves under COCO's average."""
+    """Compute COCO's average of our curves."""
     levels = np.linspace(0, 1, 101)
     curves, _ = precision_recall_curves(detections, objects, NUM_CLASSES)
     return float(np.mean([np.max(c.precision[c.recall >= t], initial=0) for c in curves for t in levels]))
@@ -117,9 +119,9 @@ def average_precision_101_point(detections: DetectionRecords, objects: ObjectRec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="rounds over all contestants; the median is shown")
+    parser.add_argument("--repeats", type=int, default=3, help="number of rounds; the median is shown")
     repeats = parser.parse_args().repeats
-    if hasattr(os, "sched_setaffinity"):  # Linux: one core for everyone, whatever threads a library starts
+    if hasattr(os, "sched_setaffinity"):  # On Linux, all libraries get one core, however many threads they start.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
     detections, objects = make_records()
@@ -137,19 +139,19 @@ def main() -> None:
 
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     scores: dict[str, float] = {}
-    for _ in range(repeats):  # in turns, so that a busy moment of the machine hits all alike
+    for _ in range(repeats):  # The contestants take turns, so that a busy machine disturbs all of them.
         for name, run in contestants.items():
             with contextlib.redirect_stdout(io.StringIO()):
                 start = time.perf_counter()
                 scores[name] = run()
                 seconds[name].append(time.perf_counter() - start)
 
-    # The same work has to be done before its speed means anything. Under one average (101 points) ours and COCO's
-    # differ only in that COCO lets a detection take its second best object when the best is gone.
+    # The speeds are comparable only for the same work. With the same average of 101 points, the only difference is that
+    # in COCO a detection may match its second best object if the best one is taken.
     ours, theirs = average_precision_101_point(detections, objects), scores["pycocotools, IoU 0.5 only"]
     print(f"AP50 of the same curves, 101 points: ours {ours:.4f}, pycocotools {theirs:.4f}")
     if abs(ours - theirs) > 0.005:
-        raise SystemExit("The scores disagree by more than 0.005: the times below would compare different work.")
+        raise SystemExit("The scores differ by more than 0.005, so the times would not compare the same work.")
 
     fastest = statistics.median(seconds["ssd_lightning, VOC07 and VOC12"])
     print(f"{len(detections.labels)} detections and {len(objects.labels)} objects in {NUM_IMAGES} images")

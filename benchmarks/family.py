@@ -1,10 +1,10 @@
-"""The table of detectors in the README: input, grids, default boxes, parameters, multiplications, speed on this CPU.
+"""Print the table of detectors in the documentation: input, grids, default boxes, parameters, GMACs, speed on a CPU.
 
     uv run python benchmarks/family.py [model ...]
 
-A row for each file of ``conf/model``, or for those that are named; 20 classes. Multiplications are those of one picture
-(multiply-accumulates, counted by torch). Images/s: batches of one in evaluation mode, float32, without post-processing;
-medians.
+The table has a row for each file of ``conf/model`` or each given name, for 20 classes. GMACs are billions of
+multiply-accumulates for one picture, counted by torch. Images/s is the median for batches of one picture in evaluation
+mode and float32, without post-processing.
 """
 
 import argparse
@@ -23,7 +23,7 @@ NUM_CLASSES = 20
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="files of conf/model without their ending; default: all")
+    parser.add_argument("models", nargs="*", help="names of files in conf/model; default: all")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     names = arguments.models or model_names()
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def multiplications(model: SSD) -> int:
-    """A multiply-accumulate is two floating-point operations."""
+    """Count multiply-accumulates, each of which is two floating-point operations."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, *model.image_size))
     return counter.get_total_flops() // 2

@@ -1,10 +1,10 @@
-"""Matching, loss and post-processing of SSD300 against torchvision's, on the same inputs in one process.
+"""Compare matching, loss and post-processing of SSD300 with torchvision's, on the same inputs in one process.
 
     uv run python benchmarks/ssd300_parts.py
 
-8732 default boxes, 21 classes with background, batch 32. The results are checked to be equal before anything is timed;
-the two sides take turns, and medians are compared. First both run with glibc's memory as it is; then both with memory
-kept, as ``ssd-train`` sets it for the whole process, from which torchvision gains as well.
+The inputs have 8732 default boxes, 21 classes with background, and a batch of 32. The results are checked to be equal
+first; then the two sides take turns, and medians are compared. Both sides run without and then with kept memory, which
+``ssd-train`` sets for its process.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def some_objects(mean_objects: int) -> Objects:
-    """At least one in each image, about as many as in VOC."""
+    """Make at least one object in each image, and about as many as in VOC."""
     most = 2 * mean_objects
     centres, sizes = torch.rand(BATCH, most, 2), torch.rand(BATCH, most, 2) * 0.5 + 0.05
     boxes = torch.cat((centres - sizes / 2, centres + sizes / 2), dim=-1).clamp(0, 1)
@@ -66,7 +66,7 @@ def some_objects(mean_objects: int) -> Objects:
 
 
 def trained_like(default_boxes: Tensor, objects: Objects, noise: float) -> Predictions:
-    """Classes are likely around objects, background elsewhere, offsets good near objects."""
+    """Imitate a trained network: the objects' classes and good offsets near objects, background elsewhere."""
     iou = pairwise_iou(objects.boxes * objects.valid.unsqueeze(-1), cxcywh_to_xyxy(default_boxes).unsqueeze(0))
     best, which = iou.max(dim=1)
     logits = torch.randn(BATCH, len(default_boxes), CLASSES) * noise
@@ -81,7 +81,7 @@ def compare_losses(
 ) -> None:
     logits = torch.randn(BATCH, len(default_boxes), CLASSES, requires_grad=True)
     offsets = torch.randn(BATCH, len(default_boxes), 4, requires_grad=True)
-    # torchvision takes no negatives from images without positives.
+    # torchvision uses no negatives of images without positives.
     matcher, loss = BoxMatcher(), MultiBoxLoss(MinedCrossEntropy(min_negatives=0))
     targets = [
         {"boxes": boxes[valid] * SIDE, "labels": labels[valid]}
@@ -105,7 +105,7 @@ def compare_losses(
         total.backward()
         return total
 
-    # Not to the last digit: where two objects share a best default box, torchvision loses one of them.
+    # The results differ a little: if two objects have the same best default box, torchvision loses one of them.
     torch.testing.assert_close(ours(), theirs(), rtol=5e-3, atol=0)
     report("matching + loss + backward, batch 32", "ms", 1e3, ours, theirs, repeats)
 
@@ -145,7 +145,7 @@ def compare_detections(
 
 
 def in_one_order(scores: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
-    """Rows of score, label and box. Detections of exactly the same score may come in any order: sort by place too."""
+    """Sort rows of score, label and box, by place where the scores are equal."""
     rows = torch.cat((scores.unsqueeze(1), labels.unsqueeze(1).float(), boxes), dim=1)
     for column in (3, 2, 1):
         rows = rows[rows[:, column].argsort(stable=True)]
@@ -155,7 +155,7 @@ def in_one_order(scores: Tensor, labels: Tensor, boxes: Tensor) -> Tensor:
 def report(
     title: str, unit: str, factor: float, ours: Callable[[], object], theirs: Callable[[], object], repeats: int
 ) -> None:
-    """Medians of both sides, which take turns so that a busy machine disturbs both."""
+    """Print the medians of both sides, which take turns so that a busy machine disturbs both."""
     times: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for _ in range(repeats):
         for side, measured in times.items():

@@ -1,12 +1,11 @@
-"""TinySSD's training step against the recipe of d2l.ai, section 14.7, re-created plainly, in one process.
+"""Compare TinySSD's training step with a plain version of d2l.ai's recipe, section 14.7, in one process.
 
     uv run python benchmarks/tiny_training_step.py
 
-Batch 32 of 256×256 pictures with one object each. The recipe labels anchors image by image, assigns the best anchors in
-a Python loop over objects, and takes plain cross-entropy and L1 over all anchors, as in the book. Both losses are
-checked to be equal before anything is timed. Ours runs as ``ssd-train`` runs it: channels-last, with glibc's memory
-kept, which is a setting of the whole process, so that the recipe is timed first, without it; and in bf16-mixed where
-the CPU is made for that, as the last line tells.
+The batch has 32 pictures of 256×256 pixels with one object each. As in the book, the recipe labels anchors image by
+image, assigns the best anchors in a Python loop over objects, and uses cross-entropy and L1 over all anchors. Both
+losses are checked to be equal first. Our step runs as in ``ssd-train``: channels-last, with kept memory, and in the
+fastest precision of the CPU. Kept memory is a setting of the whole process, so the recipe is timed before it.
 """
 
 import argparse
@@ -69,7 +68,7 @@ def new_model() -> SSD:
 def our_step(
     images: Tensor, objects: Objects, objective: nn.Module, precision: str = "32-true"
 ) -> tuple[Callable[[], Tensor], Tensor]:
-    """The step, and the loss of its first call."""
+    """Return the step, and the loss of its first call."""
     model = new_model().to(memory_format=torch.channels_last)
     matcher, optimizer = BoxMatcher(), torch.optim.SGD(model.parameters(), lr=1e-3, weight_decay=5e-4)
 
@@ -85,7 +84,7 @@ def our_step(
 
 
 def recipe_step(images: Tensor, objects: Objects) -> tuple[Callable[[], Tensor], Tensor]:
-    """The book's steps: float pictures, ReLU before the pool, labels of anchors image by image, objective over all."""
+    """Return the book's step: float pictures, ReLU before the pool, anchors labelled image by image."""
     model = new_model()
     for block in [module for module in model.backbone.modules() if isinstance(module, nn.Sequential)]:
         if isinstance(block[-1], nn.ReLU):
@@ -126,7 +125,7 @@ def recipe_step(images: Tensor, objects: Objects) -> tuple[Callable[[], Tensor],
 
 
 def assign(boxes: Tensor, anchors: Tensor, iou_threshold: float = 0.5) -> Tensor:
-    """Object of each anchor or -1: those above the threshold, then the best pair, again and again."""
+    """Assign each anchor an object or -1: first by the threshold, then each object its best anchor."""
     iou = box_iou(anchors, boxes)
     best, which = torch.max(iou, dim=1)
     assigned = torch.where(best >= iou_threshold, which, -1)
@@ -140,7 +139,7 @@ def assign(boxes: Tensor, anchors: Tensor, iou_threshold: float = 0.5) -> Tensor
 
 
 def measure(step: Callable[[], Tensor], repeats: int) -> float:
-    """Images per second, by the median step."""
+    """Return images per second, for the median step."""
     step()
     seconds = []
     for _ in range(repeats):

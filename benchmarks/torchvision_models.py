@@ -1,11 +1,11 @@
-"""SSD300 and SSDLite320 against torchvision's with the same weights: forward, post-processing, training step.
+"""Compare SSD300 and SSDLite320 with torchvision's: forward, post-processing and training step, with the same weights.
 
     uv run python benchmarks/torchvision_models.py
 
-torchvision's detectors get random weights, ours theirs. Outputs are checked to be equal before anything is timed; the
-two sides take turns, and medians are compared. Both have glibc's memory kept and channels-last weights as ``ssd-train``
-sets them; pictures are uint8 for ours and 0 … 1 floats for theirs, as each takes them, all of the input's size, so that
-nobody resizes. The training step is forward, matching, loss, backward and an SGD step.
+The weights are random. Outputs are checked to be equal first; then the two sides take turns, and medians are compared.
+Both have kept memory and channels-last weights, as in ``ssd-train``. The pictures have the size of the network's input,
+so that neither side resizes; ours are uint8, and theirs are floats in 0 … 1. The training step is forward, matching,
+loss, backward and an SGD step.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from ssd_lightning.structures import Detections, Objects, Predictions
 from ssd_lightning.training.pretrained import load_pretrained
 
 OUTPUTS = 91
-"""COCO's numbers with background."""
+"""Number of classes of torchvision's COCO weights, with background."""
 
 
 def main() -> None:
@@ -115,7 +115,7 @@ def compare(name: str, ours: SSD, theirs: TorchvisionSSD, images: Tensor, repeat
 
 
 def some_objects(images: Tensor) -> tuple[Objects, list[dict[str, Tensor]]]:
-    """Three in each image: for us, and for torchvision in pixels."""
+    """Make three objects in each image, and the same for torchvision in pixels."""
     batch, device = len(images), images.device
     centres = torch.rand(batch, 3, 2, device=device) * 0.6 + 0.2
     sizes = torch.rand(batch, 3, 2, device=device) * 0.3 + 0.1
@@ -128,7 +128,7 @@ def some_objects(images: Tensor) -> tuple[Objects, list[dict[str, Tensor]]]:
 
 
 def descend(model: nn.Module, total: Tensor) -> Tensor:
-    """One step of plain SGD, so small that both sides stay equal."""
+    """Take a step of SGD that is so small that both sides stay equal."""
     total.backward()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -139,7 +139,7 @@ def descend(model: nn.Module, total: Tensor) -> Tensor:
 
 
 def report(title: str, ours: Callable[[], object], theirs: Callable[[], object], repeats: int, batch: int) -> None:
-    """Medians of both sides, which take turns so that a busy machine disturbs both."""
+    """Print the medians of both sides, which take turns so that a busy machine disturbs both."""
     times: dict[Callable[[], object], list[float]] = {ours: [], theirs: []}
     for _ in range(repeats):
         for side, measured in times.items():

@@ -1,11 +1,10 @@
-"""Training pictures from files on one core: the paper's augmentation to 300×300, ours against torchvision's.
+"""Compare the paper's augmentation of training pictures to 300×300 with torchvision's, from files on one core.
 
     uv run python benchmarks/training_pictures.py <folder of VOC, with JPEGImages and Annotations>
 
-torchvision's are the steps of its reference training of SSD300: photometric distortion, zooming out, IoU crop, flip,
-then resizing as its model does. Both read the same files from the same start to a uint8 picture with its boxes, take
-turns in one process, and medians of the rounds are compared. Ours is timed twice: with large JPEG files decoded at a
-reduced size, as in training, and without.
+torchvision's side has the steps of its reference training of SSD300: photometric distortion, zoom-out, IoU crop, flip,
+and the resize of its model. Both sides read the same files to a uint8 picture with its boxes. They take turns in one
+process, and medians are compared. Our side is timed with and without decoding large JPEG files at a reduced size.
 """
 
 import argparse
@@ -32,7 +31,7 @@ SIZE = (300, 300)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="with JPEGImages and Annotations")
+    parser.add_argument("folder", type=Path, help="a folder with JPEGImages and Annotations")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -70,7 +69,7 @@ def read_truth(path: Path) -> Truth:
         [float(entry.findtext(f"bndbox/{edge}", "")) for edge in ("xmin", "ymin", "xmax", "ymax")]
         for entry in root.findall("object")
     ]
-    # The first pixel is 1, and the last one belongs to the box.
+    # Pixels count from 1, and the last pixel is part of the box.
     boxes = (np.array(pixels).reshape(-1, 4) - (1, 1, 0, 0)) / (width, height, width, height)
     labels = np.ones(len(boxes), dtype=np.int64)
     return Truth((height, width), boxes.astype(np.float32), labels, np.zeros(len(boxes), dtype=bool))

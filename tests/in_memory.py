@@ -9,7 +9,7 @@ from ssd_lightning.structures import Sample, Truth
 
 
 class InMemoryPictures(ABC):
-    """Pictures that are made when they are asked for."""
+    """A data set whose pictures are made on access."""
 
     paths: list[Path]
 

@@ -1,4 +1,4 @@
-"""The scripts of ``benchmarks/`` run. They check for themselves that both sides give the same results."""
+"""Runs of the scripts in ``benchmarks/``, which check that both sides give the same results."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ ONCE = {
     "torchvision_models.py": (["--repeats", "1", "--batch", "2"], "ssdlite320_torchvision, training step"),
     "training_pictures.py": ([str(VOC), "--pictures", "8", "--rounds", "1"], "torchvision"),
 }
-"""By script: arguments that make it as quick as it can be, and what it says in the end."""
+"""For each script, arguments for the quickest run, and a part of its output."""
 
 
 @pytest.mark.slow
@@ -39,5 +39,5 @@ def test_benchmarks_run(script: str):
     assert last in done.stdout
 
 
-def test_every_benchmark_is_run():
+def test_every_benchmark_is_tested():
     assert set(ONCE) == {path.name for path in BENCHMARKS.glob("*.py")}
