@@ -1,4 +1,4 @@
-"""What tells how an SSD is being trained, beside its losses: on which levels, on how much background, how far off."""
+"""Statistics of a training step beside the losses: positives and offsets by level, objects, mined negatives."""
 
 from collections.abc import Sequence
 
@@ -8,31 +8,31 @@ from torch import Tensor
 
 from ssd_lightning import collectives
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, encode, pairwise_iou
-from ssd_lightning.detector.losses import MinedCrossEntropy
+from ssd_lightning.detector.losses import MinedCrossEntropy, cross_entropy
 from ssd_lightning.structures import Matches, Objects, Predictions
 
 
 class TrainingStatistics:
-    """Of a step: its batches are added, and :meth:`take` gives the means over all of them and all ranks.
+    """Means over all batches and all ranks of a training step.
 
-    By name, where levels count from 1:
+    The names are as follows, with levels from 1:
 
-    - ``positives_level_…``: default boxes of the level that are trained on an object, for each picture;
-    - ``offset_target_level_…``: mean absolute offset, in units of the variances, from those to their objects: what a
-      network that predicts 0 would be off by;
-    - ``offset_error_level_…``: mean absolute difference of the predicted offsets to that;
-    - ``objects_by_claim_alone``: share of the objects whose only positive is the default box that they claim, as its
-      IoU is below the matcher's threshold;
-    - ``objects_not_reached``: share of the objects that no default box overlaps by the threshold;
-    - ``mined_negatives``: default boxes that are trained on background, for each picture;
-    - ``mined_negatives_loss``: their mean cross-entropy.
+    - ``positives_level_…``: number of positive default boxes of the level per picture;
+    - ``offset_target_level_…``: mean absolute offset from the positive default boxes to their objects, in units of the
+      variances. This is the error of a network that predicts 0;
+    - ``offset_error_level_…``: mean absolute difference between predicted offsets and these targets;
+    - ``objects_by_claim_alone``: share of the objects that are matched only by the forced match, with an IoU below the
+      matcher's threshold;
+    - ``objects_not_reached``: share of the objects whose IoU with all default boxes is below the threshold;
+    - ``mined_negatives``: number of default boxes per picture that are trained as background;
+    - ``mined_negatives_loss``: mean cross-entropy of the mined negatives.
 
-    A mean over nothing is left out, as the offsets of a level without positives; neither NaN nor 0 would be true.
+    A mean over nothing is left out, such as the offsets of a level without positives.
 
     Args:
-        boxes_of_level: default boxes on each level, in their order.
-        iou_threshold: of the matcher.
-        mining: what chooses the negatives. ``None``: nothing does, and there is nothing about them.
+        boxes_of_level: number of default boxes of each level.
+        iou_threshold: IoU threshold of the matcher.
+        mining: the loss that mines the negatives. ``None``: the statistics of mined negatives are left out.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class TrainingStatistics:
         self._sums_and_counts: Float[Tensor, "2 statistics"] | None = None
 
     def clear(self) -> None:
-        """Forget what was added."""
+        """Remove all batches that were added."""
         self._sums_and_counts = None
 
     @torch.no_grad()
@@ -55,9 +55,9 @@ class TrainingStatistics:
         objects: Objects,
         default_boxes: Float[Tensor, "boxes 4"],
     ) -> None:
-        """A batch of the step. Nothing waits for the device."""
+        """Add a batch of the step, without waiting for the device."""
         pictures = torch.full((), len(matches.labels), dtype=torch.float32, device=default_boxes.device)
-        # As the loss, in float32 whatever the autocast.
+        # Like the losses, the statistics are computed in float32 whatever the autocast.
         with torch.autocast(default_boxes.device.type, enabled=False):
             sums_and_counts = [
                 self._of_levels(predictions.offsets.float(), matches, default_boxes, pictures),
@@ -69,9 +69,9 @@ class TrainingStatistics:
         self._sums_and_counts = added if self._sums_and_counts is None else self._sums_and_counts + added
 
     def take(self) -> dict[str, float]:
-        """The statistics of what was added, and a new start; nothing if there was nothing.
+        """Return the statistics of the batches that were added, and remove the batches.
 
-        Waits for the device, and for the other ranks, which have to take theirs too.
+        This waits for the device and for the other ranks, all of which have to call it.
         """
         if self._sums_and_counts is None:
             return {}
@@ -126,9 +126,10 @@ def _of_negatives(
     mining: MinedCrossEntropy,
     pictures: Float[Tensor, ""],
 ) -> Float[Tensor, "2 statistics"]:
-    mined = mining.mine(logits, matches.labels)
+    losses = cross_entropy(logits, matches.labels)
+    mined = mining.mine(losses, matches.labels)
     negatives = mined.sum().float()
-    loss = torch.where(mined, -logits.log_softmax(dim=-1)[..., 0], 0).sum()
+    loss = torch.where(mined, losses, 0).sum()
     return torch.stack((torch.stack((negatives, loss)), torch.stack((pictures, negatives))))
 
 

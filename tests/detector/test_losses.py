@@ -1,18 +1,19 @@
-"""The objectives: against torchvision's SSD, d2l.ai's formulas, and the definitions written out as slow loops."""
+"""Losses, compared with torchvision's SSD, d2l.ai's formulas, and slow loops over the definitions."""
 
 import contextlib
 import itertools
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torchvision.models.detection._utils import BoxCoder, SSDMatcher
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from ssd_lightning.detector import losses
+from ssd_lightning import collectives
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, decode
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.losses import (
@@ -23,6 +24,7 @@ from ssd_lightning.detector.losses import (
     MinedCrossEntropy,
     MultiBoxLoss,
     SmoothL1,
+    cross_entropy,
     plain_errors,
 )
 from ssd_lightning.detector.matching import BoxMatcher
@@ -40,7 +42,7 @@ DEFAULT_BOXES = DefaultBoxes([0.25, 0.5, 0.9], [[2.0], [2.0]])([(4, 4), (2, 2)],
 
 
 class Scene(NamedTuple):
-    """What a loss takes."""
+    """Arguments of a loss."""
 
     predictions: Predictions
     matches: Matches
@@ -48,7 +50,7 @@ class Scene(NamedTuple):
 
 
 def make_objects(counts: list[int], seed: int = 0, num_classes: int = 3) -> Objects:
-    """As many objects as ``counts`` says for each image, padded with zeros as a data loader does."""
+    """Make ``counts`` objects for each image, padded with zeros as in a data loader."""
     generator = torch.Generator().manual_seed(seed)
     slots = max(counts)
     valid = torch.arange(slots) < torch.tensor(counts).unsqueeze(1)
@@ -77,7 +79,7 @@ def make_scene(counts: list[int], seed: int = 0, background_threshold: float | N
 
 
 def labels_alone(labels: list[list[int]]) -> Matches:
-    """All objects are the whole image."""
+    """Make matches whose objects are all the whole image."""
     labels = torch.tensor(labels)
     return Matches(labels, torch.zeros_like(labels), torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(len(labels), 1, 4))
 
@@ -86,22 +88,11 @@ def gradients(total: Tensor, predictions: Predictions) -> Predictions:
     return Predictions(*torch.autograd.grad(total, predictions, allow_unused=True))
 
 
-@pytest.fixture(params=["leave out", "mask"])
-def either_path(request, monkeypatch):
-    """A CPU leaves out the default boxes that do not count; a GPU and a compiled graph compute all and mask."""
-    if request.param == "mask":
-        monkeypatch.setattr(losses, "can_read", lambda tensor: False)
-
-
 # ------------------------------------------------------------------------------------------------------ torchvision
 
 
 def torchvision_ssd() -> nn.Module:
-    """What ``compute_loss`` needs, without a network."""
-    # Imported here, because each of the ranks below imports this file, and torchvision takes longer than torch.
-    from torchvision.models.detection._utils import BoxCoder, SSDMatcher
-    from torchvision.models.detection.ssd import SSD
-
+    """Make the part of an SSD that ``compute_loss`` needs, without a network."""
     detector = SSD.__new__(SSD)
     nn.Module.__init__(detector)
     detector.box_coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
@@ -111,7 +102,7 @@ def torchvision_ssd() -> nn.Module:
 
 
 def torchvision_losses(scene: Scene) -> tuple[Tensor, Tensor]:
-    """(classification, localization). Its targets here are one object for each default box."""
+    """Compute (classification, localization), with one object per default box as target."""
     predictions, matches, default_boxes = scene
     number = torch.arange(len(default_boxes)).expand_as(matches.labels)
     result = torchvision_ssd().compute_loss(
@@ -123,7 +114,6 @@ def torchvision_losses(scene: Scene) -> tuple[Tensor, Tensor]:
     return result["classification"], result["bbox_regression"]
 
 
-@pytest.mark.usefixtures("either_path")
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("counts", [[1], [2, 1], [4, 1, 7]])
 def test_as_torchvision_where_every_image_has_objects(counts, seed):
@@ -151,7 +141,7 @@ def mined_by_definition(losses_as_background: list[float], labels: list[int], ra
 def multibox_by_definition(
     scene: Scene, alpha: float = 1.0, ratio: float = 3.0, least: int = 3, sigma: float = 1.0
 ) -> tuple[float, float, float]:
-    """(total, classification, localization) in Python's floats, one default box at a time."""
+    """Compute (total, classification, localization) in Python floats, one default box at a time."""
     probabilities = scene.predictions.logits.double().softmax(dim=2).tolist()
     labels = scene.matches.labels.tolist()
     classification = localization = 0.0
@@ -195,31 +185,13 @@ def test_multibox_as_defined(counts, background_threshold, settings):
     assert ours == pytest.approx(multibox_by_definition(scene, **settings), rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("classification", CLASSIFICATIONS)
 @pytest.mark.parametrize("localization", LOCALIZATIONS)
-@pytest.mark.parametrize("counts", [[2], [3, 0, 5], [0, 0]], ids=["one image", "three", "no objects"])
-def test_what_is_left_out_and_what_is_masked_are_the_same(classification, localization, counts, monkeypatch):
-    """Without an object the target may be padding: an empty box, whose aspect ratio is 0 / 0."""
-    scene = make_scene(counts, seed=3, background_threshold=0.3)
-    assert (scene.matches.labels == -1).any() == any(counts)
-    loss = MultiBoxLoss(CLASSIFICATIONS[classification], LOCALIZATIONS[localization])
-    compact = loss(*scene)
-    compact_gradients = gradients(compact.total, scene.predictions)
-    monkeypatch.setattr(losses, "can_read", lambda tensor: False)
-    masked = loss(*scene)
-    torch.testing.assert_close(masked, compact)
-    for gradient, expected in zip(gradients(masked.total, scene.predictions), compact_gradients, strict=True):
-        assert gradient.isfinite().all()
-        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.usefixtures("either_path")
-@pytest.mark.parametrize("localization", LOCALIZATIONS)
-def test_targets_without_an_object_do_no_harm(localization):
-    """Matches promise nothing about boxes without an object."""
-    scene = make_scene([2, 0], seed=1)
+@pytest.mark.parametrize("counts", [[2, 0], [0, 0]])
+def test_targets_without_an_object_do_not_matter(localization, counts):
+    """Accept any target there, such as NaN, or padding, whose aspect ratio is 0 / 0."""
+    scene = make_scene(counts, seed=1)
     labels, boxes = scene.matches.labels, scene.matches.boxes
-    # An object for each default box; those of boxes without one are junk.
+    # There is an object for each default box, and a junk object for each one without.
     junk = torch.where((labels > 0).unsqueeze(2), boxes, float("nan"))
     matches = Matches(labels, torch.arange(labels.shape[1]).expand_as(labels), junk)
     loss = MultiBoxLoss(localization=LOCALIZATIONS[localization])
@@ -231,7 +203,10 @@ def test_targets_without_an_object_do_no_harm(localization):
 # ------------------------------------------------------------------------------------------------- hard negatives
 
 
-@pytest.mark.usefixtures("either_path")
+def mine(logits: Tensor, labels: Tensor, ratio: float = 3.0, least: int = 3) -> Tensor:
+    return MinedCrossEntropy(ratio, least).mine(cross_entropy(logits, labels), labels)
+
+
 @pytest.mark.parametrize(
     ("ratio", "least", "labels", "counts"),
     [
@@ -251,57 +226,56 @@ def test_targets_without_an_object_do_no_harm(localization):
     ],
 )
 def test_number_of_negatives(ratio, least, labels, counts):
-    """Of equal logits too, where only the order of the default boxes can decide."""
+    """Include equal logits, where only the order of the default boxes can decide."""
     labels = torch.tensor([labels, labels])
     for logits in (torch.zeros(2, 8, 4), torch.randn(2, 8, 4), torch.tensor([1e4, 0, 0, 0]).expand(2, 8, 4)):
-        mined = MinedCrossEntropy(ratio, least).mine(logits, labels)
+        mined = mine(logits, labels, ratio, least)
         assert mined.sum(dim=1).tolist() == [counts, counts]
         assert not mined[labels != 0].any()
 
 
 def test_negatives_are_counted_for_each_image():
-    mined = MinedCrossEntropy().mine(
-        torch.zeros(3, 20, 2), F.one_hot(torch.tensor([4, 7, 7]), 20) * torch.tensor([[1], [1], [0]])
-    )
+    labels = F.one_hot(torch.tensor([4, 7, 7]), 20) * torch.tensor([[1], [1], [0]])
+    mined = mine(torch.zeros(3, 20, 2), labels)
     assert mined.sum(dim=1).tolist() == [3, 3, 3]
     two = torch.zeros(2, 20, dtype=torch.int64)
     two[0, :5] = 1
-    assert MinedCrossEntropy().mine(torch.zeros(2, 20, 2), two).sum(dim=1).tolist() == [15, 3]
+    assert mine(torch.zeros(2, 20, 2), two).sum(dim=1).tolist() == [15, 3]
 
 
 def test_negatives_are_those_least_like_background():
-    """By the loss, not by the logit: what all classes share says nothing."""
+    """Rank by the loss and not by the logit, since a shift of all logits means nothing."""
     background = torch.tensor([5.0, 1.0, 4.0, 0.0, 3.0, 2.0])
     logits = torch.stack((background, torch.zeros(6)), dim=1) + torch.tensor([0.0, 9, 0, -30, 20, 3]).unsqueeze(1)
-    mined = MinedCrossEntropy(min_negatives=2).mine(logits.unsqueeze(0), torch.zeros(1, 6, dtype=torch.int64))
+    mined = mine(logits.unsqueeze(0), torch.zeros(1, 6, dtype=torch.int64), least=2)
     assert mined[0].nonzero().flatten().tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("shift", [0.0, 95.0, -75.0, -95.0, -110.0, 1000.0])
 @pytest.mark.parametrize("spread", [1.0, 60.0])
 def test_negatives_are_those_of_double_precision(shift, spread):
-    """Where exponentials overflow, and where they have no digits left."""
+    """Include logits whose exponentials overflow or underflow."""
     logits = torch.randn(2, 300, 21, generator=torch.Generator().manual_seed(0)) * spread + shift
     loss = -logits.double().log_softmax(dim=-1)[..., 0]
     expected = torch.zeros(2, 300, dtype=torch.bool).scatter(1, loss.topk(30).indices, True)
-    mined = MinedCrossEntropy(min_negatives=30).mine(logits, torch.zeros(2, 300, dtype=torch.int64))
+    mined = mine(logits, torch.zeros(2, 300, dtype=torch.int64), least=30)
     torch.testing.assert_close(mined, expected)
 
 
 def test_negatives_are_chosen_in_float32_whatever_the_autocast():
-    """Of easy ones, the order is in the last digits of a sum of exponentials."""
+    """Use easy negatives, whose order depends on the last digits."""
     logits = torch.randn(2, 300, 21, generator=torch.Generator().manual_seed(0))
     logits[..., 0] += 9
     nothing = torch.zeros(2, 300, dtype=torch.int64)
-    expected = MinedCrossEntropy(min_negatives=30).mine(logits, nothing)
+    expected = mine(logits, nothing, least=30)
     with torch.autocast("cpu", torch.bfloat16):
-        mined = MinedCrossEntropy(min_negatives=30).mine(logits, nothing)
+        mined = mine(logits, nothing, least=30)
     torch.testing.assert_close(mined, expected)
 
 
 @pytest.mark.parametrize("classes", [2, 21])
 def test_loss_of_equal_logits(classes):
-    """1 positive and 3 negatives, each ln(C + 1): a fresh network starts at 4 ln(C + 1)."""
+    """Start at 4 ln(C + 1), for 1 positive and 3 negatives."""
     matches = labels_alone([[1, *[0] * 30, 1], [0] * 31 + [1]])
     default_boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(32, 4)
     predictions = Predictions(torch.full((2, 32, classes), 0.7), torch.zeros(2, 32, 4))
@@ -313,12 +287,11 @@ def test_loss_of_equal_logits(classes):
 # ----------------------------------------------------------------------------------------------------------- edges
 
 
-@pytest.mark.usefixtures("either_path")
 @pytest.mark.parametrize("classification", CLASSIFICATIONS)
 @pytest.mark.parametrize("localization", LOCALIZATIONS)
 @pytest.mark.parametrize("images", [1, 3])
 def test_no_object_in_the_batch(classification, localization, images):
-    """The loss is finite, the background teaches, and boxes have nothing to learn."""
+    """Give a finite loss, a gradient from the background, and none from the offsets."""
     scene = make_scene([0] * images, seed=2)
     loss = MultiBoxLoss(CLASSIFICATIONS[classification], LOCALIZATIONS[localization])(*scene)
     assert loss.total.isfinite()
@@ -326,12 +299,12 @@ def test_no_object_in_the_batch(classification, localization, images):
     assert loss.localization == 0
     gradient = gradients(loss.total, scene.predictions)
     assert gradient.logits.isfinite().all()
-    assert (gradient.logits[..., 0].sum(dim=1) < 0).all()  # in every image the background has to rise
+    assert (gradient.logits[..., 0].sum(dim=1) < 0).all()  # The background rises in every image.
     assert not gradient.offsets.any()
 
 
 def test_min_negatives_of_an_image_without_objects():
-    """Its three hardest negatives, divided by 1."""
+    """Sum its hardest negatives, divided by 1."""
     scene = make_scene([0], seed=5)
     background_losses = F.cross_entropy(
         scene.predictions.logits[0], torch.zeros(80, dtype=torch.int64), reduction="none"
@@ -343,7 +316,6 @@ def test_min_negatives_of_an_image_without_objects():
     assert MultiBoxLoss(MinedCrossEntropy(min_negatives=0))(*scene).total == 0
 
 
-@pytest.mark.usefixtures("either_path")
 @pytest.mark.parametrize("classification", CLASSIFICATIONS)
 def test_ignored_default_boxes_never_contribute(classification):
     scene = make_scene([3, 2], seed=4, background_threshold=0.3)
@@ -390,9 +362,8 @@ def test_float32_under_autocast(dtype, loss):
 @pytest.mark.parametrize("localization", LOCALIZATIONS)
 @pytest.mark.parametrize("classification", CLASSIFICATIONS)
 def test_nothing_is_read_by_the_host(classification, localization, monkeypatch):
-    """Meta tensors have shapes and no values: ``item``, ``nonzero`` and boolean indexing, for which a GPU would have to
-    wait, are errors there."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # there is none for meta
+    """Use meta tensors, which have no values: operations for which a GPU would wait fail with them."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # Meta has no autocast.
     loss = MultiBoxLoss(CLASSIFICATIONS[classification], LOCALIZATIONS[localization])
     default_boxes = DEFAULT_BOXES.to("meta")
     predictions = Predictions(*(values.detach().to("meta").requires_grad_() for values in make_predictions(2)))
@@ -401,7 +372,7 @@ def test_nothing_is_read_by_the_host(classification, localization, monkeypatch):
     loss(predictions, matches, default_boxes).total.backward()
     assert predictions.offsets.grad.shape == (2, 80, 4)
     with pytest.raises(NotImplementedError):
-        matches.labels.nonzero()  # as the test supposes
+        matches.labels.nonzero()  # The test depends on this.
 
 
 # --------------------------------------------------------------------------------------------------- classification
@@ -438,7 +409,7 @@ def test_focal_without_gamma_is_weighted_cross_entropy():
 @pytest.mark.parametrize("scale", [30.0, 1e4, 1e30])
 @pytest.mark.parametrize("classification", ["mined", "focal"])
 def test_gradient_of_huge_logits_is_finite(classification, gamma, scale):
-    """Of right and of wrong ones."""
+    """Include right and wrong predictions."""
     logits = (scale * torch.eye(4)).unsqueeze(0).requires_grad_()
     loss = MinedCrossEntropy() if classification == "mined" else FocalLoss(0.25, gamma)
     for labels in itertools.permutations(range(4)):
@@ -454,20 +425,20 @@ def test_gradient_of_huge_logits_is_finite(classification, gamma, scale):
     [
         (1.0, 0.0, 0.0),
         (1.0, 0.5, 0.125),
-        (1.0, 1.0, 0.5),  # where both pieces meet
+        (1.0, 1.0, 0.5),  # Both pieces meet here.
         (1.0, 3.0, 2.5),
         (2.0, 0.125, 0.03125),  # (2 / 8)² / 2
-        (2.0, 0.25, 0.125),  # meet at 1 / σ² = ¼
+        (2.0, 0.25, 0.125),  # They meet at 1 / σ² = ¼.
         (2.0, 1.0, 0.875),
         (3.0, 2.0, 2 - 0.5 / 9),
         (0.5, 2.0, 0.5),
-        (0.5, 4.0, 2.0),  # meet at 4
+        (0.5, 4.0, 2.0),  # They meet at 4.
         (0.5, 5.0, 3.0),
     ],
 )
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_smooth_l1_by_hand(sigma, distance, value, sign):
-    """The target is 0, the default box itself; all four offsets count."""
+    """Use the default box as target, whose offsets are 0."""
     default_boxes = torch.tensor([[0.5, 0.5, 0.5, 0.25]])
     boxes = cxcywh_to_xyxy(default_boxes)
     for axis in range(4):
@@ -481,9 +452,7 @@ def test_smooth_l1_by_hand(sigma, distance, value, sign):
 
 @pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
 def test_iou_losses_as_torchvision_on_decoded_boxes(kind):
-    """Theirs add 1e-7 to areas, which in fractions of the image is much; none of the three depends on the unit."""
-    from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
-
+    """Compare in pixels, because torchvision adds 1e-7 to areas; the losses do not depend on the unit."""
     theirs = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}[kind]
     objects = make_objects([80, 80], seed=6).boxes
     offsets = make_predictions(2, seed=6).offsets
@@ -498,16 +467,18 @@ def test_iou_losses_as_torchvision_on_decoded_boxes(kind):
 
 @pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
 def test_iou_losses_by_hand(kind):
-    """Equal boxes lose nothing, however small. A box beside its object: IoU 0, a sixth of the hull is empty."""
+    """Compare equal small boxes, and a box beside its object, where a sixth of the hull is empty."""
     tiny = torch.tensor([[0.5, 0.5, 1e-3, 2e-3]])
     assert BoxIoULoss(kind)(torch.zeros(1, 4), cxcywh_to_xyxy(tiny), tiny).item() == pytest.approx(0, abs=1e-5)
 
-    # Left of the image's middle a square of 0.4, right of it one of 0.2, both standing on the same ground.
+    # A square of 0.4 and, on its right, a square of 0.2 have the same lower edge.
     default_box, box = torch.tensor([[0.3, 0.5, 0.4, 0.4]]), torch.tensor([[0.5, 0.5, 0.7, 0.7]])
     hull = 0.6 * 0.4
     empty = (hull - 0.16 - 0.04) / hull
     distance = (0.3**2 + 0.1**2) / (0.6**2 + 0.4**2)
-    expected = {"giou": 1 + empty, "diou": 1 + distance, "ciou": 1 + distance}[kind]  # squares: aspect ratios agree
+    expected = {"giou": 1 + empty, "diou": 1 + distance, "ciou": 1 + distance}[
+        kind
+    ]  # Squares have equal aspect ratios.
     assert BoxIoULoss(kind)(torch.zeros(1, 4), box, default_box).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -538,7 +509,7 @@ class D2LValues(NamedTuple):
 
 
 def d2l_values(scene: Scene) -> D2LValues:
-    """Section 14.7: ``calc_loss``, ``cls_eval`` and ``bbox_eval``, on the targets of ``multibox_target``."""
+    """Compute section 14.7's ``calc_loss``, ``cls_eval`` and ``bbox_eval``."""
     predictions, matches, default_boxes = scene
     batch_size, _, num_classes = predictions.logits.shape
     left_top, right_bottom = matches.boxes.split(2, dim=2)
@@ -572,7 +543,7 @@ def test_mean_over_boxes_as_d2l(counts):
 
 
 def test_plain_errors_by_hand():
-    """Four default boxes, one of them wrong; one positive whose offsets are off by 1, 0, 0 and 3."""
+    """Use four default boxes: one is wrong, and one is positive, with errors of 1, 0, 0 and 3."""
     default_boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).expand(4, 4)
     logits = 9 * F.one_hot(torch.tensor([[1, 0, 2, 0]]), 3).float()
     offsets = torch.zeros(1, 4, 4)
@@ -584,7 +555,7 @@ def test_plain_errors_by_hand():
 
 
 def test_mean_over_boxes_does_not_count_the_ignored():
-    """d2l.ai ignores nothing; where a matcher does, such default boxes add nothing to either sum."""
+    """Let ignored default boxes add nothing, though d2l.ai ignores none."""
     scene = make_scene([3], seed=4, background_threshold=0.3)
     ignored = scene.matches.labels == -1
     assert ignored.any()
@@ -596,61 +567,34 @@ def test_mean_over_boxes_does_not_count_the_ignored():
 # ---------------------------------------------------------------------------------------------------- several ranks
 
 
-class Network(nn.Module):
-    """Predictions from the default boxes' features, with weights that all images share."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.classification = nn.Parameter(torch.randn(8, 4, generator=generator))
-        self.localization = nn.Parameter(torch.randn(8, 4, generator=generator))
-
-    def forward(self, features: Tensor) -> Predictions:
-        return Predictions(features @ self.classification, features @ self.localization)
-
-
-def gradients_of_images(network: nn.Module, images: slice, counts: list[int], loss: nn.Module) -> list[Tensor]:
-    features = torch.randn(len(counts), len(DEFAULT_BOXES), 8, generator=torch.Generator().manual_seed(2))
+def gradients_of_images(images: slice, counts: list[int], loss: nn.Module) -> list[Tensor]:
+    """Return the gradients of two weights that all images share, one for the logits and one for the offsets."""
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(8, 4, generator=generator).requires_grad_() for _ in range(2)]
+    features = torch.randn(len(counts), len(DEFAULT_BOXES), 8, generator=generator)[images]
     matches = BoxMatcher()(Objects(*(column[images] for column in make_objects(counts))), DEFAULT_BOXES)
-    network.zero_grad()
-    loss(network(features[images]), matches, DEFAULT_BOXES).total.backward()
-    return [parameter.grad for parameter in network.parameters()]
-
-
-OBJECTS_OF_FOUR_IMAGES = {"uneven": [1, 4, 2, 0], "all on one rank": [0, 0, 3, 2], "nowhere": [0, 0, 0, 0]}
-
-
-def train_on_two_ranks(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    network = DistributedDataParallel(Network())
-    images = slice(2 * rank, 2 * rank + 2)
-    results = {
-        (name, loss): gradients_of_images(network, images, counts, MultiBoxLoss(CLASSIFICATIONS[loss]))
-        for name, counts in OBJECTS_OF_FOUR_IMAGES.items()
-        for loss in CLASSIFICATIONS
-    }
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def gradients_on_two_ranks(tmp_path_factory):
-    """By DistributedDataParallel, which averages them."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(train_on_two_ranks, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    predictions = Predictions(*(features @ weight for weight in weights))
+    return list(torch.autograd.grad(loss(predictions, matches, DEFAULT_BOXES).total, weights))
 
 
 @pytest.mark.parametrize("loss", CLASSIFICATIONS)
-@pytest.mark.parametrize("name", OBJECTS_OF_FOUR_IMAGES)
-def test_two_ranks_learn_what_one_learns(gradients_on_two_ranks, name, loss):
-    """Two images each, or four on one: N is counted over all ranks, however the objects are spread over them."""
-    one_rank = gradients_of_images(
-        Network(), slice(0, 4), OBJECTS_OF_FOUR_IMAGES[name], MultiBoxLoss(CLASSIFICATIONS[loss])
-    )
+@pytest.mark.parametrize("counts", [[1, 4, 2, 0], [0, 0, 3, 2], [0, 0, 0, 0]], ids=["uneven", "one rank", "nowhere"])
+def test_two_ranks_learn_what_one_learns(monkeypatch, counts, loss):
+    """Divide by the positives of all ranks, with two images on each of two ranks, whose gradients DDP averages."""
+    objective = MultiBoxLoss(CLASSIFICATIONS[loss])
+    one_rank = gradients_of_images(slice(0, 4), counts, objective)
+    positives = (BoxMatcher()(make_objects(counts), DEFAULT_BOXES).labels > 0).sum().float()
+    own_positives: list[Tensor] = []
+
+    def all_reduce_sum(values: Tensor) -> Tensor:
+        own_positives.append(values)
+        return positives
+
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "all_reduce_sum", all_reduce_sum)
+    ranks = [gradients_of_images(images, counts, objective) for images in (slice(0, 2), slice(2, 4))]
+    assert sum(own_positives) == positives
+    for expected, first, second in zip(one_rank, *ranks, strict=True):
+        # Sums of up to 320 products have rounding errors relative to the largest gradient.
+        assert ((first + second) / 2 - expected).abs().max() <= 1e-6 * max(1, expected.abs().max())
     assert any(gradient.any() for gradient in one_rank)
-    for results in gradients_on_two_ranks:
-        for gradient, expected in zip(results[name, loss], one_rank, strict=True):
-            # Of the largest: sums of up to 320 products, added in another order.
-            assert (gradient - expected).abs().max() <= 1e-6 * max(1, expected.abs().max())

@@ -1,20 +1,16 @@
-"""The network: against d2l.ai's TinySSD written out, and against the default boxes that its outputs belong to."""
+"""The network, compared with d2l.ai's TinySSD, and its outputs, compared with their default boxes."""
 
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
+from small_detectors import random_pictures, with_statistics
 from torch import Tensor, nn
 
 from ssd_lightning.detector.backbones.normalization import Normalization
 from ssd_lightning.detector.backbones.tiny import Tiny
 from ssd_lightning.detector.default_boxes import DefaultBoxes
-from ssd_lightning.detector.losses import BoxIoULoss, FocalLoss, MeanOverBoxesLoss, MultiBoxLoss
-from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD, Head
-from ssd_lightning.structures import Losses, Objects
 
 TINY_BOXES = DefaultBoxes([0.2, 0.37, 0.54, 0.71, 0.88, 1.05], [[2.0]] * 5)
 
@@ -22,21 +18,6 @@ TINY_BOXES = DefaultBoxes([0.2, 0.37, 0.54, 0.71, 0.88, 1.05], [[2.0]] * 5)
 def tiny_ssd(num_classes: int = 1, image_size: int | tuple[int, int] = 64, seed: int = 0) -> SSD:
     torch.manual_seed(seed)
     return SSD(Tiny(), TINY_BOXES, num_classes, image_size)
-
-
-def random_pictures(count: int, height: int = 64, width: int = 64) -> Tensor:
-    return torch.randint(256, (count, 3, height, width), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-
-
-def with_statistics(network: nn.Module) -> nn.Module:
-    """Batch norms of a fresh network do nothing; here they do, each another thing."""
-    generator = torch.Generator().manual_seed(2)
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.2, generator=generator)
-            layer.running_var.uniform_(0.5, 2, generator=generator)
-            nn.init.normal_(layer.bias, 0, 0.2, generator=generator)
-    return network
 
 
 # ---------------------------------------------------------------------------------------------------- d2l.ai's TinySSD
@@ -75,10 +56,10 @@ class D2LTinySSD(nn.Module):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_tiny_ssd_computes_what_d2l_computes(num_classes, training):
-    """On pixels that are centred and scaled, which the book does not do; large enough for the last pool to choose."""
+    """Compare on normalized pixels, with a last feature map of more than one cell."""
     theirs = with_statistics(D2LTinySSD(num_classes)).train(training)
     ours = tiny_ssd(num_classes, image_size=128).train(training)
-    # Registered in the same order: blocks, classes, boxes. Ours has two numbers of the scaling besides.
+    # The layers are in the same order, except for our normalization.
     weights = [name for name in ours.state_dict() if "normalize" not in name]
     ours.load_state_dict(dict(zip(weights, theirs.state_dict().values(), strict=True)), strict=False)
 
@@ -90,7 +71,7 @@ def test_tiny_ssd_computes_what_d2l_computes(num_classes, training):
 
 
 def test_tiny_ssd_of_the_book():
-    """256 × 256 pixels: 5444 boxes and a million parameters."""
+    """Count 5444 default boxes and a million parameters at 256 × 256 pixels."""
     detector = tiny_ssd(image_size=256)
     assert detector.grids == [(32, 32), (16, 16), (8, 8), (4, 4), (1, 1)]
     assert detector.boxes_of_level == [4096, 1024, 256, 64, 4]
@@ -114,7 +95,7 @@ def test_tiny_ssd_of_the_book():
 
 
 def test_every_output_belongs_to_its_default_box():
-    """Feature maps that hold the centre of their cell and a head that adds each shape predict the default boxes."""
+    """Predict the default boxes, by feature maps that hold the cells' centres and a head that adds each shape."""
     default_boxes, grids = DefaultBoxes([0.1, 0.3, 0.6, 0.9], [[2.0], [2.0, 3.0], []]), [(3, 5), (2, 2), (1, 4)]
     head = Head([2, 2, 2], default_boxes.boxes_per_cell, num_classes=3)
     for convolution, shapes in zip(head.localization, default_boxes.shapes(), strict=True):
@@ -131,7 +112,7 @@ def test_every_output_belongs_to_its_default_box():
 
 
 def test_every_class_has_its_logit():
-    """Bias number k · (C + 1) + c is class c of the cell's box k."""
+    """Expect class c of the cell's box k at index k · (C + 1) + c."""
     head = Head([2], [4], num_classes=2)
     nn.init.zeros_(head.classification[0].weight)
     head.classification[0].bias.data = torch.arange(12.0)
@@ -149,12 +130,12 @@ def test_shapes_of_predictions(num_classes):
 
 @pytest.mark.parametrize("image_size", [(64, 128), [64, 128]])
 def test_rectangular_pictures(image_size):
-    """Height first; the grid is as wide as the picture."""
+    """Expect the height first, in pixels and in cells."""
     detector = tiny_ssd(image_size=image_size)
     assert detector.image_size == (64, 128)
     assert detector.grids == [(8, 16), (4, 8), (2, 4), (1, 2), (1, 1)]
     assert len(detector.default_boxes) == 4 * (128 + 32 + 8 + 2 + 1)
-    assert detector.default_boxes[4, 0].item() == pytest.approx(1.5 / 16)  # second cell of the first row
+    assert detector.default_boxes[4, 0].item() == pytest.approx(1.5 / 16)  # This is the second cell of the first row.
     assert len(detector(random_pictures(1, 64, 128)).logits[0]) == len(detector.default_boxes)
     with pytest.raises(ValueError, match=r"expected \(64, 128\) pixels \(height, width\), got \(128, 64\)"):
         detector(random_pictures(1, 128, 64))
@@ -184,7 +165,7 @@ def test_normalization_by_hand():
 
 @pytest.mark.parametrize(("mean", "std"), [([0.0], [1.0] * 3), ([0.0] * 3, [1.0] * 4), ([0.0] * 3, [1.0, 0.0, 1.0])])
 def test_normalization_refuses(mean, std):
-    with pytest.raises(ValueError, match="three means and three stds above 0, got mean="):
+    with pytest.raises(ValueError, match="mean, std: expected three means and three stds above 0, got"):
         Normalization(mean, std)
 
 
@@ -197,7 +178,7 @@ def test_channels_last_gives_the_same():
 
 
 def test_state_dict_makes_the_same_detector():
-    """Default boxes are no weights: they follow from the settings, and an old checkpoint cannot bring other ones."""
+    """Leave out the default boxes, which follow from the settings."""
     detector, other = with_statistics(tiny_ssd(seed=0)).eval(), tiny_ssd(seed=1).eval()
     pictures = random_pictures(1)
     assert not torch.equal(detector(pictures).logits, other(pictures).logits)
@@ -221,46 +202,6 @@ def test_default_boxes_move_with_the_weights():
     assert detector.default_boxes.dtype == torch.float32
 
 
-# ------------------------------------------------------------------------------------------------------------ one graph
-
-
-class Objective(nn.Module):
-    """A training step without its optimizer."""
-
-    def __init__(self, detector: SSD, matcher: BoxMatcher, loss: nn.Module) -> None:
-        super().__init__()
-        self.detector, self.matcher, self.loss = detector, matcher, loss
-
-    def forward(self, pictures: Tensor, objects: Objects) -> Losses:
-        default_boxes = self.detector.default_boxes
-        return self.loss(self.detector(pictures), self.matcher(objects, default_boxes), default_boxes)
-
-
-def compare_compiled_with_plain(loss: nn.Module) -> None:
-    objective = Objective(tiny_ssd(num_classes=3), BoxMatcher(background_threshold=0.4), loss)
-    nothing = [0.0] * 4
-    boxes = [[[0.1, 0.1, 0.5, 0.6], [0.2, 0.1, 0.6, 0.6]], [[0.0, 0.3, 0.9, 0.9], nothing], [nothing, nothing]]
-    labels = torch.tensor([[1, 3], [2, 0], [0, 0]])
-    objects = Objects(torch.tensor(boxes), labels, torch.zeros_like(labels, dtype=torch.bool), labels > 0)
-    plain = objective(random_pictures(3), objects)
-    expected = torch.autograd.grad(plain.total, list(objective.parameters()))
-    compiled = torch.compile(objective, fullgraph=True, backend="aot_eager")(random_pictures(3), objects)
-    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
-    actual = torch.autograd.grad(compiled.total, list(objective.parameters()))
-    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
-
-
-def test_the_step_compiles_as_one_graph():
-    """The network, matching and the loss without a break, and the gradients are those of the plain step.
-
-    In a process of its own, which runs the end of this file: dynamo cannot trace the checks that conftest.py puts into
-    every function of the package.
-    """
-    result = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["compiled"] * 3
-
-
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -272,11 +213,11 @@ def test_the_step_compiles_as_one_graph():
         pytest.param({"image_size": (64, -1)}, r"image_size: .* got \(64, -1\)", id="negative pixels"),
         pytest.param({"image_size": [64, 64, 3]}, r"image_size: .* got \[64, 64, 3\]", id="three numbers"),
         pytest.param(
-            {"image_size": 32}, r"image_size \(32, 32\) does not fit Tiny", id="too small to be halved six times"
+            {"image_size": 32}, r"image_size: .* Tiny .* got \(32, 32\)", id="too small to be halved six times"
         ),
         pytest.param(
             {"default_boxes": DefaultBoxes([0.1, 0.2, 0.3], [[2.0], [2.0]])},
-            "the network gives 5 levels, aspect_ratios and scales are for 2",
+            r"scales: expected 6 numbers.* got \[0.1, 0.2, 0.3\]",
             id="another number of levels",
         ),
     ],
@@ -290,9 +231,3 @@ def test_refuses(arguments, message):
 def test_refuses_pictures_of_another_size(shape):
     with pytest.raises(ValueError, match=rf"expected \(64, 64\) pixels .* got \({shape[0]}, {shape[1]}\)"):
         tiny_ssd()(random_pictures(1, *shape))
-
-
-if __name__ == "__main__":
-    for objective_loss in (MultiBoxLoss(), MultiBoxLoss(FocalLoss(), BoxIoULoss("ciou")), MeanOverBoxesLoss()):
-        compare_compiled_with_plain(objective_loss)
-        print("compiled")
