@@ -1,4 +1,7 @@
-"""Checks of numeric arguments, with one form of message. The module imports nothing slow, for commands to start fast."""
+"""Checks of numeric arguments, with one form of message.
+
+Commands import this module before torch, to answer at once.
+"""
 
 from numbers import Integral, Real
 from typing import Any

@@ -1,4 +1,4 @@
-"""What numbers may be."""
+"""Checks of numeric arguments."""
 
 import math
 from fractions import Fraction
@@ -30,14 +30,13 @@ def test_intervals(interval: str, inside: list[float], outside: list[float]):
 
 
 @pytest.mark.parametrize("value", ["0.5", "abc", None, True, [0.5], 0.5j])
-def test_what_is_no_number(value: object):
+def test_values_that_are_not_numbers(value: object):
     for require in (lambda: require_number("x", value, "[0, 1]"), lambda: require_whole_number("x", value, 0)):
         with pytest.raises(ValueError, match=r"^x: expected a "):
             require()
 
 
 def test_numbers_of_other_libraries():
-    """They are numbers, inside and outside."""
     for value in (np.float32(0.5), np.float64(0.5), Fraction(1, 2), torch.tensor(0.5).item()):
         require_number("x", value, "[0, 1]")
         with pytest.raises(ValueError, match=r"^x: expected a number in \[0, 1\], got"):
@@ -57,14 +56,14 @@ def test_whole_numbers(value: float):
 
 
 @pytest.mark.parametrize(
-    ("interval", "told"),
+    ("interval", "message"),
     [
         ("(0, 1]", "x: expected a number in (0, 1], got abc"),
         ("[2, inf)", "x: expected a number of at least 2, got abc"),
         ("(0, inf)", "x: expected a number above 0, got abc"),
     ],
 )
-def test_messages(interval: str, told: str):
+def test_messages(interval: str, message: str):
     with pytest.raises(ValueError, match="expected") as error:
         require_number("x", "abc", interval)
-    assert str(error.value) == told
+    assert str(error.value) == message

@@ -1,1 +1,1 @@
-"""The detector in plain torch: network, default boxes, matching, losses and post-processing."""
+"""The detector in plain PyTorch: network, default boxes, matching, losses and post-processing."""

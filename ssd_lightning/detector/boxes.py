@@ -1,4 +1,4 @@
-"""Box formats, IoU of batches, and the offsets that the network predicts."""
+"""Box formats, IoU of batches of boxes, and the encoding of boxes as offsets."""
 
 import math
 
@@ -9,15 +9,17 @@ from torch import Tensor
 Variances = tuple[float, float]
 
 VARIANCES: Variances = (0.1, 0.2)
-"""Scale of the centre and of the size offsets in the authors' code: makes both targets about unit variance."""
+"""Divisors of the centre and size offsets, from the authors' code: the targets then have about unit variance."""
 
 
 def cxcywh_to_xyxy(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """Convert boxes from centre and size to corners."""
     centre, size = boxes.split(2, dim=-1)
     return torch.cat((centre - size / 2, centre + size / 2), dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+    """Convert boxes from corners to centre and size."""
     left_top, right_bottom = boxes.split(2, dim=-1)
     return torch.cat(((left_top + right_bottom) / 2, right_bottom - left_top), dim=-1)
 
@@ -25,21 +27,24 @@ def xyxy_to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"
 def pairwise_iou(
     boxes: Float[Tensor, "batch boxes 4"], others: Float[Tensor, "#batch others 4"]
 ) -> Float[Tensor, "batch boxes others"]:
-    """IoU of each box (xyxy) with each of the others of its image, or with one list of others for all images.
+    """Compute the IoU of each box (xyxy) with each of the others of its image.
 
-    0, not NaN, where both boxes are empty; not differentiable. The same numbers as :func:`torchvision.ops.box_iou`,
-    which makes arrays of (…, 2) on its way; here the long axis stays last and memory is reused, which on a CPU is three
-    times as fast.
+    The IoU of two empty boxes is 0. The function is not differentiable. Its numbers are those of
+    :func:`torchvision.ops.box_iou`, at three times the speed on a CPU: the long axis stays last, and memory is reused.
+
+    Args:
+        boxes: for each image.
+        others: for each image, or one list for all images.
     """
     left, top, right, bottom = boxes.unsqueeze(-1).unbind(dim=-2)
     other_left, other_top, other_right, other_bottom = others.mT.contiguous().unsqueeze(-3).unbind(dim=-2)
-    # Two arrays of all pairs, for a moment a third: glibc gives such large ones back each time, and fetching them anew
+    # Two arrays of all pairs are reused, because glibc returns large blocks to the system and allocating them again
     # costs more than the arithmetic.
     iou, scratch = torch.minimum(right, other_right), torch.maximum(left, other_left)
     width = iou.sub_(scratch).clamp_(min=0)
     height = torch.minimum(bottom, other_bottom, out=scratch).sub_(torch.maximum(top, other_top)).clamp_(min=0)
     intersection = width.mul_(height)
-    # Never 0, so that two empty boxes do not give 0 / 0; adding it here is cheaper than at every pair.
+    # A clamped area avoids 0 / 0 for two empty boxes, and is cheaper than a clamped union of every pair.
     other_area = ((other_right - other_left) * (other_bottom - other_top)).clamp(min=torch.finfo(others.dtype).tiny)
     union = torch.add((right - left) * (bottom - top), other_area, out=scratch).sub_(intersection)
     return intersection.div_(union)
@@ -48,11 +53,11 @@ def pairwise_iou(
 def encode(
     boxes: Float[Tensor, "*batch boxes 4"], default_boxes: Float[Tensor, "boxes 4"], variances: Variances = VARIANCES
 ) -> Float[Tensor, "*batch boxes 4"]:
-    """Offsets that turn ``default_boxes`` (cxcywh) into ``boxes`` (xyxy): section 2.2 of the paper.
+    """Compute the offsets that turn ``default_boxes`` (cxcywh) into ``boxes`` (xyxy): section 2.2 of the paper.
 
-    The centre moves by a share of the default box's size and the size changes by a factor, given as its logarithm; both
-    are divided by the variances. A box without width or height has no finite offset: data sets refuse such boxes, and
-    here its size counts as the smallest normal float, so that one bad box cannot put NaN into a batch.
+    The centre moves by a fraction of the default box's size; the size changes by a factor, given as its logarithm. Both
+    are divided by the variances. The size of an empty box counts as the smallest normal float, so that the offsets stay
+    finite.
     """
     (left_top, right_bottom), (default_centre, default_size) = boxes.split(2, dim=-1), default_boxes.split(2, dim=-1)
     size = (right_bottom - left_top).clamp(min=torch.finfo(boxes.dtype).tiny)
@@ -66,7 +71,7 @@ def encode(
 
 
 MAX_LOG_SIZE = math.log(1000 / 16)
-"""As in torchvision and Detectron: an untrained network must not overflow ``exp``."""
+"""Limit of a size offset, as in torchvision and Detectron, so that an untrained network cannot overflow ``exp``."""
 
 
 def decode(
@@ -74,7 +79,7 @@ def decode(
     default_boxes: Float[Tensor, "*#batch boxes 4"],
     variances: Variances = VARIANCES,
 ) -> Float[Tensor, "*batch boxes 4"]:
-    """Inverse of :func:`encode`: ``default_boxes`` (cxcywh) moved and resized by ``offsets``, as xyxy.
+    """Move and resize ``default_boxes`` (cxcywh) by ``offsets`` to boxes (xyxy), the inverse of :func:`encode`.
 
     A box grows to at most 62.5 times its default box.
     """

@@ -9,35 +9,39 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ssd_lightning.detector.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+
 Grid = tuple[int, int]
 """(height, width) of a feature map in cells."""
 
 
 class LinearScales(list[float]):
-    """Equation 4 of the paper for ``levels`` levels, and one more step for the last level's geometric mean.
+    """Scales by equation 4 of the paper, and one more step for the second square of the last level.
 
     ``LinearScales(6)`` is 0.2, 0.34, 0.48, 0.62, 0.76, 0.9, 1.04.
     """
 
     def __init__(self, levels: int = 6, smallest: float = 0.2, largest: float = 0.9) -> None:
         if levels < 2:
-            raise ValueError(f"levels: expected at least 2 for a linear rule, got {levels}")
+            raise ValueError(f"levels: expected at least 2, got {levels}")
         step = (largest - smallest) / (levels - 1)
         super().__init__(smallest + step * level for level in range(levels + 1))
 
 
 def pixel_scales(sizes: Sequence[float], image_size: float) -> list[float]:
-    """Scales from box sizes in pixels, as configuration files of the authors' code give them."""
+    """Convert box sizes in pixels, as in the configuration of the authors' code, to scales."""
     return [size / image_size for size in sizes]
 
 
 class AspectRatios:
-    """Aspect ratios by rule, for any number of levels.
+    """A rule that gives aspect ratios for any number of levels.
 
     Args:
-        inner: of all levels, or of those that are not ``outer``.
-        outer: of the first level and the last two, as in the paper, which gives them fewer. ``None``: as ``inner``.
-        inverses: with each ratio a also 1/a. Without, ``[2, 3]`` is wide boxes alone and ``[0.5]`` tall ones.
+        inner: ratios of the inner levels.
+        outer: ratios of the first level and the last two, which have fewer in the paper. ``None``: the same as
+            ``inner``.
+        inverses: add 1/a for each ratio a. Without inverses, ``[2, 3]`` gives only wide boxes and ``[0.5]`` only tall
+            ones.
     """
 
     def __init__(self, inner: Sequence[float], outer: Sequence[float] | None = None, inverses: bool = True) -> None:
@@ -48,27 +52,27 @@ class AspectRatios:
             _check_ratios(f"aspect_ratios, {name}", ratios, inverses)
 
     def of(self, levels: int) -> list[list[float]]:
-        """Width over height of the boxes beside the two squares, for each level."""
+        """Return for each level the aspect ratios (width over height) of the boxes that are not squares."""
         chosen = [self.outer if level in (0, levels - 2, levels - 1) else self.inner for level in range(levels)]
         return [_with_inverses(ratios) if self.inverses else ratios for ratios in chosen]
 
 
 class DefaultBoxes:
-    """The shapes of the default boxes of each level, laid over the levels' grids by calling it.
+    """Shapes of the default boxes of each level. A call lays them over the grids of the levels.
 
-    A level with scale s and next scale s' gives each cell a square of side s, a square of side √(s s'), and for each of
-    its aspect ratios a the two boxes (s√a, s/√a) and (s/√a, s√a).
+    A level with scale s and next scale s' gives each cell a square of side s and a square of side √(s s'). Each aspect
+    ratio a of the level adds the two boxes (s√a, s/√a) and (s/√a, s√a).
 
     Args:
-        scales: one for each level and one more; a fraction of the image, ascending.
-        aspect_ratios: for each level its ratios above 1, where the squares and the inverse ratios come by themselves;
+        scales: fractions of the image, ascending; one more than there are levels.
+        aspect_ratios: for each level its ratios above 1, without the squares and the inverse ratios, which are added;
             or a rule for any number of levels.
-        steps: pixels from one cell to the next, for each level. Cell i then has its centre at (i + ½) · step / image
-            size. Weights released by the authors want it (for SSD300, 38 cells of 8 pixels are not 300). Without
-            steps the centre is (i + ½) / cells.
-        clip: "border" cuts the boxes at the border of the image; "size" makes none wider or taller than the image, as
-            torchvision's released weights want it; "centre_and_size" keeps centres in the image as well, as those of
-            amdegroot/ssd.pytorch want it. Off, as in the authors' code.
+        steps: for each level, the pixels between two cells. The centre of cell i is then at (i + ½) · step / image
+            size, as the authors' released weights need it: in SSD300, 38 cells of 8 pixels are not 300 pixels.
+            ``None``: the centre of cell i is at (i + ½) / cells.
+        clip: ``None`` leaves the boxes as they are, as in the authors' code. "border" cuts them at the border of the
+            image. "size" limits width and height to those of the image, as torchvision's released weights need it.
+            "centre_and_size" also moves centres into the image, as the weights of amdegroot/ssd.pytorch need it.
     """
 
     def __init__(
@@ -91,15 +95,16 @@ class DefaultBoxes:
 
     @property
     def levels(self) -> int:
+        """Number of levels."""
         return len(self.ratios)
 
     @property
     def boxes_per_cell(self) -> list[int]:
-        """Number of default boxes in one cell, for each level."""
+        """Number of default boxes in a cell of each level."""
         return [2 + len(ratios) for ratios in self.ratios]
 
     def shapes(self) -> list[Float[Tensor, "shapes 2"]]:
-        """(width, height) of the boxes of one cell, for each level."""
+        """Return for each level the (width, height) of the boxes of a cell."""
         shapes = [
             torch.tensor(_level_shapes(scale, next_scale, ratios))
             for (scale, next_scale), ratios in zip(pairwise(self.scales), self.ratios, strict=True)
@@ -111,13 +116,18 @@ class DefaultBoxes:
 
         Args:
             grids: (height, width) of each level's feature map.
-            image_size: (height, width) in pixels of the network's input; only ``steps`` depend on it.
+            image_size: (height, width) in pixels of the network's input, used with ``steps``.
 
         Returns:
-            All default boxes as cxcywh, ordered by level, row, column, then as in the class's text.
+            All default boxes (cxcywh), ordered by level, row, column, then as in the class's description.
+
+        Raises:
+            ValueError: if the number of grids differs from the number of levels, or if clipping leaves empty boxes.
         """
         if len(grids) != self.levels:
-            raise ValueError(f"the network gives {len(grids)} levels, aspect_ratios and scales are for {self.levels}")
+            raise ValueError(
+                f"scales: expected {len(grids) + 1} numbers, one more than the network has levels, got {self.scales}"
+            )
         steps: Sequence[float | None] = self.steps or [None] * self.levels
         levels = [
             _lay(shapes, grid, None if step is None else (step / image_size[0], step / image_size[1]))
@@ -128,21 +138,20 @@ class DefaultBoxes:
             return boxes.clamp(0, 1)
         if self.clip != "border":
             return boxes
-        left_top, right_bottom = (
-            (boxes[:, :2] - boxes[:, 2:] / 2).clamp(0, 1),
-            (boxes[:, :2] + boxes[:, 2:] / 2).clamp(0, 1),
-        )
-        if not bool((left_top < right_bottom).all()):
-            raise ValueError("clip: border leaves nothing of default boxes whose cells lie outside of the image")
-        return torch.cat(((left_top + right_bottom) / 2, right_bottom - left_top), dim=1)
+        boxes = xyxy_to_cxcywh(cxcywh_to_xyxy(boxes).clamp(0, 1))
+        if not bool((boxes[:, 2:] > 0).all()):
+            raise ValueError(
+                "clip: expected default boxes inside the image, got 'border' for boxes outside of it. Try null."
+            )
+        return boxes
 
     def _check(self) -> None:
         if self.levels < 1:
             raise ValueError(f"scales: expected at least 2 numbers, for one level, got {self.scales}")
         if len(self.scales) != self.levels + 1:
             raise ValueError(
-                f"aspect_ratios has {self.levels} levels, scales makes {len(self.scales) - 1} "
-                "(m levels take m + 1 scales)"
+                f"scales: expected {self.levels + 1} numbers, one more than aspect_ratios has levels, "
+                f"got {self.scales}"
             )
         for name, values in (("scales", self.scales), ("steps", self.steps or [])):
             if not all(math.isfinite(value) and value > 0 for value in values):
@@ -152,16 +161,16 @@ class DefaultBoxes:
         if self.clip not in (None, "border", "size", "centre_and_size"):
             raise ValueError(f"clip: expected border, size, centre_and_size or null, got {self.clip!r}")
         if self.steps is not None and len(self.steps) != self.levels:
-            raise ValueError(f"steps has {len(self.steps)} levels, aspect_ratios has {self.levels}")
+            raise ValueError(f"steps: expected one number for each of {self.levels} levels, got {self.steps}")
 
 
 def _check_ratios(name: str, ratios: Sequence[float], inverses: bool) -> None:
     if inverses and not all(math.isfinite(ratio) and ratio > 1 for ratio in ratios):
         raise ValueError(
-            f"{name}: expected finite numbers above 1 (1 and the inverse ratios are added), got {list(ratios)}"
+            f"{name}: expected finite numbers above 1 (squares and inverse ratios are added), got {list(ratios)}"
         )
     if not all(math.isfinite(ratio) and ratio > 0 and ratio != 1 for ratio in ratios):
-        raise ValueError(f"{name}: expected finite numbers above 0 other than 1, which is there, got {list(ratios)}")
+        raise ValueError(f"{name}: expected finite numbers above 0 except 1 (squares are added), got {list(ratios)}")
 
 
 def _with_inverses(ratios: Sequence[float]) -> list[float]:
@@ -177,7 +186,13 @@ def _level_shapes(scale: float, next_scale: float, ratios: Sequence[float]) -> l
 def _lay(
     shapes: Float[Tensor, "shapes 2"], grid: Grid, cell: tuple[float, float] | None
 ) -> Float[Tensor, "level_boxes 4"]:
-    """One level; ``cell`` is the (height, width) of a cell as a fraction of the image, if the grid does not tell."""
+    """Lay the boxes of one level.
+
+    Args:
+        shapes: (width, height) of the boxes of a cell.
+        grid: (height, width) in cells.
+        cell: (height, width) of a cell as a fraction of the image. ``None``: the grid fills the image.
+    """
     (rows, columns), (height, width) = grid, cell or (1 / grid[0], 1 / grid[1])
     y, x = torch.meshgrid((torch.arange(rows) + 0.5) * height, (torch.arange(columns) + 0.5) * width, indexing="ij")
     centres = torch.stack((x, y), dim=-1).view(-1, 1, 2)

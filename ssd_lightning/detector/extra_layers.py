@@ -1,6 +1,7 @@
-"""Layers after the backbone that make the coarser levels: section 2.1 of the paper, "Multi-scale feature maps"."""
+"""Layers that follow the backbone and compute the coarser levels: section 2.1 of the paper."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,9 +11,10 @@ from ssd_lightning.detector.default_boxes import Grid
 
 
 class Chain(nn.ModuleList):
-    """Layers one after the other, giving what comes out of each."""
+    """A sequence of layers that returns the output of each layer."""
 
     def forward(self, features: Float[Tensor, "batch _ _ _"]) -> list[Float[Tensor, "batch _ _ _"]]:
+        """Return the output of each layer, in order."""
         maps = []
         for layer in self:
             features = layer(features)
@@ -21,18 +23,18 @@ class Chain(nn.ModuleList):
 
 
 class ExtraLayers:
-    """As many levels as the default boxes ask for, each made from the one before by calling this.
+    """A recipe for extra layers. A call makes as many layers as the default boxes need.
 
-    A layer is a 1×1 convolution to half of its channels, and a 3×3 convolution that makes the grid smaller: a side of
-    more than ``halve_above`` cells is halved, a shorter one loses a cell at each end. The defaults are those of SSD300:
-    from 19 cells to 10, 5, 3 and 1.
+    A layer is a 1×1 convolution to half of its channels and a 3×3 convolution that makes the grid smaller. A side of
+    more than ``halve_above`` cells is halved; a shorter side loses a cell at each end. The defaults are those of
+    SSD300, from 19 cells to 10, 5, 3 and 1.
 
     Args:
-        channels: of the layers in order; the last number is used again for any further layer.
-        halve_above: cells. Two cells are always made into one.
-        last_kernel: side of the last level's convolution, where the paper has another one: 4 in SSD512.
-        depthwise: with a depthwise 3×3 convolution, batch norm and ReLU6, as in SSDLite (arXiv 1801.04381).
-        batch_norm: after each convolution, for training from scratch.
+        channels: output channels of each layer; further layers repeat the last number.
+        halve_above: in cells. Two cells always become one.
+        last_kernel: kernel size of the last level's convolution, where it differs: 4 in SSD512.
+        depthwise: use a depthwise 3×3 convolution, batch norm and ReLU6, as in SSDLite (arXiv 1801.04381).
+        batch_norm: add batch norm after each convolution, for training from scratch.
     """
 
     def __init__(
@@ -56,17 +58,15 @@ class ExtraLayers:
         self.batch_norm = batch_norm
 
     def __call__(self, channels: int, grid: Grid, levels: int) -> Chain:
-        """Layers for ``levels`` further levels, after a map of ``channels`` on ``grid``.
+        """Make layers for ``levels`` further levels, after a feature map of ``channels`` on ``grid``.
 
         Raises:
-            ValueError: if the grid is down to one cell before.
+            ValueError: if a layer would follow a grid of a single cell.
         """
         layers = Chain()
         for level in range(levels):
             if grid == (1, 1):
-                raise ValueError(
-                    f"{levels} extra layers are asked for; after {level} of them the grid is down to one cell"
-                )
+                raise ValueError(f"extra_layers: expected at most {level}, which end in one cell, got {levels}")
             channels_out = self.channels[min(level, len(self.channels) - 1)]
             kernels = [self._kernel(side, is_last=level == levels - 1) for side in grid]
             layers.append(self._layer(channels, channels_out, kernels))
@@ -75,9 +75,10 @@ class ExtraLayers:
         return layers
 
     def _kernel(self, side: int, is_last: bool) -> tuple[int, int, int]:
-        """Kernel, stride and padding along one side of the grid."""
+        """Return kernel size, stride and padding along one side of the grid."""
         if is_last and self.last_kernel is not None and side <= self.last_kernel:
-            kernel = self.last_kernel - (self.last_kernel - side) % 2  # padded alike on both ends, it gives one cell
+            # The padding is the same at both ends, so that only every second kernel size ends in one cell.
+            kernel = self.last_kernel - (self.last_kernel - side) % 2
             return kernel, 1, (kernel - side) // 2
         if side > self.halve_above:
             return 3, 2, 1
@@ -87,37 +88,29 @@ class ExtraLayers:
         between = channels_out // 2
         kernel, stride, padding = zip(*kernels, strict=True)
         if self.depthwise:
+            block = partial(Conv2dNormActivation, norm_layer=mobile_norm, activation_layer=nn.ReLU6)
             layer = nn.Sequential(
-                Conv2dNormActivation(channels_in, between, 1, norm_layer=mobile_norm, activation_layer=nn.ReLU6),
-                Conv2dNormActivation(
-                    between,
-                    between,
-                    kernel,
-                    stride,
-                    padding,
-                    groups=between,
-                    norm_layer=mobile_norm,
-                    activation_layer=nn.ReLU6,
-                ),
-                Conv2dNormActivation(between, channels_out, 1, norm_layer=mobile_norm, activation_layer=nn.ReLU6),
+                block(channels_in, between, 1),
+                block(between, between, kernel, stride, padding, groups=between),
+                block(between, channels_out, 1),
             )
         else:
-            norm = nn.BatchNorm2d if self.batch_norm else None
+            block = partial(Conv2dNormActivation, norm_layer=nn.BatchNorm2d if self.batch_norm else None)
             layer = nn.Sequential(
-                Conv2dNormActivation(channels_in, between, 1, norm_layer=norm),
-                Conv2dNormActivation(between, channels_out, kernel, stride, padding, norm_layer=norm),
+                block(channels_in, between, 1),
+                block(between, channels_out, kernel, stride, padding),
             )
         he_initialization(layer)
         return layer
 
 
 def mobile_norm(channels: int) -> nn.BatchNorm2d:
-    """With the constants of SSDLite in TensorFlow and torchvision: slow statistics, for small batches."""
+    """Make a batch norm with the constants of SSDLite in TensorFlow and torchvision: slow statistics, small batches."""
     return nn.BatchNorm2d(channels, eps=0.001, momentum=0.03)
 
 
 def he_initialization(module: nn.Module) -> None:
-    """For convolutions that a ReLU follows: arXiv 1502.01852, equation 10. Biases become 0."""
+    """Initialize all convolutions for a ReLU after each: arXiv 1502.01852, equation 10. Biases become 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Keeping what a pretrained backbone knows: weights that are not trained, and batch norms that do not move."""
+"""Freezing of a pretrained backbone: weights that are not trained, and batch norms that keep their statistics."""
 
 import torch
 from torch import nn
@@ -6,32 +6,33 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 def freeze(backbone: nn.Module, until: str | None = None, batch_norm: bool = False) -> None:
-    """Take the first layers of ``backbone`` out of the training.
+    """Exclude the first layers of ``backbone`` from training.
 
     Args:
         backbone: changed in place.
-        until: name of the last layer that is frozen, such as ``conv3_3`` or ``body.layer1``; all before it are frozen
-            too, with their batch norms. ``None``: none is.
-        batch_norm: freeze the batch norms of all layers but ``lift``, which are new: statistics, scale and shift stay
-            as they are, and a batch of one picture is as good as any.
+        until: name of the last frozen layer, such as ``conv3_3`` or ``body.layer1``. All layers before it are frozen
+            too, with their batch norms. ``None``: no layer is frozen.
+        batch_norm: freeze the statistics, scale and shift of every batch norm except those of ``lift``, which are not
+            pretrained. The batch size then no longer matters.
 
     Raises:
-        ValueError: if ``backbone`` has no layer of that name; it names those that there are.
+        ValueError: if ``backbone`` has no layer of that name; the message lists the layers.
     """
     layers = dict(backbone.named_modules())
     if until is not None:
         if until not in layers or not until:
             with_weights = [n for n, m in layers.items() if n and next(m.parameters(recurse=False), None) is not None]
             raise ValueError(
-                f"frozen_until: {type(backbone).__name__} has no layer {until!r}; it has {', '.join(with_weights)} "
-                "and what contains them"
+                f"frozen_until: expected a layer of {type(backbone).__name__} ({', '.join(with_weights)}, or a module "
+                f"that contains them), got {until!r}"
             )
         names = list(layers)
         inside = [name for name in names if name == until or name.startswith(f"{until}.")]
-        for name in names[: names.index(inside[-1]) + 1]:
+        frozen = names[: names.index(inside[-1]) + 1]
+        for name in frozen:
             for parameter in layers[name].parameters(recurse=False):
                 parameter.requires_grad_(False)
-        _freeze_batch_norms(backbone, set(names[: names.index(inside[-1]) + 1]))
+        _freeze_batch_norms(backbone, set(frozen))
     if batch_norm:
         _freeze_batch_norms(backbone, {name for name in layers if not name.startswith("lift.")})
 

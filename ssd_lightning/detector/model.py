@@ -1,4 +1,4 @@
-"""The network: a backbone, and on each of its feature maps two convolutions that predict for every default box."""
+"""The network: a backbone, extra layers, and two predicting convolutions on each feature map."""
 
 from collections.abc import Callable
 
@@ -15,30 +15,30 @@ from ssd_lightning.require import require_whole_number
 from ssd_lightning.structures import ImageSize, Predictions, height_and_width
 
 MakeHead = Callable[[list[int], list[int], int], nn.Module]
-"""From the channels of the feature maps, the default boxes in a cell of each, and the number of classes."""
+"""Constructor of a head, from the channels and boxes per cell of each level, and the number of classes."""
 
 
 class SSD(nn.Module):
     """Single Shot MultiBox Detector, section 2.1 of arXiv 1512.02325.
 
-    Channels and grids are read off the backbone at ``image_size``, and extra layers are added until there are as many
-    levels as ``default_boxes`` has, so that any backbone goes with any boxes.
+    A dry run at ``image_size`` gives the channels and grids of the backbone's feature maps. Extra layers follow until
+    there are as many levels as ``default_boxes`` has, so that any backbone can be combined with any default boxes.
 
     Args:
-        backbone: pictures (B, 3, H, W) in 0 … 255 to a list of feature maps, finest first.
-        default_boxes: for each level, scales and aspect ratios of its boxes.
-        num_classes: object classes, without background.
-        image_size: of the network's input in pixels, (height, width) or one number for both.
-        extra_layers: makes the levels that the backbone does not give. Default: as in the paper.
-        head: makes the convolutions that predict. Default: :class:`Head`, as in the paper.
-        frozen_until: name of the last layer of the backbone that is not trained.
-        frozen_batch_norm: whether the backbone's batch norms keep their statistics, scale and shift.
+        backbone: maps pictures (B, 3, H, W) in 0 … 255 to a list of feature maps, finest first.
+        default_boxes: scales and aspect ratios of each level.
+        num_classes: number of object classes, without background.
+        image_size: size of the network's input in pixels: (height, width), or one number for both.
+        extra_layers: recipe for the levels after the backbone's. Default: the paper's.
+        head: constructor of the predicting convolutions. Default: :class:`Head`, as in the paper.
+        frozen_until: name of the backbone's last layer that is not trained.
+        frozen_batch_norm: freeze the statistics, scale and shift of the backbone's batch norms.
 
     Attributes:
-        default_boxes: (P, 4) cxcywh, on the device of the weights.
+        default_boxes: all default boxes (P, 4) as cxcywh, on the device of the weights.
         grids: (height, width) in cells of each level.
-        boxes_per_cell: of each level.
-        boxes_of_level: how many there are, in the order of ``default_boxes``.
+        boxes_per_cell: number of default boxes in a cell of each level.
+        boxes_of_level: number of default boxes of each level.
     """
 
     default_boxes: Tensor
@@ -66,8 +66,8 @@ class SSD(nn.Module):
             )
         except ValueError as error:
             raise ValueError(
-                f"scales makes {default_boxes.levels} levels, {type(backbone).__name__} has {len(grids)} at "
-                f"{self.image_size[0]}×{self.image_size[1]} pixels: {error}"
+                f"scales: expected fewer levels for {type(backbone).__name__}, which has {len(grids)} at "
+                f"{self.image_size[0]}×{self.image_size[1]} pixels, got {default_boxes.levels} ({error})"
             ) from error
         if self.extra_layers:
             more_channels, more_grids = channels_and_grids(self.extra_layers, grids[-1], channels[-1])
@@ -84,6 +84,11 @@ class SSD(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
     ) -> Predictions:
+        """Predict class logits and box offsets for every default box.
+
+        Raises:
+            ValueError: if the pictures do not have the size ``image_size``.
+        """
         if tuple(images.shape[2:]) != self.image_size:
             raise ValueError(
                 f"images: expected {self.image_size} pixels (height, width), got {tuple(images.shape[2:])}"
@@ -93,7 +98,7 @@ class SSD(nn.Module):
 
 
 class Head(nn.Module):
-    """Class scores and offsets for each default box, from a 3×3 convolution each on every feature map."""
+    """Two 3×3 convolutions on every feature map, one for class logits and one for offsets."""
 
     def __init__(self, channels: list[int], boxes_per_cell: list[int], num_classes: int) -> None:
         super().__init__()
@@ -103,10 +108,11 @@ class Head(nn.Module):
         self.localization = nn.ModuleList(self.predictor(c, k * 4) for c, k in levels)
 
     def predictor(self, channels: int, outputs: int) -> nn.Module:
-        """From a feature map to ``outputs`` numbers in each cell."""
+        """Make the layers from a feature map of ``channels`` to ``outputs`` numbers in each cell."""
         return _last(nn.Conv2d(channels, outputs, 3, padding=1))
 
     def forward(self, features: list[Float[Tensor, "batch _ _ _"]]) -> Predictions:
+        """Predict for every default box, in the order of the default boxes."""
         return Predictions(
             torch.cat([_rows(conv(f), self.outputs) for conv, f in zip(self.classification, features, strict=True)], 1),
             torch.cat([_rows(conv(f), 4) for conv, f in zip(self.localization, features, strict=True)], 1),
@@ -117,6 +123,7 @@ class DepthwiseHead(Head):
     """The head of SSDLite (arXiv 1801.04381, section 6.2): a depthwise 3×3 convolution, then a 1×1."""
 
     def predictor(self, channels: int, outputs: int) -> nn.Module:
+        """Make the layers from a feature map of ``channels`` to ``outputs`` numbers in each cell."""
         depthwise = Conv2dNormActivation(
             channels, channels, 3, groups=channels, norm_layer=mobile_norm, activation_layer=nn.ReLU6
         )
@@ -125,7 +132,7 @@ class DepthwiseHead(Head):
 
 
 def _last(convolution: nn.Conv2d) -> nn.Conv2d:
-    """Xavier, as in the paper: no ReLU follows."""
+    """Initialize a layer without a ReLU after it: Xavier, as in the paper."""
     nn.init.xavier_uniform_(convolution.weight)
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
@@ -133,5 +140,5 @@ def _last(convolution: nn.Conv2d) -> nn.Conv2d:
 
 
 def _rows(maps: Float[Tensor, "batch _ rows columns"], length: int) -> Float[Tensor, "batch boxes {length}"]:
-    """One row per default box, in their order: row, column, shape."""
+    """Reshape outputs to one row per default box, ordered by row, column and shape."""
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, length)

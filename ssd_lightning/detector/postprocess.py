@@ -1,4 +1,4 @@
-"""From what the network predicts to detections: section 2.3 of the SSD paper, "Inference"."""
+"""Conversion of predictions to detections: section 2.3 of the SSD paper, "Inference"."""
 
 from typing import NamedTuple
 
@@ -11,21 +11,23 @@ from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.structures import Detections, Predictions
 
 BLOCK = 128
-"""Candidates that are suppressed at once: enough to keep a device busy, few enough that the pairs of a batch stay in a
-CPU's cache. For a batch of 32, 256 take more than twice as long there."""
+"""Number of candidates that are suppressed at once.
+
+128 keep a GPU busy, and the pairs of a batch still fit in a CPU's cache: there, 256 take more than twice as long.
+"""
 
 
 class PostProcess:
-    """Softmax, score cut, best candidates per class, decoding, suppression per class, best of the image.
+    """Post-processing: softmax, score threshold, decoding, and non-maximum suppression (NMS) per class.
 
-    The defaults are for scoring. For looking at pictures, draw the detections above 0.5 of what this returns.
+    The defaults are for scoring. To draw detections, keep only scores of at least 0.5.
 
     Args:
-        score_threshold: candidates must score more, in [0, 1).
-        nms_threshold: of two candidates of a class with a higher IoU, the one with the lower score is dropped.
-        candidates_per_class: the best of each class that enter suppression.
-        max_detections: the best of each image that are returned.
-        class_agnostic: every default box stands for its likeliest class alone, and suppresses any class, as in d2l.ai.
+        score_threshold: score that a candidate must exceed, in [0, 1).
+        nms_threshold: highest IoU of two detections of a class; above it, the one with the lower score is dropped.
+        candidates_per_class: number of candidates of each class that enter NMS, best first.
+        max_detections: number of detections returned for each image, best first.
+        class_agnostic: use only the likeliest class of each default box, and suppress across classes, as in d2l.ai.
     """
 
     def __init__(
@@ -48,7 +50,14 @@ class PostProcess:
 
     @torch.no_grad()
     def __call__(self, predictions: Predictions, default_boxes: Float[Tensor, "boxes 4"]) -> Detections:
-        """``default_boxes`` are cxcywh. Boxes are cut at the border of the image before suppression."""
+        """Detect objects in a batch.
+
+        Boxes are clipped to the image before NMS.
+
+        Args:
+            predictions: output of the network.
+            default_boxes: cxcywh.
+        """
         scores = predictions.logits.float().softmax(dim=-1)[..., 1:]
         if self.class_agnostic:
             scores, likeliest = scores.max(dim=-1, keepdim=True)
@@ -72,8 +81,10 @@ class PostProcess:
 
 
 class Kept(NamedTuple):
+    """Candidates that survive suppression, best first, padded."""
+
     candidate: Int[Tensor, "batch detections"]
-    """Position among the candidates, best first; 0 where it is not valid."""
+    """Index of the candidate; 0 where it is not valid."""
     valid: Bool[Tensor, "batch detections"]
 
 
@@ -84,15 +95,20 @@ def non_maximum_suppression(
     iou_threshold: float,
     most: int,
 ) -> Kept:
-    """Greedy suppression of candidates that come best first, those ``alive`` before the others; only those of one group
-    (a number from 0 on) suppress each other.
+    """Suppress candidates greedily, for a whole batch at once.
 
-    The result of :func:`torchvision.ops.batched_nms` cut at ``most``, for a whole batch and without looking at more
-    candidates than needed: whether one is kept depends on better ones alone, so that they are taken in blocks from the
-    top until every image has enough.
+    The result is that of :func:`torchvision.ops.batched_nms` cut at ``most``. Only better candidates decide whether a
+    candidate is kept, so candidates are processed in blocks, best first, until every image has enough.
+
+    Args:
+        boxes: xyxy, best first; those ``alive`` come before the others.
+        groups: a number from 0 on; candidates suppress only candidates of their own group.
+        alive: whether a candidate takes part.
+        iou_threshold: highest IoU of two kept candidates of a group.
+        most: number of candidates to keep for each image.
     """
     batch, candidates = groups.shape
-    # One column more than is returned takes whatever comes too late, and is cut off.
+    # A spare column receives the candidates beyond ``most``, and is cut off at the end.
     index = groups.new_zeros((batch, most + 1))
     count = groups.new_zeros((batch, 1))
     for start in range(0, candidates, BLOCK):
@@ -119,10 +135,10 @@ def _survivors(
     alive: Bool[Tensor, "batch block"],
     iou_threshold: float,
 ) -> Bool[Tensor, "batch block"]:
-    """Greedy suppression within a block.
+    """Suppress greedily within a block.
 
-    A candidate survives if no better survivor overlaps it. Starting from all alive, each pass settles at least one more
-    link of every chain "a suppresses b, so that b does not suppress c"; chains are short, and nothing changes after.
+    A candidate survives if no better survivor overlaps it. Each pass settles at least one more link of every chain "a
+    suppresses b, so b does not suppress c". Chains are short, so few passes are needed until nothing changes.
     """
     overlaps = pairwise_iou(boxes, boxes) > iou_threshold
     overlaps &= groups.unsqueeze(2) == groups.unsqueeze(1)
@@ -136,5 +152,5 @@ def _survivors(
 
 
 def _any_row(pairs: Bool[Tensor, "batch rows columns"]) -> Bool[Tensor, "batch columns"]:
-    """``pairs.any(dim=1)``; on a CPU, torch does that over a byte at a time, and the maximum over whole registers."""
+    """Compute ``pairs.any(dim=1)`` as a maximum, which torch vectorizes on a CPU, unlike ``any``."""
     return pairs.view(torch.uint8).amax(dim=1).view(torch.bool)

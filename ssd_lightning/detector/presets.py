@@ -1,9 +1,9 @@
-"""The detectors of ``conf/model`` by name, for notebooks and code of one's own."""
+"""The detectors of ``conf/model`` by name, for notebooks and your own code."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # commands import this file before torch, to answer at once
+if TYPE_CHECKING:  # Commands import this module before torch, to answer at once.
     from omegaconf import DictConfig
 
     from ssd_lightning.detector.default_boxes import DefaultBoxes
@@ -12,20 +12,21 @@ if TYPE_CHECKING:  # commands import this file before torch, to answer at once
 
 PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDER = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
-"""Inside the wheel; beside the package in a checkout."""
+"""Folder of the config groups: inside the package in a wheel, beside the package in a checkout."""
 
 
 def model_names() -> list[str]:
+    """Return the names of the detectors in ``conf/model``."""
     return sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml") if path.stem != "ssd")
 
 
 def build_model(name: str, num_classes: int, *choices: str) -> "SSD":
-    """What ``ssd-train model=<name>`` trains: ``build_model("ssd300_vgg16", 20, "box_scales=coco")``.
+    """Build the network that ``ssd-train model=<name>`` trains.
 
     Args:
         name: one of :func:`model_names`.
-        num_classes: object classes, without background.
-        choices: as on the command line: other options of the groups, other values.
+        num_classes: number of object classes, without background.
+        choices: overrides as on the command line, such as ``"box_scales=coco"``.
     """
     from hydra.utils import instantiate
 
@@ -33,7 +34,7 @@ def build_model(name: str, num_classes: int, *choices: str) -> "SSD":
 
 
 def default_boxes_of(name: str) -> "DefaultBoxes":
-    """The default boxes of one of :func:`model_names`, without its network."""
+    """Build the default boxes of a detector (one of :func:`model_names`) without its network."""
     from hydra.utils import instantiate
 
     return instantiate(_compose(name).model.default_boxes, _convert_="all")
@@ -45,7 +46,7 @@ def _compose(name: str, *choices: str) -> "DictConfig":
 
     if name not in model_names():
         raise ValueError(f"name: expected one of {', '.join(model_names())}, got {name!r}")
-    # Commands are Hydra jobs themselves, and there is room for one.
+    # Hydra allows one job per process, and a command is one: it is set aside here.
     running = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:

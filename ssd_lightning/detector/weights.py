@@ -1,4 +1,4 @@
-"""Files of weights: reading them without running code, and finding torchvision's."""
+"""Reading of weight files, which cannot run code here, and download of torchvision's weights."""
 
 import re
 from collections.abc import Mapping
@@ -10,35 +10,36 @@ from torch import Tensor
 from torchvision import models
 
 CONFIG_KEY = "ssd_lightning"
-"""Where checkpoints of this project hold what rebuilds the detector: ``model``, ``postprocess``, ``classes``."""
+"""Key of the settings that rebuild a detector from its checkpoint: ``model``, ``postprocess`` and ``classes``."""
 
 MODEL_PREFIX = "model."
-"""Of the network's weights among those of the module that trains it."""
+"""Prefix of the network's weights in the state dict of the module that trains it."""
 
-STARTS = (b"PK\x03\x04", b"\x80\x02")
-"""First bytes of what ``torch.save`` writes: a zip file, before torch 1.6 a pickle."""
+MAGIC_NUMBERS = (b"PK\x03\x04", b"\x80\x02")
+"""First bytes of files of ``torch.save``: a zip file, or a pickle before torch 1.6."""
 
 
 class Weights(NamedTuple):
-    """Of a classifier, and how its pictures were scaled: mean and std by channel, red first, 0 … 255."""
+    """Weights of a classifier, and the normalization that its pictures had."""
 
     state: dict[str, Tensor]
     mean: list[float] | None
+    """Mean of the pixels by channel, red first, in 0 … 255; None if unknown."""
     std: list[float] | None
     source: str
-    """File or name, for messages."""
+    """File or name of the weights, for messages."""
 
 
 def read_weights(network: str, weights: str) -> Weights:
-    """Weights of one of torchvision's classifiers.
+    """Read weights of a torchvision classifier.
 
     Args:
-        network: its name in :mod:`torchvision.models`.
-        weights: a name that torchvision has for it, ``DEFAULT`` for its best, downloaded once; or a file with a state
-            dict of it, whose mean and std are known if it has the name of torchvision's file.
+        network: name of the classifier in :mod:`torchvision.models`.
+        weights: torchvision's name of the weights, such as ``DEFAULT``, which are downloaded once; or a file with a
+            state dict. The mean and std of a file are known if it has the name of a torchvision file.
 
     Raises:
-        ValueError: if there is no such name or file, or it cannot be downloaded or read; it says what to put where.
+        ValueError: if there is no such name or file, or if the weights cannot be downloaded or read.
     """
     known = models.get_model_weights(network)
     if weights not in known.__members__:
@@ -54,59 +55,70 @@ def read_weights(network: str, weights: str) -> Weights:
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(chosen.url).name
     try:
         state = chosen.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except Exception as error:  # of the network, of the disk, and whatever a damaged file gives
+    except Exception as error:  # Network, disk and damaged files raise many types.
         if file.is_file():
-            raise ValueError(f"weights: {file} is damaged ({error}); delete it, or put a good one there") from error
+            raise ValueError(
+                f"weights: expected the file of {chosen.url}, got {file}, which cannot be read: {error}. "
+                "Try to delete or replace it."
+            ) from error
         raise ValueError(
-            f"weights: {weights} of {network} cannot be downloaded from {chosen.url} ({error}); put that file at "
-            f"{file}, or name it"
+            f"weights: expected a download of {chosen.url} for {weights!r}, got an error: {error}. "
+            f"Try to copy that file to {file}."
         ) from error
     return Weights(dict(state), *_scaling(chosen), str(file))
 
 
 def _scaling(weights: models.WeightsEnum) -> tuple[list[float], list[float]]:
-    """Mean and std, which torchvision has for pixels of 0 … 1."""
+    """Return mean and std for pixels in 0 … 255; torchvision's are for 0 … 1."""
     scaling = weights.transforms()
     return [255 * m for m in scaling.mean], [255 * s for s in scaling.std]
 
 
 def read_file(path: Path | str, argument: str) -> dict[str, Any]:
-    """What ``torch.save`` wrote, on the CPU. Only plain data and tensors are read: a file cannot run code.
+    """Read a dictionary that ``torch.save`` wrote, to the CPU.
+
+    Only plain data and tensors are read, so that a file cannot run code.
 
     Raises:
-        ValueError: naming ``argument`` and the file, if it is missing or holds anything else than a dictionary.
+        ValueError: with ``argument`` and the file, if the file is missing, damaged or does not hold a dictionary.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{argument}: no file {path}")
+        raise ValueError(f"{argument}: expected a file, got {path}, which does not exist")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file fails in as many ways as a pickle has instructions
-        raise ValueError(f"{argument}: {path} cannot be read as a checkpoint: {_reason(path, error)}") from error
+    except Exception as error:  # Unpickling of a damaged file raises many types.
+        raise ValueError(
+            f"{argument}: expected a checkpoint, got {path}, which cannot be read: {_reason(path, error)}"
+        ) from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{argument}: {path} holds a {type(content).__name__}, not a checkpoint")
+        raise ValueError(f"{argument}: expected a checkpoint, got {path}, which holds a {type(content).__name__}")
     return dict(content)
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why torch did not read a file. Its own words are long, and advise to trust the file."""
+    """Explain why torch could not read a file; torch's own message is long and advises to trust the file."""
     if isinstance(error, PermissionError):
         return str(error.strerror)
     if found := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it holds a {found[1]}; only tensors and plain data are read, since others could run code"
+        return f"it holds a {found[1]}, but only tensors and plain data are read, because other objects can run code"
     with path.open("rb") as file:
-        start = file.read(max(map(len, STARTS)))
+        start = file.read(max(map(len, MAGIC_NUMBERS)))
     if not start:
         return "it is empty"
-    return "it is damaged or incomplete" if start.startswith(STARTS) else "it is no file of torch.save"
+    return "it is damaged or incomplete" if start.startswith(MAGIC_NUMBERS) else "it is not a file of torch.save"
 
 
 def state_dict(content: dict[str, Any], path: Path | str, argument: str = "weights") -> dict[str, Tensor]:
-    """The tensors of a file's content, also where training code has put them beside others."""
+    """Return the weights by name from a file's content, where training code may have nested them.
+
+    Raises:
+        ValueError: with ``argument`` and the file, if the content holds no weights by name.
+    """
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content.get(key), Mapping):
             content = dict(content[key])
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{argument}: {path} holds no weights by name")
-    # DataParallel puts a prefix before each.
+        raise ValueError(f"{argument}: expected a checkpoint, got {path}, which holds no weights by name")
+    # DataParallel adds a prefix to each name.
     return {name.removeprefix("module."): value for name, value in content.items()}

@@ -1,4 +1,4 @@
-"""Box formats, IoU and the coder: against numbers worked out by hand and against torchvision."""
+"""Box formats, IoU and the box encoding, compared with hand-made cases and torchvision."""
 
 import math
 
@@ -17,7 +17,7 @@ fast = settings(derandomize=True, deadline=None, max_examples=40)
 
 
 def random_boxes(*shape: int, seed: int, smallest: float = 0.01) -> Tensor:
-    """xyxy, inside the image."""
+    """Make boxes (xyxy) inside the image."""
     generator = torch.Generator().manual_seed(seed)
     size = smallest + (0.9 - smallest) * torch.rand(*shape, 2, generator=generator)
     left_top = (1 - size) * torch.rand(*shape, 2, generator=generator)
@@ -122,7 +122,7 @@ def test_variances_divide_the_offsets():
 @fast
 @given(seeds, st.integers(0, 20))
 def test_coder_as_torchvision(seed, count):
-    """Its weights are one over the variances, and its default boxes are xyxy."""
+    """Compare with weights that are one over the variances, and default boxes as xyxy."""
     theirs = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
     boxes, default_boxes = random_boxes(count, seed=seed), random_boxes(count, seed=seed + 1)
     offsets = encode(boxes, xyxy_to_cxcywh(default_boxes))
@@ -136,14 +136,14 @@ def test_coder_as_torchvision(seed, count):
 @fast
 @given(seeds, st.sampled_from([(9,), (2, 9), (2, 3, 9)]))
 def test_decoding_undoes_encoding(seed, shape):
-    """Up to 62.5 times the default box, which 0.9 from 0.02 is not."""
+    """Stay below the limit of 62.5 times the default box."""
     boxes = random_boxes(*shape, seed=seed)
     default_boxes = xyxy_to_cxcywh(random_boxes(9, seed=seed + 1, smallest=0.02))
     torch.testing.assert_close(decode(encode(boxes, default_boxes), default_boxes), boxes, rtol=0, atol=1e-6)
 
 
 def test_each_image_may_have_default_boxes_of_its_own():
-    """Post-processing decodes only the candidates of each image."""
+    """Decode the candidates of each image, as in post-processing."""
     offsets, default_boxes = torch.randn(2, 5, 4), xyxy_to_cxcywh(random_boxes(2, 5, seed=1))
     together = decode(offsets, default_boxes)
     for image in range(2):
@@ -156,7 +156,7 @@ def test_a_box_without_size_has_finite_offsets(box):
 
 
 def test_a_box_grows_to_a_limit():
-    """62.5 times its default box, so that ``exp`` does not overflow; torchvision has the same limit."""
+    """Grow to 62.5 times the default box, as in torchvision, so that ``exp`` does not overflow."""
     offsets, default_box = torch.tensor([[0.0, 0.0, 1e4, 1e30]]), torch.tensor([DEFAULT_BOX])
     decoded = decode(offsets, default_box)
     width, height = xyxy_to_cxcywh(decoded)[0, 2:].tolist()

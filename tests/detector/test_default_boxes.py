@@ -1,4 +1,4 @@
-"""Default boxes: against the paper's and d2l.ai's numbers, values worked out by hand, and torchvision's generator."""
+"""Default boxes, compared with the numbers of the paper and d2l.ai, hand-made cases, and torchvision's generator."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from ssd_lightning.detector.default_boxes import AspectRatios, DefaultBoxes, Lin
 
 
 class Layout(NamedTuple):
-    """Of a published detector."""
+    """Default boxes of a published detector."""
 
     image_size: int
     grids: list[int]
@@ -92,7 +92,7 @@ def test_boxes_of_each_cell():
 
 
 def test_ssd300_by_hand():
-    """The first cell is 8 of 300 pixels wide; √2 · 0.1 = 0.141421 and 0.1 / √2 = 0.0707107."""
+    """Use a first cell of 8 of 300 pixels; √2 · 0.1 = 0.141421 and 0.1 / √2 = 0.0707107."""
     boxes = LAYOUTS["SSD300 VOC"].make()
     centre = 4 / 300
     torch.testing.assert_close(
@@ -129,14 +129,14 @@ def test_ssd300_by_hand():
 
 
 def test_d2l_sizes():
-    """Section 14.7 of d2l.ai writes both squares of each level with three digits."""
+    """Compare with both squares of each level, which section 14.7 of d2l.ai gives with three digits."""
     published = [(0.2, 0.272), (0.37, 0.447), (0.54, 0.619), (0.71, 0.79), (0.88, 0.961)]
     for shapes, sizes in zip(DefaultBoxes(LAYOUTS["TinySSD 256"].scales, [[2.0]] * 5).shapes(), published, strict=True):
         torch.testing.assert_close(shapes[:2], torch.tensor([[size, size] for size in sizes]), rtol=0, atol=5e-4)
 
 
 def d2l_multibox_prior(rows: int, columns: int, sizes: list[float], ratios: list[float]) -> Tensor:
-    """Of section 14.4, for square pictures, by a loop: each pixel has s₁ with all ratios, and s₂ … with the first."""
+    """Compute section 14.4's anchors by a loop: s₁ with all ratios, and s₂ … with the first ratio."""
     return torch.tensor(
         [
             [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
@@ -162,7 +162,7 @@ def test_tiny_ssd_boxes_are_d2l_anchors_in_their_order():
 
 
 def torchvision_default_boxes(generator: DefaultBoxGenerator, grids: list, height: int, width: int) -> Tensor:
-    """As cxcywh fractions; torchvision gives xyxy pixels."""
+    """Convert torchvision's xyxy pixels to cxcywh fractions."""
     images = ImageList(torch.zeros(1, 3, height, width), [(height, width)])
     (boxes,) = generator(images, [torch.zeros(1, 1, *grid) for grid in grids])
     return xyxy_to_cxcywh(boxes / torch.tensor([width, height, width, height]))
@@ -171,7 +171,7 @@ def torchvision_default_boxes(generator: DefaultBoxGenerator, grids: list, heigh
 @pytest.mark.parametrize("with_steps", [True, False])
 @pytest.mark.parametrize("image_size", [(300, 300), (300, 600)], ids=["square", "wide"])
 def test_ssd300_as_torchvision(with_steps, image_size):
-    """Without torchvision's ``clip``, which cuts a size at 1 wherever the box lies; the authors do not."""
+    """Compare without torchvision's ``clip``, which limits sizes to 1, unlike the authors."""
     _, grids, scales, ratios, steps, _ = LAYOUTS["SSD300 VOC"]
     grids = [(grid, grid * image_size[1] // image_size[0]) for grid in grids]
     steps = steps if with_steps else None
@@ -215,7 +215,7 @@ def test_steps_and_grid_agree_where_they_fill_the_image():
 
 
 def test_steps_are_pixels_of_each_axis():
-    """On an image of 40 rows and 80 columns a step of 20 pixels is half the height and a quarter of the width."""
+    """Use a step of half the height and a quarter of the width."""
     boxes = DefaultBoxes([0.1, 0.4], [[]], steps=[20.0])([(2, 4)], (40, 80))
     assert boxes[::2, 0].tolist() == [0.125, 0.375, 0.625, 0.875] * 2
     assert boxes[::2, 1].tolist() == [0.25] * 4 + [0.75] * 4
@@ -226,7 +226,7 @@ def test_clip_cuts_at_the_border_of_the_image():
     whole, cut = layout.make(), layout.make(clip="border")
     expected = clip_boxes_to_image(cxcywh_to_xyxy(whole), (1, 1))
     torch.testing.assert_close(cxcywh_to_xyxy(cut), expected, rtol=0, atol=1e-6)
-    # The first box reaches from 4 / 300 − 0.05 < 0 to 4 / 300 + 0.05.
+    # The first box extends from 4 / 300 − 0.05 < 0 to 4 / 300 + 0.05.
     side = 4 / 300 + 0.05
     torch.testing.assert_close(cut[0], torch.tensor([side / 2, side / 2, side, side]))
 
@@ -244,7 +244,7 @@ def test_linear_scales_of_the_paper():
 
 
 def test_pixel_scales_of_the_authors_code():
-    """min_sizes and the last max_size of ssd_pascal.py."""
+    """Convert min_sizes and the last max_size of ssd_pascal.py."""
     assert pixel_scales([30.0, 60.0, 111.0, 162.0, 213.0, 264.0, 315.0], 300.0) == pytest.approx(
         LAYOUTS["SSD300 VOC"].scales
     )
@@ -252,7 +252,7 @@ def test_pixel_scales_of_the_authors_code():
 
 @pytest.mark.parametrize("levels", [1, 0, -3])
 def test_linear_scales_need_two_levels(levels):
-    with pytest.raises(ValueError, match=f"levels: expected at least 2 .* got {levels}"):
+    with pytest.raises(ValueError, match=f"levels: expected at least 2, got {levels}"):
         LinearScales(levels)
 
 
@@ -264,12 +264,12 @@ def test_linear_scales_need_two_levels(levels):
     [
         pytest.param(
             {"scales": [0.1, 0.2, 0.37, 0.54, 0.71, 0.8, 0.9, 1.05], "aspect_ratios": [[2.0]] * 6},
-            "aspect_ratios has 6 levels, scales makes 7",
+            "scales: expected 7 numbers",
             id="too many scales",
         ),
         pytest.param(
             {"scales": [0.1, 0.2], "aspect_ratios": [[2.0], [2.0]]},
-            "aspect_ratios has 2 levels, scales makes 1",
+            r"scales: expected 3 numbers.* got \[0.1, 0.2\]",
             id="as many scales as levels",
         ),
         pytest.param({"scales": [0.0, 0.2]}, r"scales: .* above 0, got \[0.0, 0.2\]", id="a scale of 0"),
@@ -281,14 +281,14 @@ def test_linear_scales_need_two_levels(levels):
         pytest.param(
             {"scales": [0.1, 0.2, 0.3], "aspect_ratios": [[2.0], [1.0]]},
             r"aspect_ratios of level 1: .* above 1 .* got \[1.0\]",
-            id="ratio 1, which is there already",
+            id="ratio 1, which is added",
         ),
         pytest.param(
             {"aspect_ratios": [[2.0, 0.5]]}, r"aspect_ratios of level 0: .* got \[2.0, 0.5\]", id="an inverse"
         ),
         pytest.param({"aspect_ratios": [[float("nan")]]}, r"aspect_ratios of level 0: .* got \[nan\]", id="ratio nan"),
-        pytest.param({"steps": [8.0, 16.0]}, "steps has 2 levels, aspect_ratios has 1", id="too many steps"),
-        pytest.param({"steps": []}, "steps has 0 levels, aspect_ratios has 1", id="no steps"),
+        pytest.param({"steps": [8.0, 16.0]}, r"steps: .* of 1 levels, got \[8.0, 16.0\]", id="too many steps"),
+        pytest.param({"steps": []}, r"steps: .* of 1 levels, got \[\]", id="no steps"),
         pytest.param({"steps": [0.0]}, r"steps: .* above 0, got \[0.0\]", id="a step of 0"),
     ],
 )
@@ -298,20 +298,20 @@ def test_refuses(arguments, message):
 
 
 def test_refuses_grids_of_another_network():
-    with pytest.raises(ValueError, match=r"network gives 3 levels, aspect_ratios and scales are for 2"):
+    with pytest.raises(ValueError, match=r"scales: expected 4 numbers.* got \[0.1, 0.2, 0.3\]"):
         DefaultBoxes([0.1, 0.2, 0.3], [[2.0], [2.0]])([(4, 4), (2, 2), (1, 1)], (64, 64))
 
 
 # ------------------------------------------------------------------------------------------------ aspect ratios by rule
 
 TWO, THREE = [2.0, 0.5], [2.0, 0.5, 3.0, 1 / 3]
-"""With their inverses."""
+"""Ratios 2, and 2 and 3, with their inverses."""
 
 
 @pytest.mark.parametrize(
     ("levels", "expected"),
     [
-        # Edges: where there are no more than the first and the last two, all have the fewer.
+        # Up to three levels are all outer levels.
         (1, [TWO]),
         (2, [TWO, TWO]),
         (3, [TWO, TWO, TWO]),
@@ -322,7 +322,7 @@ TWO, THREE = [2.0, 0.5], [2.0, 0.5, 3.0, 1 / 3]
     ],
 )
 def test_aspect_ratios_of_the_paper(levels, expected):
-    """Section 3.1 for 6 levels and 3.4 for 7: conv4_3 and the last two have 4 boxes in a cell, the others 6."""
+    """Give conv4_3 and the last two levels 4 boxes in a cell, the others 6: sections 3.1 and 3.4."""
     rule = AspectRatios([2.0, 3.0], outer=[2.0])
     assert rule.of(levels) == expected
     boxes = DefaultBoxes([0.1 * (level + 1) for level in range(levels + 1)], rule)
@@ -339,12 +339,12 @@ def test_the_rule_gives_the_boxes_of_the_list(name):
 def test_one_rule_for_all_levels():
     assert AspectRatios([2.0, 3.0]).of(3) == [THREE, THREE, THREE]
     assert AspectRatios([]).of(2) == [[], []]
-    # An empty list is none, and not the same as no list.
+    # An empty list means no ratios, while None means those of the inner levels.
     assert AspectRatios([2.0], outer=[]).of(4) == [[], TWO, [], []]
 
 
-def test_without_inverses_boxes_lie_or_stand():
-    """Width over height: 4 is twice as wide and half as high as the square, ¼ the other way round."""
+def test_boxes_without_inverses():
+    """Make boxes twice as wide and half as high as the square for 4, and the reverse for ¼."""
     (lying,) = DefaultBoxes([0.2, 0.45], AspectRatios([4.0], inverses=False)).shapes()
     torch.testing.assert_close(lying, torch.tensor([[0.2, 0.2], [0.3, 0.3], [0.4, 0.1]]))
     (standing,) = DefaultBoxes([0.2, 0.45], AspectRatios([0.25], inverses=False)).shapes()
@@ -368,15 +368,15 @@ NAN, INFINITY = float("nan"), float("inf")
         ([INFINITY], None, True, r"inner: .* got \[inf\]"),
         ([2.0], [1.0], True, r"outer: .* above 1 .* got \[1.0\]"),
         ([2.0], [2.0, NAN], True, r"outer: .* got \[2.0, nan\]"),
-        # Without inverses those below 1 are welcome, and 1 is still there already.
-        ([0.5, 1.0], None, False, r"inner: .* above 0 other than 1.* got \[0.5, 1.0\]"),
+        # Ratios below 1 are allowed without inverses, but 1 is not.
+        ([0.5, 1.0], None, False, r"inner: .* above 0 except 1.* got \[0.5, 1.0\]"),
         ([0.0], None, False, r"inner: .* above 0 .* got \[0.0\]"),
         ([-0.5], None, False, r"inner: .* above 0 .* got \[-0.5\]"),
         ([NAN], None, False, r"inner: .* got \[nan\]"),
         ([0.5], [INFINITY], False, r"outer: .* got \[inf\]"),
     ],
 )
-def test_a_rule_refuses_ratios_that_are_none(inner, outer, inverses, message):
+def test_a_rule_refuses_bad_ratios(inner, outer, inverses, message):
     with pytest.raises(ValueError, match=f"aspect_ratios, {message}"):
         AspectRatios(inner, outer, inverses)
 
@@ -385,7 +385,7 @@ def test_a_rule_refuses_ratios_that_are_none(inner, outer, inverses, message):
 
 
 def test_clipped_sizes_of_ssd300_are_torchvisions():
-    """With all that ``ssd300_vgg16`` gives its generator; the last boxes are 1.05 of the picture and larger."""
+    """Use the settings of ``ssd300_vgg16``, whose last boxes are larger than the picture."""
     ratios = [[2], [2, 3], [2, 3], [2, 3], [2], [2]]
     scales, steps = [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05], [8, 16, 32, 64, 100, 300]
     grids = [(grid, grid) for grid in (38, 19, 10, 5, 3, 1)]
@@ -396,12 +396,12 @@ def test_clipped_sizes_of_ssd300_are_torchvisions():
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert ours[:, 2:].max() == 1
     assert LAYOUTS["SSD300 COCO"].make()[:, 2:].max() > 1
-    # Only the size is cut: boxes still reach over the border.
+    # Boxes still extend over the border, because only their size is limited.
     assert (cxcywh_to_xyxy(ours) < 0).any()
 
 
 def test_clipped_sizes_of_ssdlite320_are_torchvisions():
-    """There scales follow from 0.2 and 0.95; without steps."""
+    """Use the generator of ``ssdlite320_mobilenet_v3_large``, which has no steps."""
     generator = DefaultBoxGenerator([[2, 3] for _ in range(6)], min_ratio=0.2, max_ratio=0.95, clip=True)
     grids = [(grid, grid) for grid in (20, 10, 5, 3, 2, 1)]
     layout = LAYOUTS["SSDLite320 MobileNetV3"]
@@ -413,8 +413,8 @@ def test_clipped_sizes_of_ssdlite320_are_torchvisions():
 
 @pytest.mark.parametrize("clip", ["sizes", "", True, False, 1])
 def test_clip_refuses(clip, monkeypatch: pytest.MonkeyPatch):
-    """``False`` too, which older settings have for none."""
-    # The tests' own check of the signature would come before.
+    """Refuse ``False`` too."""
+    # The tests' own check of the signature would fail first.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=f"clip: expected border, size, centre_and_size or null, got {clip!r}"):
         DefaultBoxes([0.1, 0.2], [[2.0]], clip=clip)

@@ -1,12 +1,10 @@
-"""The layers after the backbone: against torchvision's, and every preset against the grids that are published."""
+"""Extra layers, compared with torchvision's, and every preset, compared with published grids."""
 
 from functools import cache
 from typing import NamedTuple
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v3_large
 from torchvision.models.detection import SSD300_VGG16_Weights, SSDLite320_MobileNet_V3_Large_Weights
@@ -19,20 +17,18 @@ from ssd_lightning.detector.backbones.vgg import VGG16
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.extra_layers import ExtraLayers
 from ssd_lightning.detector.model import SSD, DepthwiseHead
-from ssd_lightning.detector.presets import CONFIG_FOLDER
+from ssd_lightning.detector.presets import build_model, model_names
 
 
 @cache
 def preset(name: str, num_classes: int = 90, *overrides: str) -> SSD:
-    """As ``ssd-train model=…`` composes it. Shapes alone: its weights have no values."""
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", [f"model={name}", f"+model.num_classes={num_classes}", *overrides])
+    """Build a detector without values, only with shapes."""
     with torch.device("meta"):
-        return instantiate(config.model, _convert_="all")
+        return build_model(name, num_classes, *overrides)
 
 
 def maps_of(model: SSD) -> list[tuple[int, ...]]:
-    """(channels, rows, columns) of what the head gets to see."""
+    """Return the (channels, rows, columns) of the head's inputs."""
     seen: list[Tensor] = []
     hook = model.head.register_forward_pre_hook(lambda head, inputs: seen.extend(inputs[0]))
     model.eval()(torch.empty(1, 3, *model.image_size, device="meta"))
@@ -52,7 +48,7 @@ def grids_after(layers: nn.ModuleList, channels: int, grid: tuple[int, int]) -> 
 
 
 class Published(NamedTuple):
-    """Of a preset, for square pictures."""
+    """Published numbers of a preset, for square pictures."""
 
     grids: list[int]
     channels: list[int]
@@ -61,8 +57,6 @@ class Published(NamedTuple):
 
 VGG_300 = Published([38, 19, 10, 5, 3, 1], [512, 1024, 512, 256, 256, 256], 8732)
 PRESETS = {
-    # The parts of train.yaml: TinySSD's at 300 pixels, whose pools round down.
-    "ssd": Published([37, 18, 9, 4, 1], [64, 128, 128, 128, 128], 4 * (37**2 + 18**2 + 9**2 + 4**2 + 1)),
     "ssd300_amdegroot": VGG_300,
     "ssd300_resnet18": Published([38, 19, 10, 5, 3, 1], [128, 256, 512, 512, 256, 256], 8732),
     "ssd300_resnet50": Published([38, 19, 10, 5, 3, 1], [512, 1024, 2048, 512, 256, 256], 8732),
@@ -78,7 +72,7 @@ PRESETS = {
 
 
 def test_every_preset_is_in_the_table():
-    assert sorted(PRESETS) == sorted(path.stem for path in (CONFIG_FOLDER / "model").glob("*.yaml"))
+    assert sorted(PRESETS) == model_names()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -101,7 +95,7 @@ def test_each_preset_has_the_published_grids_channels_and_default_boxes(name):
     ],
 )
 def test_presets_for_torchvisions_weights_have_as_many_parameters(name, weights, parameters):
-    assert len(weights.meta["categories"]) == 90 + 1  # theirs count background
+    assert len(weights.meta["categories"]) == 90 + 1  # torchvision counts background.
     assert weights.meta["num_params"] == parameters
     assert sum(p.numel() for p in preset(name).parameters()) == parameters
 
@@ -109,7 +103,7 @@ def test_presets_for_torchvisions_weights_have_as_many_parameters(name, weights,
 @pytest.mark.parametrize(
     ("name", "size", "grids"),
     [
-        # The third pooling rounds up, the others down; then 20 × 32 cells are halved until a side is 5 or less.
+        # The third pooling rounds up, and the others down. Extra layers halve a side of more than 5 cells.
         ("ssd300_vgg16", (320, 512), [(40, 64), (20, 32), (10, 16), (5, 8), (3, 4), (1, 2)]),
         ("ssd300_vgg16", (512, 320), [(64, 40), (32, 20), (16, 10), (8, 5), (4, 3), (2, 1)]),
         ("ssd300_vgg16", (301, 333), [(38, 42), (19, 21), (10, 11), (5, 6), (3, 3), (1, 1)]),
@@ -117,12 +111,14 @@ def test_presets_for_torchvisions_weights_have_as_many_parameters(name, weights,
         ("ssd300_resnet18", (299, 320), [(38, 40), (19, 20), (10, 10), (5, 5), (3, 3), (1, 1)]),
         ("ssdlite320_mobilenet_v2", (96, 321), [(6, 21), (3, 11), (2, 6), (1, 3), (1, 2), (1, 1)]),
         ("ssd512_vgg16", (320, 512), [(40, 64), (20, 32), (10, 16), (5, 8), (3, 4), (2, 2), (1, 1)]),
-        # A side that is down to one cell stays so while the other one goes on.
+        # A side of one cell stays one cell.
         ("ssd512_vgg16", (512, 256), [(64, 32), (32, 16), (16, 8), (8, 4), (4, 2), (2, 1), (1, 1)]),
+        # The pools of TinySSD round down.
+        ("tiny_ssd", (300, 300), [(37, 37), (18, 18), (9, 9), (4, 4), (1, 1)]),
         ("tiny_ssd", (256, 100), [(32, 12), (16, 6), (8, 3), (4, 1), (1, 1)]),
     ],
 )
-def test_grids_of_pictures_that_are_not_square_or_odd(name, size, grids):
+def test_grids_of_pictures_that_are_odd_or_not_square(name, size, grids):
     model = preset(name, 1, f"model.image_size=[{size[0]},{size[1]}]")
     assert [shape[1:] for shape in maps_of(model)] == grids
     assert model.grids == grids
@@ -142,7 +138,7 @@ def random_weights(module: nn.Module) -> None:
 
 
 def assert_same_levels(ours: nn.ModuleList, theirs: nn.ModuleList, x: Tensor, grids: list[int]) -> None:
-    """With their weights in ours, which are registered in the same order."""
+    """Compare after copying their weights, which are in the same order."""
     random_weights(theirs)
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     levels = []
@@ -159,7 +155,7 @@ def assert_same_levels(ours: nn.ModuleList, theirs: nn.ModuleList, x: Tensor, gr
     ("layers", "highres", "grid", "grids"),
     [
         (ExtraLayers(), False, 19, [10, 5, 3, 1]),
-        # torchvision's for 512 pixels: SSD300's, and one more of 4×4.
+        # For 512 pixels, torchvision adds a layer with a 4×4 kernel.
         (ExtraLayers([512, 256, 256, 256, 256], halve_above=8, last_kernel=4), True, 32, [16, 8, 6, 4, 1]),
     ],
     ids=["300 pixels", "512 pixels"],
@@ -177,7 +173,7 @@ def test_depthwise_extra_layers_compute_what_torchvision_computes():
     torch.manual_seed(0)
 
     def norm(channels: int) -> nn.BatchNorm2d:
-        return nn.BatchNorm2d(channels, eps=0.001, momentum=0.03)  # as ssdlite320_mobilenet_v3_large has it
+        return nn.BatchNorm2d(channels, eps=0.001, momentum=0.03)  # As in ssdlite320_mobilenet_v3_large.
 
     theirs = _mobilenet_extractor(mobilenet_v3_large(reduced_tail=True), 6, norm).extra
     layers = ExtraLayers([512, 256, 256, 128], halve_above=1, depthwise=True)(480, (10, 10), 4)
@@ -209,7 +205,7 @@ def test_batch_norm_comes_after_each_convolution_and_before_its_relu(training):
 
 
 def channels_that_change(module: nn.Module, channels: int, channel: int) -> list[int]:
-    """Of the output, when one channel of the input does."""
+    """Return the output channels that change with one input channel."""
     torch.manual_seed(0)
     x = torch.randn(1, channels, 6, 6)
     other = x.clone()
@@ -221,10 +217,10 @@ def channels_that_change(module: nn.Module, channels: int, channel: int) -> list
 
 @pytest.mark.parametrize("channel", [0, 5])
 def test_depthwise_convolutions_see_one_channel_each(channel):
-    """The middle one of an extra layer, and the first one of the head; the 1×1 convolutions see all of them."""
+    """Check an extra layer and the head, whose 1×1 convolutions see all channels."""
     (layer,) = ExtraLayers([12], depthwise=True)(8, (6, 6), 1)
     into, depthwise, out = layer
-    # Before the ReLU6, which may hide the change.
+    # The convolutions are compared without the ReLU6, which may hide the change.
     assert channels_that_change(depthwise[0], 6, channel) == [channel]
     assert channels_that_change(into[0], 8, channel) == list(range(6))
     assert channels_that_change(out[0], 6, channel) == list(range(12))
@@ -237,7 +233,7 @@ def test_depthwise_convolutions_see_one_channel_each(channel):
 
 
 def test_parameters_of_a_depthwise_layer_by_hand():
-    """8 to 6 channels, 3×3 for each of the 6, 6 to 12; no biases, but two numbers a channel in each batch norm."""
+    """Count 8 to 6 channels, 3×3 for each of the 6, and 6 to 12, with two numbers per channel of a batch norm."""
     (layer,) = ExtraLayers([12], depthwise=True)(8, (6, 6), 1)
     assert sum(p.numel() for p in layer.parameters()) == 8 * 6 + 9 * 6 + 6 * 12 + 2 * (6 + 6 + 12)
 
@@ -248,19 +244,19 @@ def test_parameters_of_a_depthwise_layer_by_hand():
 @pytest.mark.parametrize(
     ("arguments", "grid", "grids"),
     [
-        # SSD300's rule: over 5 cells are halved, rounding up; up to 5 lose one at each end; 2 become 1.
+        # In SSD300, more than 5 cells are halved, rounding up; 3 to 5 cells lose one at each end; 2 become 1.
         ({}, (6, 6), [(3, 3), (1, 1)]),
         ({}, (5, 5), [(3, 3), (1, 1)]),
         ({}, (4, 4), [(2, 2), (1, 1)]),
         ({}, (3, 3), [(1, 1)]),
         ({}, (2, 2), [(1, 1)]),
-        # Each side goes its own way.
+        # Each side follows the rule alone.
         ({}, (19, 1), [(10, 1), (5, 1), (3, 1), (1, 1)]),
         ({}, (2, 11), [(1, 6), (1, 3), (1, 1)]),
         ({"halve_above": 1}, (10, 7), [(5, 4), (3, 2), (2, 1), (1, 1)]),
         ({"halve_above": 1}, (1, 2), [(1, 1)]),
         ({"halve_above": 100}, (7, 9), [(5, 7), (3, 5), (1, 3), (1, 1)]),
-        # The last level's own kernel, where it is large enough to see the whole map, and only there.
+        # The last level has its own kernel only where that covers the whole map.
         ({"halve_above": 8, "last_kernel": 4}, (8, 8), [(6, 6), (4, 4), (1, 1)]),
         ({"halve_above": 2, "last_kernel": 4}, (4, 4), [(2, 2), (1, 1)]),
         ({"halve_above": 2, "last_kernel": 4}, (2, 2), [(1, 1)]),
@@ -284,12 +280,12 @@ def test_channels_of_the_last_layer_are_those_of_any_further_one():
         x = layer(x)
         channels.append(x.shape[1])
     assert channels == [20, 12, 12, 12]
-    assert [layer[0][0].out_channels for layer in layers] == [10, 6, 6, 6]  # half of them between
+    assert [layer[0][0].out_channels for layer in layers] == [10, 6, 6, 6]  # Half of the channels lie between.
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (10, 10)])
 def test_no_levels_are_no_layers(grid):
-    """A backbone may have them all."""
+    """Make no layers where the backbone has all levels."""
     assert len(ExtraLayers()(8, grid, 0)) == 0
 
 
@@ -300,8 +296,7 @@ def test_no_levels_are_no_layers(grid):
     ("grid", "levels", "made"), [((1, 1), 1, 0), ((1, 1), 3, 0), ((19, 19), 5, 4), ((2, 1), 4, 1), ((10, 3), 6, 3)]
 )
 def test_no_level_is_made_from_a_single_cell(grid, levels, made):
-    message = f"{levels} extra layers are asked for; after {made} of them the grid is down to one cell"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"extra_layers: expected at most {made}, .* got {levels}"):
         ExtraLayers()(8, grid, levels)
 
 
@@ -309,11 +304,11 @@ def test_no_level_is_made_from_a_single_cell(grid, levels, made):
     ("backbone", "levels", "size", "message"),
     [
         # 38, 19, 10, 5, 3 and 1.
-        (VGG16, 7, (300, 300), "scales makes 7 levels, VGG16 has 2 at 300×300 pixels: 5 extra layers .* after 4 of"),
-        # One more where one side is longer: 50, 25, 13, 7, 4, 2 and 1.
-        (VGG16, 8, (300, 400), "scales makes 8 levels, VGG16 has 2 at 300×400 pixels: 6 extra layers .* after 5 of"),
-        # Its own last map is one cell.
-        (Tiny, 6, (64, 64), "scales makes 6 levels, Tiny has 5 at 64×64 pixels: 1 extra layers .* after 0 of"),
+        (VGG16, 7, (300, 300), "VGG16, which has 2 at 300×300 pixels, got 7 .*at most 4, .* got 5"),
+        # A longer side gives one more level: 50, 25, 13, 7, 4, 2 and 1.
+        (VGG16, 8, (300, 400), "VGG16, which has 2 at 300×400 pixels, got 8 .*at most 5, .* got 6"),
+        # Tiny's last map is one cell.
+        (Tiny, 6, (64, 64), "Tiny, which has 5 at 64×64 pixels, got 6 .*at most 0, .* got 1"),
     ],
 )
 def test_a_detector_with_too_many_levels_is_refused_by_both_sides(backbone, levels, size, message):
@@ -322,7 +317,7 @@ def test_a_detector_with_too_many_levels_is_refused_by_both_sides(backbone, leve
         return SSD(backbone(), DefaultBoxes(scales, [[2.0]] * levels), num_classes=1, image_size=size)
 
     with torch.device("meta"):
-        with pytest.raises(ValueError, match=f"{message} them the grid is down to one cell"):
+        with pytest.raises(ValueError, match=f"scales: expected fewer levels for {message}"):
             detector(levels)
         assert detector(levels - 1).grids[-1] == (1, 1)
 

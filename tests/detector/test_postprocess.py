@@ -1,4 +1,4 @@
-"""Post-processing: against torchvision's SSD and batched NMS, a slow loop, and cases worked out by hand."""
+"""Post-processing, compared with torchvision's SSD and batched NMS, a slow loop, and hand-made cases."""
 
 from typing import NamedTuple
 from unittest import mock
@@ -51,8 +51,10 @@ def random_predictions(seed: int, images: int, default_boxes: Tensor, num_classe
 
 
 def trained_predictions(seed: int, images: int, default_boxes: Tensor, num_classes: int) -> Predictions:
-    """Background nearly everywhere; around each of 12 objects an image, default boxes that agree on its place and
-    nearly agree on its class, the more surely the better they overlap."""
+    """Imitate a trained network, with 12 objects in each image.
+
+    The default boxes around an object agree on its place, and nearly agree on its class. All others are background.
+    """
     generator = torch.Generator().manual_seed(seed)
     size = 0.1 + 0.4 * torch.rand(images, 12, 2, generator=generator)
     left_top = (1 - size) * torch.rand(images, 12, 2, generator=generator)
@@ -78,7 +80,8 @@ def assert_found(actual: list[Found], expected: list[Found]) -> None:
 
 
 def torchvision_detections(predictions: Predictions, default_boxes: Tensor, settings: PostProcess) -> list[Found]:
-    detector = TorchvisionSSD.__new__(TorchvisionSSD)  # what `postprocess_detections` needs, without a network
+    # This is the part of an SSD that `postprocess_detections` needs, without a network.
+    detector = TorchvisionSSD.__new__(TorchvisionSSD)
     nn.Module.__init__(detector)
     detector.box_coder = BoxCoder(weights=(10.0, 10.0, 5.0, 5.0))
     detector.score_thresh = settings.score_threshold
@@ -89,14 +92,14 @@ def torchvision_detections(predictions: Predictions, default_boxes: Tensor, sett
     results = detector.postprocess_detections(
         {"bbox_regression": predictions.offsets, "cls_logits": predictions.logits},
         [cxcywh_to_xyxy(default_boxes)] * images,
-        [(1, 1)] * images,  # the size of an image, of which boxes are fractions
+        [(1, 1)] * images,
     )
     return [Found(result["boxes"], result["labels"], result["scores"]) for result in results]
 
 
 @pytest.mark.parametrize("make", [random_predictions, trained_predictions])
 def test_ssd300_as_torchvision(make):
-    """8732 default boxes, 20 classes, the settings of the paper."""
+    """Use 8732 default boxes, 20 classes and the paper's settings."""
     predictions = make(1, 2, SSD300, num_classes=20)
     expected = torchvision_detections(predictions, SSD300, PostProcess())
     assert all(len(found.scores) == 200 for found in expected)
@@ -149,7 +152,7 @@ def test_any_settings_as_torchvision(seed, images, num_classes, block, **setting
 
 
 def detect_by_definition(logits: Tensor, offsets: Tensor, default_boxes: Tensor, settings: PostProcess) -> Found:
-    """Of one image, one class after the other."""
+    """Detect in one image, class by class."""
     scores = logits.softmax(dim=1)[:, 1:]
     boxes = decode(offsets, default_boxes).clamp(0, 1)
     if settings.class_agnostic:
@@ -186,8 +189,7 @@ def test_as_defined(seed, **settings):
 
 
 def test_class_agnostic_by_hand():
-    """Three default boxes in one place. By class, each class keeps its best; else only the surest of all is kept, and a
-    default box has one class."""
+    """Put three default boxes in one place: one box per class is kept, or only the best of all classes."""
     default_boxes = torch.tensor([0.5, 0.5, 0.4, 0.4]).expand(3, 4)
     scores = torch.tensor([[[0.1, 0.5, 0.4], [0.3, 0.1, 0.6], [0.2, 0.45, 0.35]]])
     predictions = Predictions(scores.log(), torch.zeros(1, 3, 4))
@@ -214,11 +216,11 @@ def test_nothing_found(class_agnostic):
     detections = PostProcess(class_agnostic=class_agnostic)(sure_of_background(2, SMALL), SMALL)
     assert detections.boxes.shape == (2, 200, 4)
     assert not detections.valid.any()
-    assert not any(column.any() for column in detections)  # padding is 0
+    assert not any(column.any() for column in detections)  # Padding is 0.
 
 
 def test_an_empty_and_a_full_image():
-    """Each is as it is alone: the batch goes on until every image has enough, and the full one takes no more."""
+    """Compare with each image alone, as blocks continue until every image has enough."""
     full = random_predictions(3, 1, SSD300, num_classes=4)
     empty = sure_of_background(1, SSD300, num_classes=4)
     settings = PostProcess(max_detections=300)
@@ -243,13 +245,13 @@ def test_padding_is_zero_and_last():
 
 def test_a_score_has_to_be_above_the_threshold():
     default_boxes = torch.tensor([[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]])
-    logits = torch.tensor([[[0.0, 0.0], [0.0, 0.1]]])  # scores ½ and 0.525
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 0.1]]])  # The scores are ½ and 0.525.
     (found,) = images_of(PostProcess(score_threshold=0.5)(Predictions(logits, torch.zeros(1, 2, 4)), default_boxes))
     torch.testing.assert_close(found.boxes, torch.tensor([[0.75, 0.75, 0.85, 0.85]]))
 
 
 def test_boxes_are_cut_before_suppression():
-    """Outside the image the two differ much, inside they are the same."""
+    """Use two boxes that differ only outside the image."""
     default_boxes = torch.tensor([[0.0, 0.5, 0.4, 0.4], [-0.3, 0.5, 1.0, 0.4]])
     predictions = Predictions(torch.tensor([[[0.0, 3.0], [0.0, 2.0]]]), torch.zeros(1, 2, 4))
     (found,) = images_of(PostProcess()(predictions, default_boxes))
@@ -290,7 +292,7 @@ def test_refuses(arguments, message):
 
 
 def sixteenths(numbers: list[list[int]]) -> Tensor:
-    """Boxes on a grid of sixteenths, where areas and sums are exact, from (left, top, width, height)."""
+    """Make boxes from (left, top, width, height) in sixteenths, where areas and sums are exact."""
     rows = torch.tensor(numbers, dtype=torch.float32).view(-1, 4) / 16
     return torch.cat((rows[:, :2], rows[:, :2] + rows[:, 2:]), dim=1)
 
@@ -311,7 +313,7 @@ grid_boxes = st.lists(
     block=st.sampled_from([1, 2, 5, 256]),
 )
 def test_suppression_as_torchvision(boxes, seed, num_groups, alive, iou_threshold, most, block):
-    """With boxes that are equal, empty, or overlap by exactly the threshold, and wherever blocks end."""
+    """Include equal boxes, empty boxes, IoUs equal to the threshold, and all ends of blocks."""
     groups = torch.randint(num_groups, (len(boxes),), generator=torch.Generator().manual_seed(seed))
     falling = torch.arange(len(boxes), 0, -1).float()
     is_alive = torch.arange(len(boxes)) < alive
@@ -325,8 +327,8 @@ def test_suppression_as_torchvision(boxes, seed, num_groups, alive, iou_threshol
 
 @pytest.mark.parametrize("block", [1, 2, 256])
 def test_the_suppressed_do_not_suppress(block):
-    """A row of boxes, each overlapping the next: every second one goes, and does not take the third with it."""
-    boxes = sixteenths([[x, 0, 4, 4] for x in range(0, 12, 2)])  # IoU of neighbours ⅓
+    """Keep every second box of a row in which each box overlaps the next."""
+    boxes = sixteenths([[x, 0, 4, 4] for x in range(0, 12, 2)])  # Neighbours have an IoU of ⅓.
     groups, alive = torch.zeros(1, 6, dtype=torch.int64), torch.ones(1, 6, dtype=torch.bool)
     with mock.patch.object(postprocess, "BLOCK", block):
         kept = non_maximum_suppression(boxes.unsqueeze(0), groups, alive, 0.25, 6)
@@ -335,7 +337,7 @@ def test_the_suppressed_do_not_suppress(block):
 
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.6, 0.9])
 def test_blocks_as_torchvision(iou_threshold):
-    """2000 candidates are eight blocks; crowded as they are, those of one block fall to those of another."""
+    """Use 2000 crowded candidates, so that blocks suppress candidates of other blocks."""
     generator = torch.Generator().manual_seed(1)
     left_top = torch.rand(3, 2000, 2, generator=generator) * 0.6
     boxes = torch.cat((left_top, left_top + 0.1 + 0.3 * torch.rand(3, 2000, 2, generator=generator)), dim=2)

@@ -1,4 +1,4 @@
-"""Scaling of pixels to what a backbone's weights were trained with."""
+"""Normalization of pixels, as in the training of a backbone's weights."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of torchvision's classifiers."""
+"""Mean and std of torchvision's classifiers."""
 
 CAFFE_MEAN, CAFFE_STD = (123.0, 117.0, 104.0), (1.0, 1.0, 1.0)
-"""Of the VGG16 from Caffe, which the paper's training starts from."""
+"""Mean and std of Caffe's VGG16, from which the paper starts training."""
 
 
 class Normalization(nn.Module):
-    """(pixel - mean) / std by channel, from pixels in 0 … 255. Mean and std are saved with the weights.
+    """Normalization (pixel - mean) / std by channel. Mean and std are saved with the weights.
 
     Args:
-        mean, std: by channel, red first, in units of 0 … 255.
+        mean: by channel, red first, in 0 … 255.
+        std: by channel, red first, in 0 … 255.
     """
 
     mean: Tensor
@@ -26,11 +27,12 @@ class Normalization(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
-            raise ValueError(f"expected three means and three stds above 0, got mean={mean}, std={std}")
+            raise ValueError(f"mean, std: expected three means and three stds above 0, got {mean}, {std}")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
 
     def forward(
         self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
+        """Normalize pictures of pixels in 0 … 255."""
         return (images.to(self.mean.dtype) - self.mean) / self.std

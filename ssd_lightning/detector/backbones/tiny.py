@@ -1,4 +1,4 @@
-"""The TinySSD of Dive into Deep Learning, https://d2l.ai, section 14.7."""
+"""The backbone of TinySSD, from Dive into Deep Learning, https://d2l.ai, section 14.7."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,15 +10,15 @@ from ssd_lightning.detector.backbones.normalization import Normalization
 
 
 class Tiny(nn.Module):
-    """Five feature maps; at 256×256 their grids are 32, 16, 8, 4 and 1.
+    """Backbone with five feature maps, whose grids at 256×256 pixels are 32, 16, 8, 4 and 1.
 
-    A down-sampling block is twice 3×3 convolution, batch norm and ReLU, then a 2×2 max-pool. The base is a block for
-    each of ``base_channels``, the next three levels are a block each, and the last is the maximum over the whole map.
+    A down-sampling block has two 3×3 convolutions, each with batch norm and ReLU, and a 2×2 max-pool. The base has one
+    block for each of ``base_channels``. The next three levels are a block each; the last is a global max-pool.
     """
 
     def __init__(self, base_channels: Sequence[int] = (16, 32, 64), channels: int = 128) -> None:
         super().__init__()
-        # The book feeds raw pixels to the first batch norm; centred ones let the first steps be larger.
+        # The book does not normalize pixels; centred pixels allow larger steps at the start.
         self.normalize = Normalization(mean=(127.5, 127.5, 127.5), std=(63.75, 63.75, 63.75))
         widths = [3, *base_channels]
         base = nn.Sequential(*(_down_sample(before, after) for before, after in pairwise(widths)))
@@ -36,6 +36,7 @@ class Tiny(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
     ) -> list[Float[Tensor, "batch _ _ _"]]:
+        """Compute the five feature maps, finest first."""
         features, maps = self.normalize(images), []
         for level in self.levels:
             features = level(features)
@@ -50,7 +51,7 @@ def _down_sample(channels_in: int, channels_out: int) -> nn.Sequential:
         nn.ReLU(inplace=True),
         nn.Conv2d(channels_out, channels_out, kernel_size=3, padding=1),
         nn.BatchNorm2d(channels_out),
-        # The book has the ReLU first. The numbers are the same, and it is a quarter of the work.
+        # The book has the ReLU before the pool. The numbers are the same, with a quarter of the work.
         nn.MaxPool2d(2),
         nn.ReLU(inplace=True),
     )

@@ -19,18 +19,19 @@ from ssd_lightning.detector.weights import Weights, read_weights
 
 
 class TorchvisionFeatures(nn.Module):
-    """Any classifier of torchvision, cut off after the last map that is wanted.
+    """Backbone from a torchvision classifier, without the layers after the last feature map.
 
     Args:
         network: name in :mod:`torchvision.models`, such as ``resnet34``.
-        nodes: names of the feature maps, finest first; those of the layers, such as ``layer2`` or ``features.5``.
-        weights: a name that torchvision has for the network, such as ``DEFAULT``; or a file with its state dict.
-        mean, std: of pixels, by channel, red first, 0 … 255. Default: what belongs to ``weights``, else ImageNet's.
-        bgr: the file's weights are for pictures with blue first. They are turned round when they are read.
-        lift: channels of each map after a 1×1 convolution of its own, with batch norm and ReLU. ``None``: as the
-            classifier has them.
-        without: names of layers to leave out, such as ``maxpool``, without which ResNet's grids are twice as fine.
-        options: for the function that makes the classifier, such as ``reduced_tail``.
+        nodes: layers whose outputs are the feature maps, finest first, such as ``layer2`` or ``features.5``.
+        weights: torchvision's name of the weights, such as ``DEFAULT``; or a file with a state dict of the classifier.
+        mean: of pixels by channel, red first, in 0 … 255. Default: the mean of ``weights``, or ImageNet's.
+        std: like ``mean``.
+        bgr: the weights of the file expect blue first; the first convolution is reversed on reading.
+        lift: channels of each map after an added 1×1 convolution with batch norm and ReLU. ``None``: no convolutions
+            are added.
+        without: layers to replace by the identity, such as ``maxpool``, without which ResNet's grids are twice as fine.
+        options: keyword arguments of torchvision's constructor, such as ``reduced_tail``.
     """
 
     def __init__(
@@ -51,13 +52,15 @@ class TorchvisionFeatures(nn.Module):
             read = read_weights(network, weights)
             _load(classifier, network, read, bgr)
             if hasattr(classifier, "transform_input") and read.mean is not None:
-                # GoogLeNet and Inception turn ImageNet's scaling into −1 … 1 for these weights; here it is so at once.
+                # GoogLeNet and Inception convert ImageNet's normalization to −1 … 1 for these weights.
                 read = read._replace(mean=[127.5] * 3, std=[127.5] * 3)
             mean, std = mean or read.mean, std or read.std
         layers = dict(classifier.named_modules())
         for name in without:
             if name not in layers:
-                raise ValueError(f"without: {network} has no layer {name!r}; it has {', '.join(filter(None, layers))}")
+                raise ValueError(
+                    f"without: expected layers of {network} ({', '.join(filter(None, layers))}), got {name!r}"
+                )
             parent, _, child = name.rpartition(".")
             setattr(classifier.get_submodule(parent), child, nn.Identity())
         self.nodes = list(nodes)
@@ -66,7 +69,7 @@ class TorchvisionFeatures(nn.Module):
         self.lift = nn.ModuleList()
         if lift is not None:
             if len(lift) != len(nodes):
-                raise ValueError(f"lift has {len(lift)} levels, nodes has {len(nodes)}")
+                raise ValueError(f"lift: expected {len(nodes)} numbers, one for each node, got {list(lift)}")
             channels, _ = channels_and_grids(self, (256, 256))
             self.lift.extend(
                 Conv2dNormActivation(before, after, 1) for before, after in zip(channels, lift, strict=True)
@@ -76,6 +79,7 @@ class TorchvisionFeatures(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
     ) -> list[Float[Tensor, "batch _ _ _"]]:
+        """Compute the feature maps of the nodes."""
         by_name = self.body(self.normalize(images))
         maps = [by_name[node] for node in self.nodes]
         return [lift(m) for lift, m in zip(self.lift, maps, strict=True)] if self.lift else maps
@@ -84,7 +88,7 @@ class TorchvisionFeatures(nn.Module):
         duplicate = type(self).__new__(type(self))
         memo[id(self)] = duplicate
         duplicate.__dict__ = deepcopy(self.__dict__, memo)
-        # torchvision's copy of the body is in training mode, whatever the mode of the original.
+        # torchvision's copy of the body is always in training mode.
         duplicate.body.train(self.body.training)
         for layer, original in zip(duplicate.body.modules(), self.body.modules(), strict=True):
             layer.training = original.training
@@ -95,11 +99,11 @@ def _classifier(network: str, options: Mapping[str, Any]) -> nn.Module:
     known = models.list_models(module=models)
     if network not in known:
         near = get_close_matches(str(network), known) or known
-        raise ValueError(f"network: torchvision has no classifier {network!r}; it has {', '.join(near[:5])} and others")
+        raise ValueError(f"network: expected a torchvision classifier, got {network!r}. Try {', '.join(near[:5])}.")
     try:
         return models.get_model(network, weights=None, **options)
     except TypeError as error:
-        raise ValueError(f"options: {network} does not take {dict(options)} ({error})") from error
+        raise ValueError(f"options: expected arguments of {network}, got {dict(options)} ({error})") from error
 
 
 def _load(classifier: nn.Module, network: str, weights: Weights, bgr: bool) -> None:
@@ -111,21 +115,20 @@ def _load(classifier: nn.Module, network: str, weights: Weights, bgr: bool) -> N
         classifier.load_state_dict(state)
     except RuntimeError as error:
         differing = str(error).strip().splitlines()
-        raise ValueError(
-            f"weights: {weights.source} does not fit {network}: {' '.join(differing[1:3]).strip() or differing[0]}"
-        ) from error
+        reason = " ".join(differing[1:3]).strip() or differing[0]
+        raise ValueError(f"weights: expected a state dict of {network}, got {weights.source} ({reason})") from error
 
 
 def _cut(classifier: nn.Module, network: str, nodes: Sequence[str]) -> nn.Module:
-    """The part of the classifier that computes ``nodes``, which it gives by name."""
+    """Return the part of the classifier that computes ``nodes``, as a module that returns them by name."""
     try:
         with warnings.catch_warnings():
-            # It tells that training and evaluation take different paths, which is as it should be.
+            # torchvision warns that training and evaluation use different layers, which is intended.
             warnings.simplefilter("ignore")
             return create_feature_extractor(classifier, return_nodes=list(nodes))
     except ValueError as error:
         _, evaluated = get_graph_node_names(classifier)
         layers = dict.fromkeys(".".join(name.split(".")[:2]) for name in evaluated)
         raise ValueError(
-            f"nodes: {network} has no {list(nodes)}; it has {', '.join(layers)} and what is inside"
+            f"nodes: expected layers of {network} ({', '.join(layers)}, or layers inside of them), got {list(nodes)}"
         ) from error

@@ -1,4 +1,4 @@
-"""VGG16 as the SSD paper has it: section 3, "Base network", and its released configuration."""
+"""The VGG16 of the SSD paper: section 3, "Base network", and the released configuration."""
 
 import re
 from collections.abc import Sequence
@@ -22,22 +22,23 @@ WIDTHS = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 """Channels of the convolutions of each stage: configuration D of arXiv 1409.1556."""
 
 LAYERS = [f"conv{stage}_{number}" for stage, widths in enumerate(WIDTHS, 1) for number in range(1, len(widths) + 1)]
+"""Names of the convolutions, from conv1_1 to conv5_3."""
 
 
 class VGG16(nn.Module):
-    """Two feature maps: conv4_3, normalized, and fc7; at 300×300 their grids are 38 and 19.
+    """Backbone with two feature maps, normalized conv4_3 and fc7, whose grids at 300×300 pixels are 38 and 19.
 
-    The third pooling rounds up, the fifth keeps the grid, and fc6 and fc7 are convolutions, fc6 a dilated one that sees
-    as much as the fully connected layer did.
+    The third pooling rounds up and the fifth keeps the grid. fc6 and fc7 are convolutions; fc6 is dilated, for the
+    receptive field of the fully connected layer.
 
     Args:
-        weights: a name of torchvision's, such as ``IMAGENET1K_FEATURES``, which the paper's training starts from; or a
-            file, in torchvision's layout or that of ``vgg16_reducedfc``. Where it has the classifier's fully connected
-            layers, fc6 and fc7 get every third row and column and every fourth channel of those.
-        mean, std: of pixels, by channel, red first, 0 … 255. Default: what belongs to ``weights``, by the layout of the
-            file if its name does not tell. Without weights ImageNet's, so that training from scratch begins at unit
-            scale.
-        bgr: the file's weights are for pictures with blue first. They are turned round when they are read.
+        weights: torchvision's name, such as ``IMAGENET1K_FEATURES``, from which the paper starts; or a file in the
+            layout of torchvision or of ``vgg16_reducedfc``. From the classifier's fully connected layers, fc6 and fc7
+            take every third row and column and every fourth channel.
+        mean: of pixels by channel, red first, in 0 … 255. Default: the mean of ``weights``, by the file's name or its
+            layout. Without weights, the default is ImageNet's, so that training from scratch starts at unit scale.
+        std: like ``mean``.
+        bgr: the weights of the file expect blue first; the first convolution is reversed on reading.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class VGG16(nn.Module):
     def forward(
         self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
     ) -> list[Float[Tensor, "batch _ _ _"]]:
+        """Compute the two feature maps."""
         x = self._stage(1, self.normalize(images))
         x = self._stage(2, F.max_pool2d(x, 2))
         x = self._stage(3, F.max_pool2d(x, 2))
@@ -84,7 +86,7 @@ class VGG16(nn.Module):
         return x
 
     def _load(self, state: dict[str, Tensor], source: str, bgr: bool) -> None:
-        """From a classifier's state dict, whose convolutions are in the order of the network."""
+        """Load a classifier's state dict, whose convolutions are numbered in the order of the network."""
         numbers = sorted(
             {int(m[1]) for m in (re.fullmatch(r"(?:features\.)?(\d+)\.weight", key) for key in state) if m}
         )
@@ -96,37 +98,47 @@ class VGG16(nn.Module):
             for kind in ("weight", "bias")
             if f"{prefix}{number}.{kind}" in state
         }
-        # Of 4096 outputs and 7×7 cells, as the authors did. Weights for features alone have NaN there.
-        full6, full7 = state.get("classifier.0.weight"), state.get("classifier.3.weight")
-        is_full = full6 is not None and full6.shape == (4096, 512 * 49) and full6.isfinite().all()
-        if "fc6.weight" not in taken and is_full and full7 is not None and full7.shape == (4096, 4096):
-            assert full6 is not None
-            taken |= {
-                "fc6.weight": full6.view(4096, 512, 7, 7)[::4, :, ::3, ::3],
-                "fc6.bias": state["classifier.0.bias"][::4],
-                "fc7.weight": full7.view(4096, 4096, 1, 1)[::4, ::4],
-                "fc7.bias": state["classifier.3.bias"][::4],
-            }
+        if "fc6.weight" not in taken:
+            taken |= _subsampled_classifier(state)
         own = self.state_dict()
         wrong = [key for key, value in taken.items() if key not in own or own[key].shape != value.shape]
         lacking = [key for key in own if key.startswith("conv") and key not in taken]
         if wrong or lacking:
-            raise ValueError(f"weights: {source} is not of VGG16; it has no fitting {', '.join((lacking + wrong)[:3])}")
+            layers = ", ".join((lacking + wrong)[:3])
+            raise ValueError(f"weights: expected a state dict of VGG16, got {source}, which has no such {layers}")
         if bgr:
             taken["conv1_1.weight"] = taken["conv1_1.weight"].flip(1)
         self.load_state_dict(taken, strict=False)
 
 
+def _subsampled_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return fc6 and fc7 from the fully connected layers as the authors did, or nothing if there are no such layers."""
+    full6, full7 = state.get("classifier.0.weight"), state.get("classifier.3.weight")
+    if full6 is None or full7 is None or full6.shape != (4096, 512 * 49) or full7.shape != (4096, 4096):
+        return {}
+    fc6 = full6.view(4096, 512, 7, 7)[::4, :, ::3, ::3]
+    if not fc6.isfinite().all():  # torchvision's weights for features alone have NaN there.
+        return {}
+    return {
+        "fc6.weight": fc6,
+        "fc6.bias": state["classifier.0.bias"][::4],
+        "fc7.weight": full7.view(4096, 4096, 1, 1)[::4, ::4],
+        "fc7.bias": state["classifier.3.bias"][::4],
+    }
+
+
 def _is_of_caffe(state: dict[str, Tensor]) -> bool:
-    """By the layout of its file: ``vgg16_reducedfc``, or torchvision's of features alone, whose classifier is NaN."""
+    """Return whether the layout is that of Caffe's weights: ``vgg16_reducedfc``, or a classifier of NaN."""
     classifier = state.get("classifier.0.weight")
-    return "0.weight" in state or (classifier is not None and not bool(classifier.isfinite().all()))
+    has_nan = classifier is not None and classifier.ndim == 2 and not bool(classifier[:1].isfinite().all())
+    return "0.weight" in state or has_nan
 
 
 class L2Norm(nn.Module):
-    """Each cell scaled to length 1 over the channels, then by a learned factor for each channel: arXiv 1506.04579.
+    """Normalization of each cell to length 1 over the channels, with a learned factor per channel: arXiv 1506.04579.
 
     Args:
+        channels: of the feature map.
         scale: initial factor; 20 in the paper.
     """
 
@@ -135,4 +147,5 @@ class L2Norm(nn.Module):
         self.weight = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, features: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch channels _ _"]:
+        """Normalize a feature map."""
         return F.normalize(features, dim=1) * self.weight.view(-1, 1, 1)
