@@ -285,6 +285,9 @@ def rooms() -> dict[str, list[Name]]:
     found: dict[str, list[Name]] = {}
     for name in public_names():
         found.setdefault(name.defined.split(".")[1], []).append(name)
+    order = list(SECTIONS)
+    for names in found.values():
+        names.sort(key=lambda name: order.index(section(name)) if section(name) in order else len(order))
     return {room: found[room] for room in [*ROOMS, *sorted(found.keys() - ROOMS.keys())] if room in found}
 
 
