@@ -56,6 +56,8 @@ from .training.loggers.wandb_run import WandbRun as WandbRun
 from .training.module import SSDModule as SSDModule
 from .training.parameter_groups import ParameterGroups as ParameterGroups
 from .training.pretrained import load_pretrained as load_pretrained
+from .training.progress import ProgressLines as ProgressLines
+from .training.progress import choose_progress as choose_progress
 from .training.schedules import constant as constant
 from .training.schedules import one_cycle as one_cycle
 from .training.schedules import warmup_cosine as warmup_cosine

@@ -1,8 +1,9 @@
-"""What happens beside training: stopping and saving well, averaging weights, training some of them later."""
+"""Callbacks: stopping at a bad loss or a signal, saving, averaging weights, training new layers first."""
 
 import math
 import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -27,18 +28,18 @@ from ssd_lightning.training.parameter_groups import NEW
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite."""
+    """Error for a loss that is NaN or infinite."""
 
 
 class StopOnNonFiniteLoss(lightning.Callback):
-    """Stops the run at the step whose loss is NaN or infinite, before it can spoil the weights or a checkpoint.
+    """Callback that stops a run at a loss that is NaN or infinite, before the step changes weights or checkpoints.
 
-    The error names the step, the learning rate and the pictures of the batch, which is saved with the weights that it
-    met as ``non_finite_batch.pt``: see :func:`load_non_finite_batch`. The loss is looked at when the backward pass has
-    been launched, so that an accelerator is not idle meanwhile.
+    The error names the step, the learning rate and the pictures of the batch. The batch and the weights before the step
+    are saved as ``non_finite_batch.pt``; see :func:`load_non_finite_batch`. The loss is read after the backward pass
+    has been launched, so that an accelerator does not wait for it.
 
     Args:
-        folder: where the batch is saved.
+        folder: the folder for ``non_finite_batch.pt``.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -47,7 +48,7 @@ class StopOnNonFiniteLoss(lightning.Callback):
         self._launched: list[_Launched] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._launched = []  # of a step that was broken off
+        self._launched = []  # A step that was broken off may have left some.
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         self._batch = batch
@@ -64,7 +65,7 @@ class StopOnNonFiniteLoss(lightning.Callback):
 
     def _stop(self, launched: "_Launched", trainer: Any, pl_module: Any) -> NoReturn:
         path = self.folder / f"non_finite_batch{f'_of_rank_{trainer.global_rank}' if trainer.global_rank else ''}.pt"
-        # As plain dictionaries: that is what torch.load reads without trusting the file.
+        # Plain dictionaries can be read without running code from the file.
         content = {
             "batch": {**launched.batch._asdict(), "objects": launched.batch.objects._asdict()},
             "state_dict": pl_module.state_dict(),
@@ -78,39 +79,44 @@ class StopOnNonFiniteLoss(lightning.Callback):
         names = ", ".join(str(paths[index]) if paths else str(index) for index in ids)
         rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         raise NonFiniteLossError(
-            f"the loss became {launched.value()} at step {launched.step} with learning rate {rate:g}; "
-            f"try a smaller one, or a longer warm-up. The batch and the weights are saved in {path}; its pictures: "
-            f"{names}"
+            f"train/loss: expected a finite loss, got {launched.value()} at step {launched.step} with learning rate "
+            f"{rate:g}. Try a lower learning rate or a longer warm-up. The batch and the weights are saved in {path}; "
+            f"its pictures: {names}"
         )
 
 
 class NonFiniteBatch(NamedTuple):
-    """A step whose loss was not finite, to be taken again."""
+    """A training step whose loss was not finite, ready to be repeated."""
 
     module: SSDModule
-    """With the weights that the batch met, in training mode where it was."""
+    """The module with the weights before the step, and with the training mode of each part."""
     batch: Batch
     autocast: torch.autocast
-    """The precision of the run."""
+    """Context with the precision of the run."""
 
 
-def load_non_finite_batch(path: Path | str, device: str = "cpu") -> NonFiniteBatch:
-    """What :class:`StopOnNonFiniteLoss` saved. Within its ``autocast``, ``module.training_step(batch, 0)`` is the loss.
+def load_non_finite_batch(
+    path: Path | str, device: str = "cpu", trusted_packages: Collection[str] = ()
+) -> NonFiniteBatch:
+    """Load the step that :class:`StopOnNonFiniteLoss` saved.
+
+    Within ``autocast``, ``module.training_step(batch, 0)`` gives the loss again.
 
     Args:
-        path: of the file.
-        device: on which it is taken again. Another than that of the run rounds otherwise.
+        path: the file.
+        device: the device for the step. Another device than that of the run rounds differently.
+        trusted_packages: see :func:`ssd_lightning.training.checkpoint.load_detector`.
 
     Raises:
-        ValueError: naming the file, if it is missing, something else, or without the config of its run.
+        ValueError: with the file, if the file is missing, holds something else, or lacks the config of its run.
     """
     content = read_checkpoint(path)
     if "batch" not in content:
-        raise ValueError(f"checkpoint: {path} holds no batch whose loss was not finite")
+        raise ValueError(f"checkpoint: expected a file non_finite_batch.pt of a run, got {path}")
     module = SSDModule(
-        load_detector(path).model,
-        matcher=rebuild_part(content, "matcher", path),
-        loss=rebuild_part(content, "loss", path),
+        load_detector(path, trusted_packages=trusted_packages).model,
+        matcher=rebuild_part(content, "matcher", path, trusted_packages),
+        loss=rebuild_part(content, "loss", path, trusted_packages),
     ).to(device)
     for name, part in module.named_modules():
         part.training = name not in content["evaluating"]
@@ -121,7 +127,7 @@ def load_non_finite_batch(path: Path | str, device: str = "cpu") -> NonFiniteBat
 
 
 class _Launched:
-    """A loss on its way to the host, without waiting for it."""
+    """A loss that is copied to the host without waiting for the device."""
 
     def __init__(self, loss: Tensor, batch: Batch, step: int) -> None:
         self.batch = batch
@@ -134,26 +140,27 @@ class _Launched:
             self._event.record()
 
     def value(self) -> float:
+        """Wait for the loss and return it."""
         if self._event is not None:
             self._event.synchronize()
         return float(self._loss)
 
 
 class StoppedBySignal(Exception):
-    """A run was asked to stop, and its last step is saved."""
+    """Exception that ends a run after a signal, when the last step has been saved."""
 
 
 class StopOnSignal(Checkpoint):
-    """Ctrl-C and SIGTERM end a run between two steps, after a checkpoint. A second Ctrl-C ends it at once.
+    """Callback that saves a checkpoint and ends the run at Ctrl-C or SIGTERM. A second Ctrl-C ends the run at once.
 
-    Before and after the steps of training they do what they did before the trainer was started. (Lightning's handler of
-    SIGTERM would end a validation without a word, and let the ranks wait for each other.)
+    Outside the training steps, signals keep the handlers from before the run: Lightning's own handler of SIGTERM would
+    end a validation silently, and make the ranks wait for each other. With several ranks, a signal to one of them
+    is enough, and all end after the same step.
 
-    As it is a Checkpoint, Lightning calls it after all callbacks that have something to save. Of several ranks it is
-    enough that one gets the signal; all end after the same step.
+    This class is a Checkpoint, since Lightning calls those after all callbacks that have something to save.
 
     Args:
-        checkpoint: file to write; resuming from it gives the run that was not interrupted.
+        checkpoint: the file to write. A run resumed from it ends like one that was not interrupted.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -178,7 +185,7 @@ class StopOnSignal(Checkpoint):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._received = None
         if collectives.world_size() > 1:
-            # Of processes, so that no GPU is waited for.
+            # A group on the CPU does not wait for a GPU.
             self._group = torch.distributed.new_group(backend="gloo")
         for number in self.SIGNALS:
             signal.signal(number, self._receive)
@@ -195,12 +202,12 @@ class StopOnSignal(Checkpoint):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if _more_belongs_to(batch_idx, trainer) or not self._is_to_stop():
             return
-        # Lightning logs the step when this hook has returned, which it does not.
+        # Lightning logs the step after this hook, which ends with an exception here.
         trainer._logger_connector.update_train_step_metrics()
         self._save_and_stop(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        # Other callbacks have yet to look at the epoch, and may save it as the best: the end of training is the moment.
+        # Callbacks after this one may still save the epoch as the best, so the run is saved at the end of training.
         if self._is_to_stop():
             trainer.should_stop = True
 
@@ -210,7 +217,7 @@ class StopOnSignal(Checkpoint):
             self._save_and_stop(trainer)
 
     def _is_to_stop(self) -> bool:
-        """Whether any rank has received a signal; the answer is the same on all, at the same step."""
+        """Return whether any rank has received a signal. All ranks get the same answer at the same step."""
         if self._group is None:
             return self._received is not None
         number = torch.tensor(self._received or 0)
@@ -228,20 +235,20 @@ class StopOnSignal(Checkpoint):
         raise StoppedBySignal(f"stopped by {self._received.name}; saved in {self.checkpoint}")
 
     def _restore_handlers(self) -> None:
-        # Not in the hook "teardown": by then Lightning has restored those from before its own.
+        # The hook "teardown" would be too late: Lightning has restored its own former handlers by then.
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
 
 class SaveEverySteps(ModelCheckpoint):
-    """A checkpoint every ``every_n_train_steps``, from which a run goes on as if it had not been interrupted.
+    """Callback that saves a checkpoint every ``every_n_train_steps``, from which a run can be resumed exactly.
 
-    Lightning's own, but not after a step that validation follows: resumed from there, the validation would be left out.
-    What is saved after the validation serves as well.
+    Unlike Lightning's ModelCheckpoint, it saves nothing between a step and the validation after that step, since a
+    resumed run would leave out the validation. Callbacks that save after the validation serve as well.
 
     Args:
-        every_n_train_steps: at least 1.
-        settings: of ModelCheckpoint.
+        every_n_train_steps: number of optimizer steps, at least 1.
+        settings: other arguments of ModelCheckpoint.
     """
 
     def __init__(self, every_n_train_steps: int, **settings: Any) -> None:
@@ -251,20 +258,20 @@ class SaveEverySteps(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if trainer.global_step % self._every_n_train_steps or _more_belongs_to(batch_idx, trainer):
             return
-        # Lightning logs the step when this hook has returned; a process that dies in between would leave a gap.
+        # Lightning logs the step after this hook. A process that dies in between would leave a gap in the metrics.
         trainer._logger_connector.update_train_step_metrics()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class AveragedWeights(WeightAveraging):
-    """What is validated and saved is an exponential moving average of the weights; the module has it in the end.
+    """Callback that validates and saves an exponential moving average of the weights. The module has it in the end.
 
-    Lightning's EMAWeightAveraging with two differences. It adds two products, which rounds, and moves even what does
-    not change, such as default boxes and frozen layers; interpolation leaves them as they are. And it keeps the average
-    after the run, and would exchange it for whatever weights are validated then.
+    There are two differences to Lightning's EMAWeightAveraging. Weights that do not change, such as default boxes and
+    frozen layers, stay exactly the same, since the average is an interpolation and not a sum of two rounded products.
+    And the average is dropped after the run, so that other weights can be validated with the same trainer.
 
     Args:
-        decay: share of the average that a step keeps, in [0, 1). 0.999 looks back over about 1000 steps.
+        decay: share of the average that a step keeps, in [0, 1). 0.999 averages over about 1000 steps.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -272,7 +279,7 @@ class AveragedWeights(WeightAveraging):
         super().__init__(multi_avg_fn=get_ema_multi_avg_fn(decay))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Not yet: other callbacks save the run in this hook."""
+        """Do nothing yet, since other callbacks save the run in this hook."""
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_end(trainer, pl_module)
@@ -280,20 +287,19 @@ class AveragedWeights(WeightAveraging):
 
 
 class HeadsFirst(lightning.Callback):
-    """For a while only new layers learn; then the backbone, which knows something, joins them.
+    """Callback that trains the new layers first, then the pretrained backbone too.
 
-    Until then the gradients of the backbone are computed but not used, and its batch norms do not move. Nothing else
-    changes, neither what is trained nor groups of the optimizer, so that it goes with several devices, and a resumed
-    run needs to know nothing more.
+    While the backbone waits, its gradients are computed but dropped, and its batch norms are in evaluation mode. The
+    parameters and groups of the optimizer stay the same, so this works on several devices and in resumed runs.
 
     Args:
-        epochs: that the backbone waits; or
-        steps: of the optimizer that it waits.
+        epochs: number of epochs that the backbone waits.
+        steps: number of optimizer steps that the backbone waits, in place of ``epochs``.
     """
 
     def __init__(self, epochs: int | None = None, steps: int | None = None) -> None:
         if (epochs is None) == (steps is None):
-            raise ValueError(f"epochs, steps: expected one of them, got epochs={epochs} and steps={steps}")
+            raise ValueError(f"epochs, steps: expected exactly one of the two, got epochs={epochs} and steps={steps}")
         self.epochs = epochs
         self.steps = steps
 
@@ -317,10 +323,10 @@ class HeadsFirst(lightning.Callback):
 
 
 def _more_belongs_to(batch_idx: int, trainer: Any) -> bool:
-    """Whether validation follows this batch, or gradients of other batches are to be added to its own."""
+    """Return whether validation follows this batch, or the step needs the gradients of more batches."""
     if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
         return True
-    # Without an end of epoch to wait for, validation is due after a number of batches of the whole run.
+    # With check_val_every_n_epoch=None, Lightning counts the batches of the whole run instead of those of the epoch.
     counted = batch_idx if trainer.check_val_every_n_epoch is not None else trainer.fit_loop.total_batch_idx
     is_validation_due = trainer.enable_validation and (counted + 1) % trainer.val_check_batch == 0
     return is_validation_due or (batch_idx + 1) % trainer.accumulate_grad_batches != 0

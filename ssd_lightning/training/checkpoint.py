@@ -1,7 +1,7 @@
-"""Writing checkpoints so that a good one is never lost, and reading a detector back from one."""
+"""Checkpoints: writing them safely, and rebuilding a detector from one without running code from the file."""
 
-import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,96 +9,100 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
+import ssd_lightning
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file
+from ssd_lightning.run_folder import written_whole
 
-RUN = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
-"""What Lightning puts into a checkpoint from which a run can go on."""
+RUN_KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
+"""Keys of a Lightning checkpoint that are needed to resume a run."""
 
 
 class Detector(NamedTuple):
-    """A trained network and what belongs to it."""
+    """A trained network with its post-processing and the names of its classes."""
 
     model: SSD
-    """In evaluation mode, on the CPU."""
+    """The network in evaluation mode, on the CPU."""
     postprocess: PostProcess
     classes: tuple[str, ...]
-    """The class of label n is at n - 1."""
+    """Names of the object classes; label n is ``classes[n - 1]``."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the final name and renames: a full disk or a killed process leaves the former file as it was.
+    """Checkpoint writer that keeps the former file when the disk is full or the process is killed.
 
-    (Lightning's own goes through the system's temporary folder, and across disks a move is a copy.)
+    Lightning's own writer uses the system's temporary folder, and a move to another disk is a copy.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the file as a whole or not at all.
+        """Write a checkpoint as a whole or not at all.
 
         Raises:
-            OSError: naming the file and what the system says, such as that the disk is full.
+            OSError: with the file and the system's reason, such as a full disk.
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except (OSError, RuntimeError) as error:
-            # torch.save loses count when a write fails, and tells of that instead.
-            cause = _cause_in_the_system(error)
-            if cause is None:
-                raise
-            raise OSError(f"checkpoint: {path} could not be written: {cause.strerror}") from error
-        finally:
-            part.unlink(missing_ok=True)
+            with written_whole(path) as file:
+                _save(checkpoint, file)
+        except OSError as error:
+            raise OSError(f"checkpoint: {error}") from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Read a file, from which a run goes on; what a killed process left half written beside it is removed.
+        """Read the checkpoint of a run to resume, and remove unfinished files of a killed process beside it.
 
         Raises:
-            ValueError: naming the file, if it is missing, no checkpoint, or without the state of a run.
+            ValueError: with the file, if the file is missing, no checkpoint, or lacks the state of a run.
         """
         for part in Path(path).parent.glob(".*.part"):
             part.unlink(missing_ok=True)
         content = read_checkpoint(path)
-        missing = [key for key in RUN if key not in content]
+        missing = [key for key in RUN_KEYS if key not in content]
         if missing:
-            raise ValueError(f"checkpoint: {path} holds no run to go on with, it lacks {', '.join(missing)}")
+            raise ValueError(f"checkpoint: expected a run to resume, got {path}, which lacks {', '.join(missing)}")
         return content
 
 
-def _cause_in_the_system(error: BaseException | None) -> OSError | None:
-    while error is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return error
+def _save(checkpoint: dict[str, Any], file: Any) -> None:
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        # When a write fails, torch.save raises an error about file positions. The system's reason is its context.
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise cause from error
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Only plain data and tensors are read: a file cannot run code.
+    """Read a checkpoint to the CPU. Only plain data and tensors are read, so that a file cannot run code.
 
     Raises:
-        ValueError: naming the file, if it is missing or no checkpoint.
+        ValueError: with the file, if the file is missing or no checkpoint.
     """
     return read_file(path, "checkpoint")
 
 
-def load_detector(path: Path | str, postprocess: dict[str, Any] | None = None) -> Detector:
-    """The network of a checkpoint written by ``ssd-train``, ready to use. Config files are not needed.
+def load_detector(
+    path: Path | str, postprocess: dict[str, Any] | None = None, trusted_packages: Collection[str] = ()
+) -> Detector:
+    """Rebuild the detector from a checkpoint of ``ssd-train``. No config file is needed.
 
     Args:
-        path: of the checkpoint.
-        postprocess: settings of :class:`~ssd_lightning.detector.postprocess.PostProcess` that replace the checkpoint's.
+        path: the checkpoint.
+        postprocess: settings of :class:`~ssd_lightning.detector.postprocess.PostProcess` that replace those in the
+            checkpoint.
+        trusted_packages: top-level packages whose classes the checkpoint may name beside those of ``ssd_lightning``,
+            such as ``["my_project"]`` for a backbone of one's own. Their code is imported and run.
 
     Raises:
-        ValueError: naming the file, if it is missing, no checkpoint, not from this project, or its weights and its
-            config do not fit.
+        ValueError: with the file, if the file is missing, no checkpoint of this project, names classes of packages
+            that are not trusted, or holds weights that do not fit its config.
     """
-    # The only use of Hydra outside the commands, here and below.
+    # Hydra is used outside the commands only in this file and in detector/presets.py.
     from hydra.utils import instantiate
 
     content = read_checkpoint(path)
@@ -106,18 +110,20 @@ def load_detector(path: Path | str, postprocess: dict[str, Any] | None = None) -
     parts = {"model": dict, "postprocess": dict, "classes": list}
     if not isinstance(config, dict) or not all(isinstance(config.get(part), kind) for part, kind in parts.items()):
         raise ValueError(
-            f"checkpoint: {path} was not written by ssd-train: it lacks {CONFIG_KEY!r}, the description of the model"
+            f"checkpoint: expected a file of ssd-train, got {path}, which lacks {CONFIG_KEY!r}, the config of the model"
         )
-    model = rebuild(config["model"], path)
+    model = rebuild(config["model"], path, trusted_packages)
     if not isinstance(model, SSD):
-        raise ValueError(f"checkpoint: {path} was not written by ssd-train: its model is a {type(model).__name__}")
-    make_detections = rebuild(config["postprocess"], path)
+        raise ValueError(
+            f"checkpoint: expected a file of ssd-train, got {path}, whose model is a {type(model).__name__}"
+        )
+    make_detections = rebuild(config["postprocess"], path, trusted_packages)
     if postprocess:
-        # The caller's own: where they do not fit, the file is not to be blamed.
+        # An error in the caller's settings must not be reported as an error in the file.
         make_detections = instantiate({**config["postprocess"], **postprocess}, _convert_="all")
     classes = tuple(config["classes"])
     if len(classes) != model.num_classes:
-        raise ValueError(f"checkpoint: {path} has a model of {model.num_classes} classes, and names {len(classes)}")
+        raise ValueError(f"checkpoint: expected the names of {model.num_classes} classes, got {len(classes)} in {path}")
     weights = {
         name.removeprefix(MODEL_PREFIX): value
         for name, value in weights_in(content, path).items()
@@ -129,37 +135,50 @@ def load_detector(path: Path | str, postprocess: dict[str, Any] | None = None) -
 
 
 def weights_in(content: dict[str, Any], path: Path | str) -> dict[str, Tensor]:
-    """Of a checkpoint, those that it was written for.
+    """Return the weights of a checkpoint's content.
 
     Raises:
-        ValueError: naming the file, if there are none.
+        ValueError: with the file, if there are none.
     """
     weights = content.get("state_dict")
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"checkpoint: {path} holds no weights by name in its state_dict")
+        raise ValueError(f"checkpoint: expected weights by name, got {path}, whose state_dict has none")
     return dict(weights)
 
 
 def refuse_other_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path | str) -> None:
-    """Raises: ValueError: naming the file and what differs, if ``weights`` are not of the model that has ``own``."""
+    """Refuse weights whose names or shapes differ from those of a model.
+
+    Args:
+        weights: the weights in the file.
+        own: the weights of the model.
+        path: the file.
+
+    Raises:
+        ValueError: with the file and the first differences.
+    """
     differing = [
         *(f"{name} is missing" for name in own if name not in weights),
         *(f"{name} is not in the model" for name in weights if name not in own),
         *(
-            f"{name} is of {list(value.shape)} where the model has {list(own[name].shape)}"
+            f"{name} has the shape {list(value.shape)}, and {list(own[name].shape)} in the model"
             for name, value in weights.items()
             if name in own and value.shape != own[name].shape
         ),
     ]
     if differing:
-        raise ValueError(f"checkpoint: the weights in {path} are of another model than its config: {_names(differing)}")
+        raise ValueError(f"checkpoint: expected weights that fit the model, got {path}: {_names(differing)}")
 
 
 def refuse_other_model(stored: dict[str, Any], own: dict[str, Any], path: Path | str) -> None:
-    """Raises: ValueError: naming the file and what differs, if the configs of two models do."""
+    """Refuse a checkpoint whose model config differs from that of the run.
+
+    Raises:
+        ValueError: with the file and the first differences.
+    """
     differing = list(_differences(stored, own, "model"))
     if differing:
-        raise ValueError(f"checkpoint: {path} is of another model: {_names(differing)}")
+        raise ValueError(f"checkpoint: expected the model of this run, got {path}: {_names(differing)}")
 
 
 def _differences(stored: Any, own: Any, key: str) -> Iterator[str]:
@@ -174,64 +193,134 @@ def _names(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
-def rebuild(config: dict[str, Any], path: Path | str) -> Any:
-    """Build an object of this project from the plain config in a checkpoint.
+def rebuild(config: dict[str, Any], path: Path | str, trusted_packages: Collection[str] = ()) -> Any:
+    """Build an object from the plain config in a checkpoint.
 
-    A config names the classes to build, and a file from a stranger could name anything: only classes of this project
-    are built.
+    A config names the classes to build, and a file from a stranger could name anything. So only classes that are
+    defined in ``ssd_lightning`` or in a trusted package are built, never functions.
+
+    Args:
+        config: the config of the object.
+        path: the checkpoint, for messages.
+        trusted_packages: see :func:`load_detector`.
 
     Raises:
-        ValueError: naming the file, if it asks for anything else, or for what they refuse.
+        ValueError: with the file, if the config names anything else, or arguments that a class refuses.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    for target in _targets(config, path):
-        if not _is_class_of_this_project(target):
-            raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of ssd_lightning; refused")
+    require_package_names(trusted_packages)
+    _refuse_what_is_not_plain(config, path)
+    refuse_old_targets(config, path)
+    for target in _targets(config):
+        _refuse_untrusted(target, path, trusted_packages)
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"checkpoint: {path} holds a config that cannot be built here: {reason}") from error
+        raise ValueError(f"checkpoint: expected a config that can be built, got {path}: {reason}") from error
 
 
-def rebuild_part(content: dict[str, Any], part: str, path: Path | str) -> Any:
-    """Of a checkpoint of ``ssd-train``, a part of the training beside the model, such as its ``matcher``.
+def rebuild_part(content: dict[str, Any], part: str, path: Path | str, trusted_packages: Collection[str] = ()) -> Any:
+    """Build a part of the training beside the model, such as the ``matcher``, from the content of a checkpoint.
+
+    Args:
+        content: the content of the checkpoint.
+        part: the key of the part in the config of the run.
+        path: the checkpoint, for messages.
+        trusted_packages: see :func:`load_detector`.
 
     Raises:
-        ValueError: naming the file, if it does not tell.
+        ValueError: with the file, if the checkpoint has no config of the part.
     """
     config = content[CONFIG_KEY].get("config")
     if not isinstance(config, dict) or not isinstance(config.get(part), dict):
-        raise ValueError(f"checkpoint: {path} does not tell with which {part} it was trained")
-    return rebuild(config[part], path)
+        raise ValueError(f"checkpoint: expected a file with the {part} of its training, got {path}")
+    return rebuild(config[part], path, trusted_packages)
 
 
-def _targets(node: Any, path: Path | str) -> Iterator[Any]:
-    """All that a config names to be built.
+def refuse_old_targets(config: Any, path: Path | str, key: str = "checkpoint") -> None:
+    """Refuse a config that names classes as ``ssd_lightning`` before 0.2 did, such as ``ssd_lightning.model.SSD``.
 
-    Hydra finds more in a config than dictionaries and lists: it looks into tuples and other containers, and what
-    ``${…}`` stands for can be a config too. ``ssd-train`` writes neither, so that they are refused.
+    Args:
+        config: nested dictionaries and lists.
+        path: the file that holds the config.
+        key: the argument that named the file, for the message.
+
+    Raises:
+        ValueError: with the file and the first such name.
     """
-    if isinstance(node, dict):
+    for target in _targets(config):
+        if isinstance(target, str) and _is_of_former_version(target):
+            raise ValueError(
+                f"{key}: {path} was written by ssd_lightning before 0.2, where classes had other names ({target}). "
+                "Try training again, or that version of ssd_lightning"
+            )
+
+
+def _is_of_former_version(target: str) -> bool:
+    is_own, name = target.startswith("ssd_lightning."), target.rpartition(".")[2]
+    return is_own and name in ssd_lightning.__all__ and _found(target) is None
+
+
+def _targets(node: Any) -> Iterator[Any]:
+    """Yield all that a config of dictionaries and lists names to be built."""
+    if isinstance(node, Mapping):
         if "_target_" in node:
             yield node["_target_"]
         node = list(node.values())
     if isinstance(node, list):
         for child in node:
-            yield from _targets(child, path)
+            yield from _targets(child)
+
+
+def _refuse_what_is_not_plain(node: Any, path: Path | str) -> None:
+    """Refuse what :func:`_targets` does not look into, but Hydra does: other containers, and text with ``${…}``."""
+    if isinstance(node, dict | list):
+        for child in node.values() if isinstance(node, dict) else node:
+            _refuse_what_is_not_plain(child, path)
     elif not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
-        raise ValueError(f"checkpoint: {path} holds a config that is not plain: {node!r}; refused")
+        raise ValueError(f"checkpoint: expected a plain config, got {node!r} in {path}; refused")
 
 
-def _is_class_of_this_project(target: Any) -> bool:
+def _refuse_untrusted(target: Any, path: Path | str, trusted_packages: Collection[str]) -> None:
+    package = target.partition(".")[0] if isinstance(target, str) else ""
+    if package not in ("ssd_lightning", *trusted_packages):
+        # Advice is for names of packages. A module of Python is never advised, since a class in it may run commands.
+        is_package = package.isidentifier() and package != target and package not in sys.stdlib_module_names
+        advice = f". Try trusted_packages=[{package}] if you trust that code" if is_package else "; refused"
+        raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of ssd_lightning{advice}")
+    found = _found(target)
+    # A package also gives access to what it has imported from elsewhere.
+    if not isinstance(found, type) or found.__module__.partition(".")[0] != package:
+        raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of {package}; refused")
+
+
+def _found(target: str) -> Any:
+    """Return what a dotted name stands for, importing its package; None if there is nothing."""
     from hydra.utils import get_object
 
-    if not (isinstance(target, str) and target.startswith("ssd_lightning.")):
-        return False
     try:
-        found = get_object(target)
+        return get_object(target)
     except (ImportError, ValueError):
-        return False
-    return isinstance(found, type) and found.__module__.startswith("ssd_lightning.")
+        return None
+
+
+def require_package_names(trusted_packages: Any) -> None:
+    """Refuse what is not a list of names of top-level packages, such as a single name.
+
+    Raises:
+        ValueError: with the value.
+    """
+    are_names = not isinstance(trusted_packages, str) and isinstance(trusted_packages, Collection)
+    if not are_names or not all(isinstance(name, str) and name.isidentifier() for name in trusted_packages):
+        raise ValueError(
+            f"trusted_packages: expected a list of names of top-level packages, got {trusted_packages!r}. "
+            "Try trusted_packages=[my_project]"
+        )
+    own = sorted(sys.stdlib_module_names.intersection(trusted_packages))
+    if own:
+        raise ValueError(
+            f"trusted_packages: expected packages with classes of your own, got {own[0]}, a module of Python"
+        )

@@ -1,4 +1,4 @@
-"""The training of an SSD as a LightningModule. No maths of its own: it wires the parts and logs."""
+"""The LightningModule that trains an SSD: it connects model, matcher, loss and post-processing, and logs."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -20,40 +20,47 @@ from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.require import require_whole_number
 from ssd_lightning.scoring.scores import DetectionScores
 from ssd_lightning.structures import Batch
-from ssd_lightning.training.checkpoint import CONFIG_KEY, refuse_other_model, refuse_other_weights, weights_in
+from ssd_lightning.training.checkpoint import (
+    CONFIG_KEY,
+    refuse_old_targets,
+    refuse_other_model,
+    refuse_other_weights,
+    weights_in,
+)
 from ssd_lightning.training.parameter_groups import ParameterGroups
 from ssd_lightning.training.schedules import warmup_cosine
 from ssd_lightning.training.step_statistics import TrainingStatistics
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 MakeScheduler = Callable[[Optimizer, int], LRScheduler]
-"""From the optimizer and the number of steps of the whole run."""
+"""Function that makes a schedule from the optimizer and the number of steps of the whole run."""
 
 TRAINING_VALUES = ("train/loss", "train/loss_classification", "train/loss_localization")
 VALIDATION_VALUES = ("val/loss", "val/loss_classification", "val/loss_localization", "val/class_error", "val/box_mae")
-"""What is logged of each batch, beside the scores."""
+"""Metrics that are logged as means over pictures, beside the scores."""
 
 
 class SSDModule(lightning.LightningModule):
-    """Everything but the model has the paper's default.
+    """LightningModule of a Single Shot MultiBox Detector. The default of each part but the model is the paper's.
+
+    It logs ``train/loss`` with its two parts; ``val/loss``, ``val/map_voc07``, ``val/map_voc12``, ``val/map_50``,
+    ``val/map_75`` and ``val/map``; and ``val/class_error`` and ``val/box_mae`` of d2l.ai, section 14.7. For each step
+    that the trainer logs, it also logs the statistics of
+    :class:`~ssd_lightning.training.step_statistics.TrainingStatistics`, as ``statistics/<name>``.
 
     Args:
         model: the network with its default boxes.
-        matcher: which default box answers for which object.
-        loss: from predictions, matches and default boxes.
-        postprocess: from predictions to detections, for scoring.
-        optimizer: makes one from the parameters; default: AdamW at 1e-3.
-        lr_scheduler: makes one from the optimizer and the number of steps; default: warm-up and cosine.
-        parameter_groups: gives the optimizer its groups; default: all parameters alike.
-        lr_reference_batch: the pictures of a step for which the optimizer's learning rate is meant. With another
-            number, over all ranks and accumulated batches, it grows in proportion (arXiv 1706.02677). ``None``: it is
-            meant as it is.
-        config: plain data stored in every checkpoint, from which
-            :func:`ssd_lightning.training.checkpoint.load_detector` rebuilds the model.
-
-    Logs ``train/loss`` and its two parts, ``val/map_voc07``, ``val/map_voc12``, ``val/map_50``, ``val/map_75``,
-    ``val/map``, ``val/loss``, and d2l.ai's ``val/class_error`` and ``val/box_mae``; and, with ``statistics/`` before
-    their names, the :class:`ssd_lightning.training_statistics.TrainingStatistics` of each step that the trainer logs.
+        matcher: assigns objects to default boxes.
+        loss: computes the losses from predictions, matches and default boxes.
+        postprocess: turns predictions into detections, for scoring.
+        optimizer: makes an optimizer from parameter groups; default: AdamW with the learning rate 1e-3.
+        lr_scheduler: makes a schedule from the optimizer and the number of steps; default: warm-up and cosine.
+        parameter_groups: makes the parameter groups of the optimizer; default: one group.
+        lr_reference_batch: number of pictures in a step, over all ranks and accumulated batches, for which the
+            optimizer's learning rate is meant. With another number the learning rate is scaled in proportion
+            (arXiv 1706.02677). ``None``: the learning rate is not scaled.
+        config: plain data that is stored in every checkpoint, and from which
+            :func:`~ssd_lightning.training.checkpoint.load_detector` rebuilds the model.
     """
 
     def __init__(
@@ -71,7 +78,7 @@ class SSDModule(lightning.LightningModule):
         super().__init__()
         if lr_reference_batch is not None:
             require_whole_number("lr_reference_batch", lr_reference_batch, 1)
-        # Channels-last is how pictures come, and the faster order for convolutions on CPUs and tensor cores.
+        # Pictures are channels-last in memory, and convolutions on CPUs and tensor cores are faster in this format.
         self.model = model.to(memory_format=torch.channels_last)
         self.matcher = matcher or BoxMatcher()
         self.loss = loss or MultiBoxLoss()
@@ -92,12 +99,12 @@ class SSDModule(lightning.LightningModule):
         self._has_statistics = False
 
     def setup(self, stage: str) -> None:
-        # DDP would send the buffers in every step, also of validation, where a rank would wait for those before it.
+        # DDP would broadcast the buffers in every step, also in validation, where ranks may have no batch.
         buffers = [name for name, _ in self.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, buffers)
 
     def on_train_start(self) -> None:
-        self.statistics.clear()  # of a step that was broken off
+        self.statistics.clear()  # A step that was broken off may have left some.
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         trainer: Any = self.trainer
@@ -108,7 +115,7 @@ class SSDModule(lightning.LightningModule):
         predictions = self.model(batch.images)
         matches = self.matcher(batch.objects, self.model.default_boxes)
         losses = self.loss(predictions, matches, self.model.default_boxes)
-        # The shares of the ranks add up to the loss of the whole batch, which is their mean as it is that of gradients.
+        # The mean over ranks is the loss of the whole batch, as the mean of their gradients is its gradient.
         values = collectives.all_reduce_sum(torch.stack(losses).detach()) / collectives.world_size()
         self.log_dict(dict(zip(TRAINING_VALUES, values, strict=True)), batch_size=len(batch.images))
         if self._has_statistics:
@@ -117,14 +124,14 @@ class SSDModule(lightning.LightningModule):
 
     def optimizer_step(self, *arguments: Any, **settings: Any) -> None:
         super().optimizer_step(*arguments, **settings)
-        # Not by self.log, which would repeat what an earlier step had where this one has nothing to tell.
+        # self.log would repeat a value of an earlier step where this step has none.
         if self._has_statistics:
             values = {f"statistics/{name}": value for name, value in self.statistics.take().items()}
             for logger in self.loggers:
                 logger.log_metrics(values, self.trainer.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if len(batch.images) == 0:  # this batch is another rank's
+        if len(batch.images) == 0:  # The last pictures are another rank's.
             return
         predictions = self.model(batch.images)
         matches = self.matcher(batch.objects, self.model.default_boxes)
@@ -147,7 +154,7 @@ class SSDModule(lightning.LightningModule):
         if ranks is not None:
             batches = [batch for rank in ranks for batch in rank]
             scores = mean_over_pictures(batches) | {f"val/{key}": value for key, value in self.scores.compute().items()}
-        # All ranks have the same numbers then, of which the maximum is each: a mean of three might be rounded.
+        # All ranks hold equal values. "max" keeps them exact, where a mean could round.
         self.log_dict(collectives.broadcast(scores), sync_dist=True, reduce_fx="max")
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -156,11 +163,12 @@ class SSDModule(lightning.LightningModule):
             group["lr"] *= self._lr_factor_of_batch()
         steps = self.trainer.estimated_stepping_batches
         if steps == math.inf:
-            raise ValueError("max_epochs: expected a number, or one for max_steps, which the schedule goes by")
+            raise ValueError("trainer.max_epochs: expected a number of epochs, got -1. Try trainer.max_steps instead")
         scheduler = self.make_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def new_optimizer(self) -> Optimizer:
+        """Make the optimizer, with the learning rate of each parameter group but without the batch's factor."""
         optimizer = self.make_optimizer(self.parameter_groups(self.model))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
@@ -178,18 +186,26 @@ class SSDModule(lightning.LightningModule):
             checkpoint[CONFIG_KEY] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises: ValueError: naming the file and what differs, if it is of another model."""
+        """Refuse a checkpoint of another model.
+
+        Raises:
+            ValueError: with the file and the first differences.
+        """
         path = "the file" if self._trainer is None else str(self._trainer.ckpt_path)
         stored = checkpoint.get(CONFIG_KEY)
+        refuse_old_targets(stored, path)
         if self.config is not None and isinstance(stored, dict):
             refuse_other_model(stored.get("model", {}), self.config["model"], path)
         refuse_other_weights(weights_in(checkpoint, path), self.state_dict(), path)
 
 
 def mean_over_pictures(batches: list[tuple[int, list[float]]]) -> dict[str, float]:
-    """The validation values, from the number of pictures and the means of each batch.
+    """Return the validation metrics as means over all pictures.
 
     Sums are rounded once, so that the order of the batches does not matter.
+
+    Args:
+        batches: for each batch the number of its pictures and its metrics, in the order of ``VALIDATION_VALUES``.
     """
     pictures = sum(count for count, _ in batches)
     return {

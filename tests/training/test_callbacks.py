@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,19 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning
-import numpy as np
 import pytest
 import torch
 from detector_config import CONFIG, MODEL
 from hydra.utils import instantiate
-from in_memory import InMemoryPictures
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
+from one_weight import BATCHES, OddPictures, OneWeight, odd_data, trainer_with
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
 from ssd_lightning.data.bananas.dataset import Bananas
 from ssd_lightning.data.datamodule import DetectionDataModule, Item, collate
-from ssd_lightning.structures import Batch, Sample
+from ssd_lightning.structures import Batch
 from ssd_lightning.training import callbacks
 from ssd_lightning.training.callbacks import (
     AveragedWeights,
@@ -36,60 +36,6 @@ from ssd_lightning.training.callbacks import (
 )
 from ssd_lightning.training.module import SSDModule
 
-BATCHES = 4
-"""Of an epoch, with two pictures each."""
-
-
-class OddPictures(InMemoryPictures):
-    """Picture n is all of level n, and every second one has an object."""
-
-    def __init__(self, length: int) -> None:
-        self.paths = [Path(f"folder/picture {index}.png") for index in range(length)]
-
-    def __getitem__(self, index: int) -> Sample:
-        count = index % 2
-        return Sample(
-            np.full((8, 8, 3), index, dtype=np.uint8),
-            np.array([(0.1, 0.2, 0.3, 0.4)] * count, dtype=np.float32).reshape(-1, 4),
-            np.ones(count, dtype=np.int64),
-            np.zeros(count, dtype=bool),
-        )
-
-
-class OddData:
-    classes = ("odd",)
-
-    def prepare(self) -> None: ...
-
-    def train(self) -> OddPictures:
-        return OddPictures(2 * BATCHES)
-
-    def val(self) -> OddPictures:
-        return OddPictures(2)
-
-
-class Tiny(lightning.LightningModule):
-    """A single weight, which each step moves. ``losses`` are added to the loss of the step of that number."""
-
-    def __init__(self, losses: dict[int, float] | None = None) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(()))
-        self.losses = losses or {}
-        self.batches: list[Batch] = []
-        self.validated_after: list[int] = []
-
-    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self.batches.append(batch)
-        loss = self.weight * (1 + batch.images.float().mean()) + self.losses.get(self.global_step, 0.0)
-        self.log("train/loss", loss)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validated_after.append(self.global_step)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.0125)
-
 
 class Interrupt(lightning.Callback):
     """Sends signals to this process in the middle of a step, as a terminal or a scheduler does."""
@@ -101,23 +47,6 @@ class Interrupt(lightning.Callback):
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: torch.Tensor) -> None:
         while trainer.global_step == self.step and self.numbers:
             os.kill(os.getpid(), self.numbers.pop(0))
-
-
-def trainer_with(*own: lightning.Callback, epochs: int = 2, **settings: Any) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        logger=False,
-        callbacks=list(own),
-        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in own),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"num_sanity_val_steps": 0, **settings},
-    )
-
-
-def data() -> DetectionDataModule:
-    return DetectionDataModule(OddData(), image_size=8, batch_size=2, num_workers=0)
 
 
 @pytest.fixture(autouse=True)
@@ -143,11 +72,11 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("step", [0, 2, 5])
 def test_the_error_tells_step_learning_rate_and_pictures(tmp_path: Path, step: int, value: float) -> None:
-    module = Tiny({step: value})
+    module = OneWeight({step: value})
     with pytest.raises(NonFiniteLossError) as caught:
-        trainer_with(StopOnNonFiniteLoss(tmp_path)).fit(module, data())
+        trainer_with(StopOnNonFiniteLoss(tmp_path)).fit(module, odd_data())
     text = str(caught.value)
-    assert f"the loss became {value} at step {step} with learning rate 0.0125" in text
+    assert f"got {value} at step {step} with learning rate 0.0125" in text
     assert str(tmp_path / "non_finite_batch.pt") in text
     pictures = [f"folder/picture {index}.png" for index in module.batches[-1].image_ids.tolist()]
     assert text.endswith(", ".join(pictures))
@@ -155,9 +84,9 @@ def test_the_error_tells_step_learning_rate_and_pictures(tmp_path: Path, step: i
 
 
 def test_the_batch_is_saved_as_plain_data_for_replay(tmp_path: Path) -> None:
-    module = Tiny({1: float("nan")})
+    module = OneWeight({1: float("nan")})
     with pytest.raises(NonFiniteLossError):
-        trainer_with(StopOnNonFiniteLoss(tmp_path / "new folder")).fit(module, data())
+        trainer_with(StopOnNonFiniteLoss(tmp_path / "new folder")).fit(module, odd_data())
     content = torch.load(tmp_path / "new folder" / "non_finite_batch.pt", weights_only=True)
     assert torch.equal(content["state_dict"]["weight"], module.weight)
     saved, batch = content["batch"], module.batches[-1]
@@ -170,13 +99,13 @@ def test_the_batch_is_saved_as_plain_data_for_replay(tmp_path: Path) -> None:
 
 
 def test_weights_and_checkpoints_stay_as_they_were(tmp_path: Path) -> None:
-    expected = Tiny()
-    trainer_with(epochs=-1, max_steps=3).fit(expected, data())
+    expected = OneWeight()
+    trainer_with(epochs=-1, max_steps=3).fit(expected, odd_data())
 
-    module = Tiny({3: float("nan")})
+    module = OneWeight({3: float("nan")})
     saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     with pytest.raises(NonFiniteLossError):
-        trainer_with(StopOnNonFiniteLoss(tmp_path), saving).fit(module, data())
+        trainer_with(StopOnNonFiniteLoss(tmp_path), saving).fit(module, odd_data())
     assert torch.equal(module.weight, expected.weight)
     assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["step=1.ckpt", "step=2.ckpt", "step=3.ckpt"]
     last = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
@@ -185,7 +114,7 @@ def test_weights_and_checkpoints_stay_as_they_were(tmp_path: Path) -> None:
 
 def test_a_finite_loss_however_large_is_none_of_its_business(tmp_path: Path) -> None:
     trainer = trainer_with(StopOnNonFiniteLoss(tmp_path))
-    trainer.fit(Tiny({2: 1e38}), data())
+    trainer.fit(OneWeight({2: 1e38}), odd_data())
     assert trainer.global_step == 2 * BATCHES
     assert list(tmp_path.iterdir()) == []
 
@@ -194,17 +123,17 @@ def test_without_a_data_module_pictures_are_numbers(tmp_path: Path) -> None:
     pictures = OddPictures(2)
     loader = DataLoader([collate([Item(pictures[index], index, (8, 8)) for index in (1, 0)])], batch_size=None)
     with pytest.raises(NonFiniteLossError, match=r"its pictures: 1, 0$"):
-        trainer_with(StopOnNonFiniteLoss(tmp_path)).fit(Tiny({0: float("nan")}), loader)
+        trainer_with(StopOnNonFiniteLoss(tmp_path)).fit(OneWeight({0: float("nan")}), loader)
 
 
 def test_of_batches_whose_gradients_are_added_up_the_bad_one_is_told(tmp_path: Path) -> None:
-    class Third(Tiny):
+    class Third(OneWeight):
         def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
             return super().training_step(batch, batch_idx) + (float("nan") if batch_idx == 2 else 0)
 
     module = Third()
     with pytest.raises(NonFiniteLossError, match="at step 1 ") as caught:
-        trainer_with(StopOnNonFiniteLoss(tmp_path), accumulate_grad_batches=2).fit(module, data())
+        trainer_with(StopOnNonFiniteLoss(tmp_path), accumulate_grad_batches=2).fit(module, odd_data())
     pictures = [f"folder/picture {index}.png" for index in module.batches[2].image_ids.tolist()]
     assert str(caught.value).endswith(f"its pictures: {', '.join(pictures)}")
     saved = torch.load(tmp_path / "non_finite_batch.pt", weights_only=True)
@@ -248,7 +177,7 @@ def stop_at_a_bad_loss(
     again, batch, autocast = load_non_finite_batch(folder / "non_finite_batch.pt")
     with autocast:
         loss = again.training_step(batch, 0)
-    return float(str(caught.value).split()[3]), again, batch, loss.item()
+    return float(re.search(r"got (\S+) at step", str(caught.value))[1]), again, batch, loss.item()
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -282,7 +211,7 @@ def test_all_that_decides_the_loss_is_saved(
 
 def test_a_checkpoint_is_no_bad_step(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"checkpoint: .*last\.ckpt holds no batch whose loss was not finite"):
+    with pytest.raises(ValueError, match=r"checkpoint: .*non_finite_batch.*last\.ckpt"):
         load_non_finite_batch(tmp_path / "last.ckpt")
 
 
@@ -294,9 +223,9 @@ def test_a_checkpoint_is_no_bad_step(tmp_path: Path) -> None:
 def test_a_signal_ends_the_run_after_the_step_it_came_in(
     tmp_path: Path, handlers: dict[int, Any], number: signal.Signals, step: int
 ) -> None:
-    path, module = tmp_path / "checkpoints" / "last.ckpt", Tiny()
+    path, module = tmp_path / "checkpoints" / "last.ckpt", OneWeight()
     with pytest.raises(StoppedBySignal, match=f"stopped by {number.name}; saved in .*last.ckpt"):
-        trainer_with(Interrupt(step, number), StopOnSignal(path)).fit(module, data())
+        trainer_with(Interrupt(step, number), StopOnSignal(path)).fit(module, odd_data())
     assert len(module.batches) == step + 1
     saved = torch.load(path, weights_only=True)
     assert saved["global_step"] == step + 1
@@ -306,16 +235,16 @@ def test_a_signal_ends_the_run_after_the_step_it_came_in(
 
 def test_what_the_last_step_gives_to_other_callbacks_is_saved(tmp_path: Path) -> None:
     """Wherever they stand in the list."""
-    module = Tiny()
+    module = OneWeight()
     weights = [1.0]
 
     class Follow(lightning.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Tiny, *args: Any) -> None:
+        def on_train_batch_end(self, trainer: Any, pl_module: OneWeight, *args: Any) -> None:
             weights.append(pl_module.weight.item())
 
     stop = StopOnSignal(tmp_path / "last.ckpt")
     with pytest.raises(StoppedBySignal):
-        trainer_with(stop, Interrupt(2, signal.SIGTERM), AveragedWeights(0.5), Follow()).fit(module, data())
+        trainer_with(stop, Interrupt(2, signal.SIGTERM), AveragedWeights(0.5), Follow()).fit(module, odd_data())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert len(weights) == 4
     assert float(saved["current_model_state"]["weight"]) == weights[3]
@@ -325,11 +254,11 @@ def test_what_the_last_step_gives_to_other_callbacks_is_saved(tmp_path: Path) ->
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_validation_belongs_to_the_last_step_of_an_epoch(tmp_path: Path, handlers: dict[int, Any], epoch: int) -> None:
     """It is run, the best weights are kept, and then everything is saved; also in the last epoch."""
-    module, steps = Tiny(), epoch * BATCHES
+    module, steps = OneWeight(), epoch * BATCHES
     best = ModelCheckpoint(tmp_path, filename="best {epoch}", save_top_k=-1)
     with pytest.raises(StoppedBySignal):
         trainer_with(Interrupt(steps - 1, signal.SIGTERM), StopOnSignal(tmp_path / "last.ckpt"), best).fit(
-            module, data()
+            module, odd_data()
         )
     assert module.validated_after == [BATCHES, 2 * BATCHES][:epoch]
     assert (tmp_path / f"best epoch={epoch - 1}.ckpt").exists()
@@ -338,10 +267,10 @@ def test_validation_belongs_to_the_last_step_of_an_epoch(tmp_path: Path, handler
 
 
 def test_gradients_that_are_added_up_are_waited_for(tmp_path: Path) -> None:
-    module = Tiny()
+    module = OneWeight()
     with pytest.raises(StoppedBySignal):
         trainer_with(Interrupt(0, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt"), accumulate_grad_batches=3).fit(
-            module, data()
+            module, odd_data()
         )
     assert len(module.batches) == 3
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 1
@@ -358,10 +287,10 @@ def test_a_validation_within_the_epoch_is_not_lost(
     tmp_path: Path, settings: dict[str, Any], step: int, validated_after: list[int]
 ) -> None:
     """The signal comes in a step that validation follows: it is made, and one more step."""
-    module = Tiny()
+    module = OneWeight()
     with pytest.raises(StoppedBySignal):
         trainer_with(Interrupt(step, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt"), **settings).fit(
-            module, data()
+            module, odd_data()
         )
     assert module.validated_after == validated_after
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == step + 2
@@ -370,7 +299,7 @@ def test_a_validation_within_the_epoch_is_not_lost(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_arrives_twice_is_one_request(tmp_path: Path, number: signal.Signals) -> None:
     with pytest.raises(StoppedBySignal):
-        trainer_with(Interrupt(1, number, number), StopOnSignal(tmp_path / "last.ckpt")).fit(Tiny(), data())
+        trainer_with(Interrupt(1, number, number), StopOnSignal(tmp_path / "last.ckpt")).fit(OneWeight(), odd_data())
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
@@ -384,10 +313,10 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
         def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
             raised.append(type(exception))
 
-    module = Tiny()
+    module = OneWeight()
     stop = StopOnSignal(tmp_path / "last.ckpt")
     with pytest.raises(SystemExit):  # into which Lightning turns a KeyboardInterrupt
-        trainer_with(Interrupt(1, signal.SIGINT, signal.SIGINT), stop, Listen()).fit(module, data())
+        trainer_with(Interrupt(1, signal.SIGINT, signal.SIGINT), stop, Listen()).fit(module, odd_data())
     assert raised == [KeyboardInterrupt]
     assert len(module.batches) == 2
     assert not (tmp_path / "last.ckpt").exists()
@@ -421,7 +350,7 @@ def test_before_and_after_training_signals_do_what_they_did(
     signal.signal(number, former)
     trainer = trainer_with(StopOnSignal(tmp_path / "last.ckpt"), DuringValidation(number), num_sanity_val_steps=1)
     with pytest.raises(Former):
-        getattr(trainer, method)(Tiny(), data())
+        getattr(trainer, method)(OneWeight(), odd_data())
     assert not trainer.received_sigterm, "Lightning's own handler makes the ranks wait for each other"
     assert signal.getsignal(number) is former
     assert not (tmp_path / "last.ckpt").exists()
@@ -430,10 +359,10 @@ def test_before_and_after_training_signals_do_what_they_did(
 def test_a_second_ctrl_c_does_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssd_lightning.training.callbacks.IMPATIENCE", 0.0)
     signal.signal(signal.SIGINT, former)
-    module = Tiny()
+    module = OneWeight()
     with pytest.raises(Former):
         trainer_with(Interrupt(1, signal.SIGINT, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt")).fit(
-            module, data()
+            module, odd_data()
         )
     assert len(module.batches) == 2
     assert not (tmp_path / "last.ckpt").exists()
@@ -460,11 +389,11 @@ def test_afterwards_signals_are_handled_as_before(
 
     trainer = trainer_with(StopOnSignal(tmp_path / "last.ckpt"), During())
     if error is None:
-        trainer.fit(Tiny(), data())
+        trainer.fit(OneWeight(), odd_data())
         assert trainer.global_step == 2 * BATCHES
     else:
         with pytest.raises(RuntimeError, match=error):
-            trainer.fit(Tiny(), data())
+            trainer.fit(OneWeight(), odd_data())
     assert all(seen[0][number] != handler for number, handler in handlers.items())
     assert current_handlers() == handlers
     assert not (tmp_path / "last.ckpt").exists()
@@ -473,9 +402,9 @@ def test_afterwards_signals_are_handled_as_before(
 def test_the_same_callback_serves_the_next_run(tmp_path: Path) -> None:
     stop = StopOnSignal(tmp_path / "last.ckpt")
     with pytest.raises(StoppedBySignal):
-        trainer_with(Interrupt(0, signal.SIGINT), stop).fit(Tiny(), data())
+        trainer_with(Interrupt(0, signal.SIGINT), stop).fit(OneWeight(), odd_data())
     trainer = trainer_with(stop)
-    trainer.fit(Tiny(), data())
+    trainer.fit(OneWeight(), odd_data())
     assert trainer.global_step == 2 * BATCHES
 
 
@@ -497,7 +426,7 @@ def test_the_same_callback_serves_the_next_run(tmp_path: Path) -> None:
 )
 def test_steps_that_are_saved(tmp_path: Path, every: int, settings: dict[str, Any], expected: list[int]) -> None:
     saving = SaveEverySteps(every, dirpath=tmp_path, filename="{step}", save_top_k=-1)
-    trainer_with(saving, **settings).fit(Tiny(), data())
+    trainer_with(saving, **settings).fit(OneWeight(), odd_data())
     steps = sorted(torch.load(path, weights_only=True)["global_step"] for path in tmp_path.glob("*.ckpt"))
     assert steps == expected
 

@@ -1,6 +1,5 @@
-"""When dashboards are shown what."""
+"""The callback that shows pictures, scores by class and speed on dashboards."""
 
-import time
 from typing import Any
 
 import lightning
@@ -10,49 +9,47 @@ from ssd_lightning.scoring.average_precision import average_curves, precision_re
 from ssd_lightning.structures import Batch
 from ssd_lightning.training.loggers.dashboard import dashboards_of
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures, rows_to_show, worth_showing
+from ssd_lightning.training.progress import Throughput
 
 
 class ShowOnDashboards(lightning.Callback):
-    """Shows pictures with boxes and the AP of each class after every validation, and images/s while training.
+    """Callback that shows pictures and the AP of each class after every validation, and images/s while training.
 
-    Numbers go to dashboards only: how fast a machine is does not belong to the metrics of a run, which another run of
-    the same config gives again to the bit.
+    These numbers go to dashboards only. The speed depends on the machine, and the metrics of a run must be equal to the
+    bit when the same config is trained again.
 
     Args:
-        pictures: how many, the same every time, with objects of as many classes as possible.
+        pictures: number of pictures. They are the same every time, with objects of as many classes as possible.
     """
 
     def __init__(self, pictures: int) -> None:
         require_whole_number("dashboard_pictures", pictures, 0)
         self.count = pictures
         self._shown: ShownPictures | None = None
-        self._images = 0
-        self._seconds = 0.0
-        self._since = 0.0
+        self._throughput = Throughput()
         self._logged_step = -1
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._images, self._seconds, self._since = 0, 0.0, time.perf_counter()
+        self._throughput.start()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         dashboards = dashboards_of(trainer)
-        # A count and a clock, which wait for no GPU: it is never more than a few steps behind.
-        self._images += len(batch.images) * trainer.world_size
+        # A GPU may be a few steps behind this count, which does not wait for it.
+        self._throughput.add(len(batch.images) * trainer.world_size)
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        # Of batches whose gradients are accumulated, each would log.
+        # A batch that only adds to the gradients has the number of the step before, which is logged already.
         if not dashboards or step == self._logged_step or not trainer._logger_connector.should_update_logs:
             return
-        seconds = self._seconds + time.perf_counter() - self._since
-        _log(trainer, {"train/images_per_second": self._images / seconds})
-        self._images, self._seconds, self._since, self._logged_step = 0, 0.0, time.perf_counter(), step
+        _log(trainer, {"train/images_per_second": self._throughput.take()})
+        self._logged_step = step
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        self._seconds += time.perf_counter() - self._since
+        self._throughput.pause()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking and dashboards_of(trainer):
             self._show(trainer, pl_module)
-        self._since = time.perf_counter()
+        self._throughput.resume()
 
     def _show(self, trainer: Any, pl_module: Any) -> None:
         detections, objects = pl_module.scores.detections(), pl_module.scores.objects()
