@@ -1,4 +1,4 @@
-"""What ``ssd-predict`` does once its config is composed."""
+"""The task of ``ssd-predict``: detect objects in pictures, and write them as JSON and drawings."""
 
 import glob
 import json
@@ -27,27 +27,27 @@ from ssd_lightning.run_folder import replace_text
 from ssd_lightning.training.checkpoint import Detector, load_detector
 
 LARGEST_DRAWING = 1600
-"""Longest side of a drawing in pixels; larger pictures are drawn smaller."""
+"""Longest side of a drawing in pixels. Larger pictures are reduced to it."""
 
 
 class Loaded(NamedTuple):
-    """A picture on its way to the network, or why there is none."""
+    """A decoded picture, or the reason why it could not be read."""
 
     path: Path
     error: str = ""
     image: UInt8[np.ndarray, "height width 3"] | None = None
-    """Of the network's input size."""
+    """Pixels at the network's input size."""
     canvas: UInt8[np.ndarray, "height width 3"] | None = None
-    """To draw on."""
+    """Pixels to draw boxes on."""
     size: tuple[int, int] = (0, 0)
-    """(height, width) of the picture, upright."""
+    """(height, width) of the upright picture in pixels."""
 
 
 def predict(config: DictConfig) -> None:
-    """Write ``predictions.json`` and drawings.
+    """Detect objects in all pictures of the source, and write ``predictions.json`` and drawings.
 
     Raises:
-        PictureError: after all others are done, listing those that could not be read.
+        PictureError: with the pictures that could not be read, after all other pictures are done.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     paths = find_pictures(list(config.source) if isinstance(config.source, ListConfig) else [config.source])
@@ -57,7 +57,7 @@ def predict(config: DictConfig) -> None:
         require_whole_number("num_workers", config.num_workers, 0)
     if config.checkpoint is None:
         raise ValueError("checkpoint: expected a file, got null")
-    detector = load_detector(config.checkpoint, dict(config.postprocess))
+    detector = load_detector(config.checkpoint, dict(config.postprocess), config.trusted_packages)
     device = choose_device(config.device)
     keep_freed_memory()
     loader = DataLoader(
@@ -92,22 +92,22 @@ def predict(config: DictConfig) -> None:
     what = "predictions.json and drawings" if config.draw else "predictions.json"
     console.print(f"Results: {folder} ({what})", highlight=False, markup=False, soft_wrap=True)
     if unreadable:
-        # Not as sys.exit, by which the jobs of a sweep that come after this one would not be run.
+        # An exception, since sys.exit would also end the jobs of a sweep that come after this one.
         errors = "".join(f"\n  {loaded.error}" for loaded in unreadable)
         raise PictureError(f"{len(unreadable)} of {len(paths)} pictures could not be read:{errors}")
 
 
 class Found(NamedTuple):
-    """Detections of one picture, best first."""
+    """Detections of one picture, highest score first."""
 
     boxes: np.ndarray
-    """(n, 4) xyxy in pixels of the picture."""
+    """(n, 4) xyxy edges in pixels of the picture."""
     labels: np.ndarray
     scores: np.ndarray
 
 
 def detect(detector: Detector, pictures: list[Loaded], device: torch.device) -> Iterator[Found]:
-    """Detections of each picture, computed as one batch."""
+    """Yield the detections of each picture. The pictures are one batch of the network."""
     if not pictures:
         return
     model = detector.model.to(device)
@@ -121,7 +121,7 @@ def detect(detector: Detector, pictures: list[Loaded], device: torch.device) -> 
 
 
 def as_coco(found: Found, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """Entries as in COCO's result files: ``bbox`` is left, top, width, height in pixels."""
+    """Return detections as COCO annotations, whose ``bbox`` is left, top, width and height in pixels."""
     return [
         {
             "id": first_id + row,
@@ -135,7 +135,7 @@ def as_coco(found: Found, image_id: int, first_id: int) -> list[dict[str, Any]]:
 
 
 class PicturesToPredict(Dataset):
-    """Picture files, squeezed to the network's input as in training."""
+    """Picture files as a data set, resized to the network's input as in training."""
 
     def __init__(self, paths: list[Path], image_size: tuple[int, int], with_canvas: bool) -> None:
         self.paths = paths
@@ -151,7 +151,7 @@ class PicturesToPredict(Dataset):
             height, width = picture_size(path)
             scale = min(1.0, LARGEST_DRAWING / max(height, width))
             small = max(1, round(height * scale)), max(1, round(width * scale))
-            # For the network at the size that it is decoded at for scoring, so that detections are the same.
+            # Decoded as for scoring, so that the detections are the same.
             image = resample(read_picture(path, self.image_size), WHOLE, self.image_size)
             canvas = resample(read_picture(path, small), WHOLE, small) if self.with_canvas else None
         except PictureError as error:
@@ -160,15 +160,19 @@ class PicturesToPredict(Dataset):
 
 
 def find_pictures(sources: list[Any]) -> list[Path]:
-    """Files, folders with their subfolders but for hidden ones, and patterns, as a list without repetitions.
+    """Return the picture files of some sources, each file once.
+
+    Args:
+        sources: files, patterns such as ``photos/*.jpg``, and folders, which are searched with their subfolders.
+            Hidden files and folders are left out.
 
     Raises:
-        ValueError: naming the source that gives no picture.
+        ValueError: with the source that has no pictures.
     """
     found: dict[Path, None] = {}
-    # A name of digits in a list is a number to Hydra.
+    # Hydra turns a file name of digits into a number.
     if not sources or any(source in ("", None) or not isinstance(source, str | int) for source in sources):
-        raise ValueError(f"source: expected a picture, a folder or a pattern, or a list of those, got {sources}")
+        raise ValueError(f"source: expected a picture, a folder, a pattern, or a list of them, got {sources}")
     for source in map(str, sources):
         path = Path(source).expanduser()
         if path.is_file():
@@ -178,23 +182,23 @@ def find_pictures(sources: list[Any]) -> list[Path]:
         else:
             new = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not new:
-            what = "no pictures in this folder" if path.is_dir() else "no such file, folder or pattern"
-            raise ValueError(f"source: {what}: {source}")
+            what = "a folder with pictures" if path.is_dir() else "a file, folder or pattern that exists"
+            raise ValueError(f"source: expected {what}, got {source}")
         found.update(dict.fromkeys(p.resolve() for p in new))
     return list(found)
 
 
 def _is_picture(path: Path, folder: Path) -> bool:
-    """As its name tells. What is hidden is none: macOS keeps ``._a.jpg`` beside ``a.jpg``."""
+    # macOS keeps a hidden file ._a.jpg beside a.jpg, which is no picture.
     is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden and path.is_file()
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the best that is there.
+    """Return the device of a name such as ``cuda:1``; ``auto`` is the best device of the machine.
 
     Raises:
-        ValueError: for an unknown device or one that is not there.
+        ValueError: if the machine has no such device.
     """
     if name == "auto":
         return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
@@ -203,7 +207,9 @@ def choose_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device: {name} cannot be used here ({reason})") from error
+        raise ValueError(
+            f"device: expected one that this machine has, got {name} ({reason}). Try device=auto"
+        ) from error
     return device
 
 
@@ -215,7 +221,7 @@ def _draw(path: Path, loaded: Loaded, found: Found, detector: Detector, config: 
         loaded.canvas, found.boxes[shown] * scale, found.labels[shown], found.scores[shown], detector.classes
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The whole name stays, so that a.jpg and a.png do not meet.
+    # The suffix stays in the name, so that a.jpg and a.png get a drawing each.
     drawing = path.with_name(f"{path.name}.jpg")
     try:
         Image.fromarray(drawn).save(drawing, quality=92)
