@@ -22,6 +22,7 @@ from ssd_lightning.cli.errors import explain, fail, require_plugins
 from ssd_lightning.cli.help import Command, help_text
 from ssd_lightning.cli.keys import check_keys
 from ssd_lightning.cli.run_folders import resume_in_run_folder, state_of
+from ssd_lightning.cli.values import check_values
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.signals import Interrupted, interruptible
 
@@ -82,6 +83,7 @@ def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
     def tidy_task(config: DictConfig) -> Any:
         try:
             with interruptible():
+                check_values(config)
                 overrides.make_data_folders_absolute(config)
                 return task(config)
         except (Exception, Interrupted) as error:
@@ -114,6 +116,11 @@ def _remove_empty_run_folder(config: DictConfig) -> None:
     is_new = config.get("resume") is None and folder != Path.cwd()
     if is_new and ranks.is_first() and set(folder.iterdir()) <= written_by_hydra:
         shutil.rmtree(folder, ignore_errors=True)
+        # The folders that hold run folders go too, if no other run is in them.
+        for parent in folder.parents:
+            if Path.cwd() not in parent.parents or any(parent.iterdir()):
+                break
+            parent.rmdir()
 
 
 def _refuse_lists_for_groups(arguments: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
@@ -18,48 +18,8 @@ from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.formats.cache import cache_folder
 from ssd_lightning.data.overfit import OverfitData
 from ssd_lightning.devices import fastest_precision
-from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.training.checkpoint import AtomicCheckpointIO
 from ssd_lightning.training.module import SSDModule
-
-
-def check_values(config: DictConfig) -> None:
-    """Refuse values that would be found wrong late, or never.
-
-    Raises:
-        ValueError: naming the key.
-    """
-    if isinstance(config.seed, str) and config.seed.isdecimal():
-        config.seed = int(config.seed)  # Values from the environment are text.
-    for key, least in WHOLE_NUMBERS.items():
-        value = OmegaConf.select(config, key)
-        if value is not None or key in ("seed", "batch_size", "dashboard_pictures"):
-            require_whole_number(key, value, least)
-    if "lr" in config.optimizer:
-        require_number("optimizer.lr", config.optimizer.lr, "[0, inf)")
-    if config.trainer.get("limit_val_batches") == 0:
-        raise ValueError("trainer.limit_val_batches: expected at least 1, to choose the best checkpoint, got 0")
-    if config.trainer.get("max_epochs") == 0:
-        raise ValueError("trainer.max_epochs: expected at least 1, got 0")
-    if config.trainer.get("overfit_batches"):
-        raise ValueError("trainer.overfit_batches: expected no value. Try overfit_pictures=<number of pictures>.")
-
-
-WHOLE_NUMBERS = {
-    "seed": 0,
-    "batch_size": 1,
-    "num_workers": 0,
-    "overfit_pictures": 1,
-    "lr_reference_batch": 1,
-    "dashboard_pictures": 0,
-    # Lightning accepts any value for these.
-    "trainer.max_epochs": -1,
-    "trainer.max_steps": -1,
-    "trainer.log_every_n_steps": 0,
-    "trainer.check_val_every_n_epoch": 1,
-    "trainer.accumulate_grad_batches": 1,
-}
-"""Keys of whole numbers and their smallest values; -1 means no limit."""
 
 
 def build_datamodule(config: DictConfig) -> DetectionDataModule:
@@ -165,6 +125,8 @@ def build_trainer(
     callbacks = [instantiate(callback, _convert_="all") for callback in (config.callbacks or {}).values() if callback]
     if not loggers:  # LearningRateMonitor raises an error without a logger.
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    if not config.trainer.get("enable_progress_bar", True):  # The trainer raises an error if there is one all the same.
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     return instantiate(
         config.trainer,
         precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto"), model),

@@ -20,7 +20,6 @@ from ssd_lightning.cli.build import (
     build_loggers,
     build_module,
     build_trainer,
-    check_values,
     plain_values,
 )
 from ssd_lightning.cli.launch_ranks import SameOnAllRanks, together
@@ -35,14 +34,13 @@ from ssd_lightning.training.loggers.show import ShowOnDashboards
 from ssd_lightning.training.module import SSDModule
 from ssd_lightning.training.pretrained import load_pretrained
 
-NOT_SHOWN_ON_DASHBOARDS = ("logger", "data_dir", "resume", *OF_THE_SWEEP)
+NOT_SHOWN_ON_DASHBOARDS = ("logger", "data_dir", "resume", "trusted_packages", *OF_THE_SWEEP)
 """Keys that make no difference to what is trained."""
 
 
 def train(config: DictConfig) -> float:
     """Train, score the best checkpoint, and fill the run folder. Return the best AP at IoU 0.5."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    check_values(config)
     keep_freed_memory()
     # Lightning reports at length which devices it did not find, and each rank reports itself.
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -57,7 +55,8 @@ def train(config: DictConfig) -> float:
         report = load_pretrained(module.model, config.pretrained, datamodule.classes)
         if ranks.is_first():
             Console().print(str(report), highlight=False, markup=False)
-    timer = Timer()
+    # Lightning leaves the time limit to a timer that is there already.
+    timer = Timer(config.trainer.get("max_time"))
     callbacks = [
         timer,
         SameOnAllRanks(_settings_of_all_ranks(config, datamodule)),
@@ -83,7 +82,7 @@ def train(config: DictConfig) -> float:
 def _save_config(config: DictConfig, folder: Path) -> None:
     """Save the config with the classes that were found, and with what was changed when the run was resumed."""
     if ranks.is_first():
-        saved = OmegaConf.merge(config, {"resume": None})
+        saved = OmegaConf.merge(config, {"resume": None, "trusted_packages": []})
         replace_text(folder / ".hydra" / "config.yaml", OmegaConf.to_yaml(saved))
 
 

@@ -1,0 +1,111 @@
+"""Limits of the values in a config. They are checked before torch is imported and before any data is read."""
+
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from ssd_lightning.require import require_number, require_whole_number
+
+WHOLE_NUMBERS = {
+    "seed": 0,
+    "batch_size": 1,
+    "num_workers": 0,
+    "overfit_pictures": 1,
+    "lr_reference_batch": 1,
+    "dashboard_pictures": 0,
+    "boxes_budget": 1,
+    "pictures": 0,
+    "jobs_at_once": 1,
+    # Lightning accepts any value for these, and trains without end or not at all.
+    "trainer.max_epochs": -1,
+    "trainer.min_epochs": 0,
+    "trainer.max_steps": -1,
+    "trainer.min_steps": 0,
+    "trainer.log_every_n_steps": 0,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.accumulate_grad_batches": 1,
+}
+"""Keys of whole numbers and their smallest values; -1 means no limit."""
+
+NUMBERS = {
+    "optimizer.lr": "[0, inf)",
+    "trainer.gradient_clip_val": "[0, inf)",
+    "draw_threshold": "[0, 1]",
+    "score_threshold": "[0, 1]",
+    "least_reached": "[0, 1]",
+    "iou_threshold": "(0, 1]",
+}
+"""Keys of numbers and their intervals."""
+
+PARTS_OF_AN_EPOCH = ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.val_check_interval")
+"""Keys of a number of batches, as a whole number, or of a share of all batches, as a fraction up to 1.0."""
+
+SWITCHES = ("augmented", "compile", "design", "draw", "stop_sweep_on_failure", "why_missed")
+"""Keys that are true or false."""
+
+REQUIRED = (
+    "seed",
+    "optimizer.lr",
+    "batch_size",
+    "dashboard_pictures",
+    "jobs_at_once",
+    "draw_threshold",
+    "iou_threshold",
+    *SWITCHES,
+)
+"""Keys that cannot be null. Other keys mean "no limit" or "choose for me" by null."""
+
+ONLY_NONZERO = ("trainer.max_epochs", "trainer.max_steps")
+"""Keys of a length, of which 0 would end a run before its first step."""
+
+LARGEST_IMAGE = 4096
+"""Longest side of the network's input in pixels. Above it, building the network takes all memory or hours."""
+
+
+def check_values(config: DictConfig) -> None:
+    """Refuse values that would otherwise be found wrong late, or never.
+
+    Raises:
+        ValueError: naming the key, the values that it takes, and the value that it has.
+    """
+    seed = OmegaConf.select(config, "seed")
+    if isinstance(seed, str) and seed.isdecimal():
+        config.seed = int(seed)  # Values from the environment are text.
+    for key, least in WHOLE_NUMBERS.items():
+        if _is_given(config, key):
+            require_whole_number(key, OmegaConf.select(config, key), least)
+    for key, interval in NUMBERS.items():
+        if _is_given(config, key):
+            require_number(key, OmegaConf.select(config, key), interval)
+    for key in PARTS_OF_AN_EPOCH:
+        if _is_given(config, key):
+            value = OmegaConf.select(config, key)
+            if isinstance(value, float):
+                require_number(key, value, "(0, 1]")
+            else:
+                require_whole_number(key, value, 1)
+    for key in SWITCHES:
+        value = OmegaConf.select(config, key)
+        if _is_given(config, key) and not isinstance(value, bool):
+            raise ValueError(f"{key}: expected true or false, got {value}")
+    for key in ONLY_NONZERO:
+        if OmegaConf.select(config, key) == 0:
+            raise ValueError(f"{key}: expected at least 1, or -1 for no limit, got 0")
+    if OmegaConf.select(config, "trainer.overfit_batches"):
+        raise ValueError("trainer.overfit_batches: expected no value. Try overfit_pictures=<number of pictures>.")
+    _check_image_size(OmegaConf.select(config, "model.image_size"))
+
+
+def _is_given(config: DictConfig, key: str) -> bool:
+    """Return True if the config has a value for the key that has to be checked."""
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if not isinstance(node, DictConfig) or last not in node:
+        return False
+    return OmegaConf.select(config, key) is not None or key in REQUIRED
+
+
+def _check_image_size(image_size: Any) -> None:
+    for side in image_size if isinstance(image_size, ListConfig) else [image_size]:
+        if isinstance(side, int) and side > LARGEST_IMAGE:
+            raise ValueError(f"model.image_size: expected at most {LARGEST_IMAGE} pixels, got {side}")
