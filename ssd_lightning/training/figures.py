@@ -1,4 +1,4 @@
-"""Figures of a training: its pictures, its curves and its statistics."""
+"""Figures of a training: pictures, curves and step statistics."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +10,25 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
+from ssd_lightning.drawing import COLOURS, add_rectangle, class_colour, picture_grid
 from ssd_lightning.run_folder import read_metrics
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import DetectionDataModule
-from ssd_lightning.drawing import COLOURS, picture_grid, add_rectangle, class_colour
+
+STATISTICS = {
+    "positives_level": "positives per picture",
+    "offset_target_level": "mean |offset| from default box to object",
+    "offset_error_level": "mean |error| of predicted offsets",
+    "mined_negatives": "mined negatives per picture",
+    "mined_negatives_loss": "mean loss of mined negatives",
+    "objects": "share of objects",
+}
+"""Titles of the plots in the figure of step statistics."""
 
 
 def draw_training_pictures(datamodule: "DetectionDataModule", count: int = 12) -> Figure:
-    """The first training pictures of the first epoch as the network sees them, augmented, with their boxes."""
+    """Draw the first training pictures of the first epoch with their boxes, augmented as the network sees them."""
     dataset = datamodule.train_dataloader().dataset
     keys = list(datamodule.train_dataloader().sampler)[:count]
     figure, axes = picture_grid(len(keys))
@@ -33,7 +43,7 @@ def draw_training_pictures(datamodule: "DetectionDataModule", count: int = 12) -
 
 
 def draw_curves(metrics: Path | str) -> Figure:
-    """Losses and scores over the steps, from a run's ``metrics.csv``."""
+    """Draw losses and scores over the steps from the ``metrics.csv`` of a run."""
     rows = read_metrics(metrics)
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -66,21 +76,11 @@ def draw_curves(metrics: Path | str) -> Figure:
     return figure
 
 
-STATISTICS = {
-    "positives_level": "positives per picture",
-    "offset_target_level": "mean |offset| from default box to object",
-    "offset_error_level": "mean |error| of predicted offsets",
-    "mined_negatives": "mined negatives per picture",
-    "mined_negatives_loss": "mean loss of mined negatives",
-    "objects": "share of objects",
-}
-"""Plots of the training statistics, and how they are called."""
-
-
 def draw_training_statistics(metrics: Path | str) -> Figure | None:
-    """The :class:`~ssd_lightning.training_statistics.TrainingStatistics` over the steps, from a run's ``metrics.csv``.
+    """Draw the step statistics of a run from its ``metrics.csv``.
 
-    None if there are none, as in a run with fewer steps than lie between two logged ones.
+    The statistics are those of :class:`~ssd_lightning.training.step_statistics.TrainingStatistics`. The result is None
+    if the run logged no statistics, such as a run with fewer steps than ``trainer.log_every_n_steps``.
     """
     rows = {
         step: {key.removeprefix("statistics/"): value for key, value in row.items() if key.startswith("statistics/")}
@@ -113,7 +113,8 @@ def draw_training_statistics(metrics: Path | str) -> Figure | None:
         ax.spines[["top", "right"]].set_visible(False)
     offsets = [ax for ax, kind in zip(axes, plots, strict=False) if kind.startswith("offset")]
     for ax in offsets[1:]:
-        ax.sharey(offsets[0])  # an error that is no smaller than the offset itself: nothing is learned yet
+        # On a common axis, an error as large as the offset shows that nothing is learned yet.
+        ax.sharey(offsets[0])
     for ax in axes[: len(plots)]:
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)

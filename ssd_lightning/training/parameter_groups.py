@@ -1,4 +1,4 @@
-"""Which weights learn how fast, and which of them decay."""
+"""Parameter groups of the optimizer: a learning rate for the backbone, and weight decay for some weights only."""
 
 from typing import Any
 
@@ -7,17 +7,16 @@ from torch import nn
 from ssd_lightning.require import require_number
 
 NEW = "backbone.lift."
-"""Layers of a backbone for which there are no weights to start from."""
+"""Prefix of the layers in a backbone that have no pretrained weights."""
 
 
 class ParameterGroups:
-    """Groups of parameters for an optimizer, by calling it; those that are frozen are in none.
+    """Callable that divides the parameters of a model into groups for an optimizer, without the frozen ones.
 
     Args:
-        backbone_lr_factor: what the learning rate is multiplied with for the backbone. Below 1, a pretrained backbone
-            keeps more of what it knows.
-        decay_norms_and_biases: whether weight decay is for all that is learned. Without, it is for the weights of
-            convolutions and linear layers alone.
+        backbone_lr_factor: factor of the learning rate for the backbone. Below 1, a pretrained backbone changes less.
+        decay_norms_and_biases: whether weight decay applies to all parameters. If not, it applies only to the weights
+            of convolutions and linear layers.
     """
 
     def __init__(self, backbone_lr_factor: float = 1.0, decay_norms_and_biases: bool = True) -> None:
@@ -26,9 +25,9 @@ class ParameterGroups:
         self.decay_norms_and_biases = decay_norms_and_biases
 
     def __call__(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Groups with their ``lr_factor``, which the caller multiplies into the optimizer's ``lr``.
+        """Return groups with an ``lr_factor``, by which the caller has to multiply the optimizer's ``lr``.
 
-        Where there are several, each has a ``name``, under which its learning rate is logged.
+        If there are several groups, each has a ``name``, under which its learning rate is logged.
         """
         groups: dict[str, dict[str, Any]] = {}
         weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)}
@@ -44,7 +43,7 @@ class ParameterGroups:
             if not decays:
                 group["weight_decay"] = 0.0
         if not groups:
-            raise ValueError("nothing is left to train: all parameters are frozen")
+            raise ValueError("model: expected parameters to train, got frozen ones only")
         if len(groups) == 1:
             return list(groups.values())
         return [{"name": title, **group} for title, group in groups.items()]

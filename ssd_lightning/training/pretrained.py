@@ -1,4 +1,4 @@
-"""Starting from a detector that somebody has trained: this project's, torchvision's, or in the amdegroot layout."""
+"""Loading a trained detector of this project, of torchvision, or in the amdegroot layout into a model."""
 
 import re
 from collections.abc import Sequence
@@ -21,12 +21,13 @@ PRESETS = {
     "torchvision SSDLite320": "ssdlite320_torchvision",
     "amdegroot": "ssd300_amdegroot",
 }
-"""The option of ``model`` that is built as the files of a layout are, with the default boxes that they are for."""
+"""Option of ``model`` with the architecture and the default boxes of each layout."""
 
 SCALING = "backbone.normalize."
+"""Prefix of the mean and std of pixels in a state dict."""
 
 TORCHVISION_MEAN = (122.99925, 116.9991, 103.9992)
-"""Of its SSD300: Caffe's, in shares of 255 with five digits."""
+"""Mean of pixels in torchvision's SSD300. It is Caffe's mean, rounded to five digits as a share of 255."""
 
 SAME_CLASS = {
     "aeroplane": "airplane",
@@ -36,36 +37,37 @@ SAME_CLASS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-"""VOC's names of classes that COCO calls otherwise."""
+"""COCO's names of the VOC classes that have another name there."""
 
 
 class Foreign(NamedTuple):
-    """A file's weights under the names of this project."""
+    """Weights of a file under the names of this project."""
 
     layout: str
     state: dict[str, Tensor]
     classes: list[str] | None
-    """Of the class head, without background, if the file or its layout tells."""
+    """Classes of the class head without background, if the file or its layout defines them."""
     mean: Sequence[float] | None
     std: Sequence[float] | None
 
 
 class LoadReport(NamedTuple):
-    """What came from a file. As a string, it tells that to a person."""
+    """Report of what was loaded from a file. As a string it is a text for people."""
 
     source: str
     layout: str
     loaded: list[str]
+    """Names of the tensors that were loaded."""
     skipped: list[str]
-    """Names and why: in the file, not in the model or of another shape."""
+    """Names of the file's tensors that were not loaded, with the reason."""
     missing: list[str]
-    """In the model, not in the file: they keep their initial values."""
+    """Names of the model's tensors that the file lacks, and which keep their initial values."""
     classes: list[str] | None
-    """Those that the class head knows from the file; ``None``: it was taken over as it is."""
+    """Classes that were loaded by name; ``None`` if the class head was loaded unchanged."""
     new_classes: list[str]
-    """Those that are to be learned."""
+    """Classes of the model that the file lacks."""
     preset: str | None
-    """The option of ``model`` that has the file's default boxes, where those of the model are others."""
+    """Option of ``model`` with the file's default boxes, if the model has other default boxes."""
 
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.layout}): {len(self.loaded)} tensors loaded"]
@@ -74,7 +76,7 @@ class LoadReport(NamedTuple):
             if self.new_classes:
                 lines.append(f"  classes to be learned: {', '.join(self.new_classes)}")
         if self.preset is not None:
-            lines.append(f"  made for other default boxes, from which its offsets count: model={self.preset} has them")
+            lines.append(f"  made for other default boxes, so its offsets do not fit: model={self.preset} has them")
         for title, names in (("skipped", self.skipped), ("not in the file", self.missing)):
             if names:
                 lines.append(f"  {title}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if names[6:] else ''}")
@@ -84,20 +86,21 @@ class LoadReport(NamedTuple):
 def load_pretrained(
     model: SSD, path: Path | str, classes: Sequence[str] | None = None, file_classes: Sequence[str] | None = None
 ) -> LoadReport:
-    """Put the weights of a detector into ``model``; the scaling of pixels that belongs to them comes along.
+    """Load the weights of a detector into ``model``, with the scaling of pixels that belongs to these weights.
 
-    A class head for other classes is taken over class by class where the names of both sides are known, COCO's
-    "airplane" standing for VOC's "aeroplane"; otherwise it is skipped. Other tensors of another shape are skipped.
+    If the classes of both sides are known, the class head is loaded class by class, and COCO's "airplane" is VOC's
+    "aeroplane". A class head of unknown other classes is skipped, as are tensors of another shape. No class named in
+    the file is built, so the file need not be trusted.
 
     Args:
-        model: changed in place.
+        model: the model, which is changed in place.
         path: a checkpoint of ``ssd-train``; a state dict of torchvision's ``ssd300_vgg16`` or
-            ``ssdlite320_mobilenet_v3_large``; or one in the layout of amdegroot/ssd.pytorch.
-        classes: of ``model``, without background.
-        file_classes: of the file, without background, where they are not VOC's or COCO's.
+            ``ssdlite320_mobilenet_v3_large``; or a state dict in the layout of amdegroot/ssd.pytorch.
+        classes: classes of ``model`` without background.
+        file_classes: classes of the file without background, if they are not VOC's or COCO's.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, is none of these, or is of a network built otherwise.
+        ValueError: with the file, if the file cannot be read, has another layout, or is of another architecture.
     """
     content = read_file(str(path), "pretrained")
     foreign = _under_our_names(content, model, path)
@@ -128,7 +131,8 @@ def load_pretrained(
             state[name] = value
     if not any(name.startswith("backbone.") and not name.startswith(SCALING) for name in state):
         raise ValueError(
-            f"pretrained: nothing of the backbone in {path} ({foreign.layout}) fits the model: {', '.join(skipped[:3])}"
+            f"pretrained: expected a backbone that fits the model, got {path} ({foreign.layout}): "
+            f"{', '.join(skipped[:3])}"
         )
     model.load_state_dict(state, strict=False)
     if foreign.mean is not None and foreign.std is not None:
@@ -158,8 +162,8 @@ def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> F
     if "head.classification.0.weight" in state or "head.classification.0.1.weight" in state:
         return Foreign("ssd_lightning", state, None, None, None)
     raise ValueError(
-        f"pretrained: {path} is no detector of ssd_lightning, of torchvision or in the amdegroot layout; it begins "
-        f"with {', '.join(list(state)[:3])}. Weights of a backbone alone go to backbone.weights"
+        f"pretrained: expected a detector of ssd_lightning, of torchvision or in the amdegroot layout, got {path} with "
+        f"{', '.join(list(state)[:3])}, …. Try backbone.weights for the weights of a backbone alone"
     )
 
 
@@ -204,7 +208,7 @@ def _amdegroot(state: dict[str, Tensor], model: SSD, path: Path | str) -> Foreig
 def _in_order(
     state: dict[str, Tensor], theirs: list[str], model: SSD, path: Path | str, layout: str
 ) -> dict[str, Tensor]:
-    """Backbone and extra layers, which both sides have in the order in which a picture goes through them."""
+    """Rename the tensors of backbone and extra layers by their order, which is that of the forward pass."""
     own = [
         name
         for name in model.state_dict()
@@ -213,16 +217,16 @@ def _in_order(
     theirs, own = ([n for n in names if not n.endswith("num_batches_tracked")] for names in (theirs, own))
     tensors = model.state_dict()
     differing = [
-        f"{name} of {_shape(state[name])} where the model has {ours} of {_shape(tensors[ours])}"
+        f"{name} of shape {_shape(state[name])}, but {ours} of the model has {_shape(tensors[ours])}"
         for ours, name in zip(own, theirs, strict=False)
         if tensors[ours].shape != state[name].shape
     ]
     if len(theirs) != len(own):
-        differing.insert(0, f"{len(theirs)} tensors before its head, the model has {len(own)}")
+        differing.insert(0, f"{len(theirs)} tensors before the head, but the model has {len(own)}")
     if differing:
         raise ValueError(
-            f"pretrained: {path} ({layout}) has {differing[0]}; it is built otherwise. "
-            f"model={PRESETS[layout]} is built as such files"
+            f"pretrained: expected the architecture of the model, got {path} ({layout}) with {differing[0]}. "
+            f"Try model={PRESETS[layout]}"
         )
     return {ours: state[name] for ours, name in zip(own, theirs, strict=True)}
 
@@ -230,7 +234,11 @@ def _in_order(
 def _rows_by_class(
     theirs: Tensor, ours: Tensor, per_cell: int, names: list[str] | None, known: list[str] | None
 ) -> Tensor | None:
-    """The class head's rows, box by box and in it class by class, background first; None if they cannot be told."""
+    """Return the rows of our class head with the file's values for the classes of the same name.
+
+    The rows are ordered by default box, then by class with background first. The result is None if the rows of the
+    file cannot be assigned to classes.
+    """
     if len(theirs) % per_cell or theirs.shape[1:] != ours.shape[1:]:
         return None
     theirs, result = theirs.unflatten(0, (per_cell, -1)), ours.clone().unflatten(0, (per_cell, -1))

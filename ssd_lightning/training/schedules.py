@@ -1,6 +1,6 @@
-"""Learning rates over the steps of a run. All take the optimizer and the number of steps, and count in steps.
+"""Learning rate schedules. All take the optimizer and the number of steps of the run, and count in steps.
 
-The optimizer's own learning rate is the highest one.
+The highest rate of each schedule is the learning rate of the optimizer.
 """
 
 import math
@@ -17,9 +17,13 @@ from ssd_lightning.require import require_number, require_whole_number
 def warmup_cosine(
     optimizer: Optimizer, total_steps: int, warmup_steps: int = 500, final_factor: float = 0.01
 ) -> LambdaLR:
-    """Linear rise over ``warmup_steps``, then half a cosine down to ``final_factor`` of the learning rate.
+    """Make a schedule with a linear rise, then half a cosine down.
 
-    A run shorter than ten times ``warmup_steps`` rises for a tenth of its steps.
+    Args:
+        optimizer: its learning rate is the highest rate.
+        total_steps: number of steps of the run.
+        warmup_steps: number of steps of the rise, at most a tenth of ``total_steps``.
+        final_factor: last rate as a share of the highest rate.
     """
     require_number("final_factor", final_factor, "[0, 1]")
     rising = _warmup_steps(warmup_steps, total_steps)
@@ -40,16 +44,21 @@ def warmup_multistep(
     gamma: float = 0.1,
     warmup_steps: int = 500,
 ) -> LambdaLR:
-    """Linear rise over ``warmup_steps``, then times ``gamma`` at each milestone.
+    """Make a schedule with a linear rise, then a factor of ``gamma`` at each milestone.
 
     Args:
-        milestones: ascending; a number up to 1 is a share of ``total_steps``, a larger one is a step. The default is
-            80k and 100k of 120k, as in the paper.
+        optimizer: its learning rate is the highest rate.
+        total_steps: number of steps of the run.
+        milestones: ascending. A number up to 1 is a share of ``total_steps``, a larger number is a step. The default
+            is 80k and 100k of 120k steps, as in the paper.
+        gamma: factor of the rate at each milestone.
+        warmup_steps: number of steps of the rise, at most a tenth of ``total_steps``.
     """
     steps = [milestone * total_steps if milestone <= 1 else milestone for milestone in milestones]
     if any(first >= second for first, second in pairwise([0, *steps])):
         raise ValueError(
-            f"milestones: expected ascending numbers above 0, got {list(milestones)}, of {total_steps} steps {steps}"
+            f"milestones: expected ascending steps above 0, got {list(milestones)}, in a run of {total_steps} steps "
+            f"{steps}"
         )
     rising = _warmup_steps(warmup_steps, total_steps)
 
@@ -62,10 +71,13 @@ def warmup_multistep(
 def one_cycle(
     optimizer: Optimizer, total_steps: int, warmup_share: float = 0.3, start_factor: float = 0.04
 ) -> LambdaLR:
-    """Half a cosine up over ``warmup_share`` of the steps, half a cosine down to almost nothing (arXiv 1708.07120).
+    """Make a schedule with half a cosine up, then half a cosine down to 1e-4 of the highest rate (arXiv 1708.07120).
 
     Args:
-        start_factor: the first step's share of the learning rate.
+        optimizer: its learning rate is the highest rate.
+        total_steps: number of steps of the run.
+        warmup_share: share of the steps in which the rate rises.
+        start_factor: first rate as a share of the highest rate.
     """
     require_number("warmup_share", warmup_share, "(0, 1)")
     rising = warmup_share * total_steps
@@ -80,7 +92,7 @@ def one_cycle(
 
 
 def constant(optimizer: Optimizer, total_steps: int) -> LambdaLR:
-    """No schedule."""
+    """Make a schedule that keeps the learning rate of the optimizer."""
     return LambdaLR(optimizer, lambda step: 1.0)
 
 

@@ -1,4 +1,4 @@
-"""What every dashboard can do, and how it begins and ends."""
+"""The interface of dashboards, and the results that dashboards show at the end of a run."""
 
 import contextlib
 import json
@@ -16,38 +16,39 @@ from ssd_lightning.structures import DetectionRecords, ObjectRecords
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 
 EMPTY_IS_NAN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-"""And nothing else: a class may be called NA."""
+"""Settings of pandas that read only empty cells as NaN, since a class may be called NA."""
 
 FIGURES = ("validation_detections", "precision_recall", "per_class", "confusion")
-"""Of a run folder, those that a dashboard has not got already from numbers."""
+"""Figures of a run folder that a dashboard cannot draw from numbers."""
 
 
 class Results(NamedTuple):
-    """What a run folder tells of a run that is over."""
+    """Results of a finished run, as read from its run folder."""
 
     numbers: dict[str, float]
-    """``best/map_50`` and the other scores of the best checkpoint, its epoch and step; seconds and sizes."""
+    """Scores of the best checkpoint such as ``best/map_50``, its epoch and step, training time and model size."""
     choices: dict[str, str]
-    """The option of each config group, what was given at the command line, and the seed."""
+    """Option of each config group, arguments of the command line, and the seed."""
     by_class: pd.DataFrame
-    """As :func:`ssd_lightning.review.score_by_class` makes it."""
+    """Table of ``scores.csv``, with a row for each class."""
     precision_recall: pd.DataFrame
-    """Columns ``class``, ``score``, ``recall``, ``precision``; the best of a class first."""
+    """Columns ``class``, ``score``, ``recall``, ``precision``, with the highest score of a class first."""
     confusion: pd.DataFrame
-    """Counts, a row for each true class and a column for each detected one, background last."""
+    """Counts with a row for each true class and a column for each detected class, background last."""
     figures: dict[str, Path]
+    """Files of figures by name."""
     checkpoint: Path
 
 
 class Dashboard(Logger):
-    """A logger that shows more than numbers. What is declared here is called on the first rank alone."""
+    """Logger that shows more than numbers. The methods of this class are called only on the first rank."""
 
     @abstractmethod
     def begin(self, config: dict[str, Any], git_commit: str | None) -> None:
-        """A run begins, or goes on.
+        """Begin a run or resume it.
 
         Args:
-            config: plain nested data.
+            config: the config of the run as plain data.
             git_commit: version of the code.
         """
 
@@ -60,24 +61,25 @@ class Dashboard(Logger):
         classes: Sequence[str],
         step: int,
     ) -> None:
-        """Some pictures with their boxes, in pixels. After each validation the same ones."""
+        """Show some pictures with their boxes in pixels. Each validation shows the same pictures."""
 
     @abstractmethod
-    def show_results(self, results: Results, step: int) -> None: ...
+    def show_results(self, results: Results, step: int) -> None:
+        """Show the results of the finished run."""
 
     @abstractmethod
     def end(self, exit_code: int) -> None:
-        """The run is over; 0 if it went well."""
+        """End the run; the exit code 0 means success."""
 
 
 def dashboards_of(trainer: lightning.Trainer) -> list[Dashboard]:
-    """Those that this process writes to: none but on the first rank."""
+    """Return the dashboards of a trainer on the first rank, and none on the other ranks."""
     return [logger for logger in trainer.loggers if isinstance(logger, Dashboard)] if trainer.is_global_zero else []
 
 
 @contextlib.contextmanager
 def running(dashboards: Sequence[Dashboard], config: dict[str, Any], git_commit: str | None) -> Iterator[None]:
-    """Within this they have begun; they end with the exit code that the process will have."""
+    """Begin the run on dashboards, and end it with the exit code that the process will have."""
     exit_code = 1
     try:
         for dashboard in dashboards:
@@ -96,7 +98,7 @@ def running(dashboards: Sequence[Dashboard], config: dict[str, Any], git_commit:
 
 
 def read_results(folder: Path) -> Results:
-    """From the files that ``ssd-train`` leaves in its run folder."""
+    """Read the results from a run folder of ``ssd-train``."""
     summary = json.loads((folder / "summary.json").read_text())
     numbers = {f"best/{key.removeprefix('val/')}": value for key, value in summary["scores"].items()}
     numbers |= {f"best/{key}": summary[f"best_{key}"] for key in ("epoch", "step")}

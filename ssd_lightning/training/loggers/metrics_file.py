@@ -1,4 +1,4 @@
-"""The metrics of a run as one table."""
+"""The logger that writes the metrics of a run into one table."""
 
 import csv
 import io
@@ -14,11 +14,11 @@ from ssd_lightning.run_folder import read_metrics, replace_text
 
 
 class MetricsFile(Logger):
-    """``metrics.csv``: a row for each logged step, a column for each metric.
+    """Logger that writes ``metrics.csv``, with a row for each logged step and a column for each metric.
 
-    Lightning's CSVLogger writes a row for each call, and deletes what is there when a run resumes. Here a resumed run
-    goes on in the table: rows from the step on at which it starts anew are replaced. The file is rewritten as a whole
-    and renamed, so that a reader never finds half of it.
+    Lightning's CSVLogger writes a row for each call, and deletes the former file when a run is resumed. This logger
+    keeps the rows before the first step of the resumed run. It rewrites the file as a whole, so that readers never find
+    half of it.
 
     Args:
         folder: the run folder.
@@ -45,7 +45,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run folder holds the config already."""
+        """Do nothing: the run folder has the config already."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:

@@ -1,27 +1,25 @@
-"""The few validation pictures that dashboards show again and again, so that one sees how they are learned."""
+"""The validation pictures that dashboards show after every validation."""
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from ssd_lightning.data.datamodule import Pictures
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, Sample, Truth
+from ssd_lightning.structures import DetectionRecords, ObjectRecords, Records, Sample, Truth, concatenate, select
 
 LONGEST_SIDE = 640
-"""Pixels to which a picture is reduced; it is shown anew after every validation."""
+"""Longest side in pixels of a shown picture. Larger pictures are reduced, since each validation stores a copy."""
 
 LEAST_SCORE = 0.05
+"""Lowest score of a shown detection. Viewers can raise the threshold on a dashboard."""
 MOST_DETECTIONS = 50
-"""Of a picture, the best from that score on: a dashboard moves the threshold, but hardly to where all is noise."""
-
-Records = TypeVar("Records", DetectionRecords, ObjectRecords)
+"""Highest number of shown detections in a picture."""
 
 
 def rows_to_show(objects: ObjectRecords, count: int) -> list[int]:
-    """Pictures that hold objects, spread over the classes: of each in turn, the first that is not there yet."""
+    """Choose pictures with objects, taking from each class in turn its first picture that is not chosen yet."""
     turns = [
         (turn, label, row)
         for label in np.unique(objects.labels).tolist()
@@ -31,11 +29,11 @@ def rows_to_show(objects: ObjectRecords, count: int) -> list[int]:
 
 
 class ShownPictures:
-    """Some pictures of a data set as a data set of their own, reduced and kept in memory.
+    """Reduced copies in memory of some pictures of a data set, as a data set of their own.
 
     Args:
         pictures: the data set.
-        rows: which of them.
+        rows: the indices of the pictures.
     """
 
     def __init__(self, pictures: Pictures, rows: Sequence[int]) -> None:
@@ -64,22 +62,22 @@ class ShownPictures:
         return Sample(self.image(index), *self.truth(index)[1:])
 
     def records(self, records: Records) -> Records:
-        """Those of these pictures out of those of the whole data set, in pixels of the reduced pictures."""
+        """Select the records of these pictures, with boxes in pixels of the reduced pictures."""
         parts = []
         for place, (row, factor) in enumerate(zip(self._rows, self._factors, strict=True)):
-            mine = type(records)(*(column[records.image_ids == row] for column in records))
+            mine = select(records, records.image_ids == row)
             parts.append(
                 mine._replace(
                     image_ids=np.full(len(mine.image_ids), place), boxes=mine.boxes * mine.boxes.dtype.type(factor)
                 )
             )
-        return type(records)(*map(np.concatenate, zip(*parts, strict=True)))
+        return concatenate(parts)
 
 
 def worth_showing(detections: DetectionRecords) -> DetectionRecords:
-    """Of each picture the best, the best first."""
+    """Select the detections to show: in each picture those with the highest scores, highest first."""
     order = np.lexsort((-detections.scores, detections.image_ids))
     order = order[detections.scores[order] >= LEAST_SCORE]
     ids = detections.image_ids[order]
     place_in_picture = np.arange(len(ids)) - np.searchsorted(ids, ids)
-    return DetectionRecords(*(column[order[place_in_picture < MOST_DETECTIONS]] for column in detections))
+    return select(detections, order[place_in_picture < MOST_DETECTIONS])

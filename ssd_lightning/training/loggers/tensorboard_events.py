@@ -1,4 +1,4 @@
-"""A run in TensorBoard."""
+"""The logger that writes event files for TensorBoard."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 
 
 class TensorBoardEvents(TensorBoardLogger, Dashboard):
-    """Event files in ``tensorboard`` of the run folder, for ``tensorboard --logdir <folders>``.
+    """Logger that writes event files into ``tensorboard`` of the run folder, for ``tensorboard --logdir <folders>``.
 
     Args:
         folder: the run folder.
     """
 
     def __init__(self, folder: Path | str) -> None:
-        # A progress bar shows the version, where there is one.
+        # The version is empty, since a progress bar would show it.
         super().__init__(folder, name="tensorboard", version="", default_hp_metric=False)
         self._config: dict[str, Any] | None = None
 
@@ -36,7 +36,7 @@ class TensorBoardEvents(TensorBoardLogger, Dashboard):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._config is not None:
-            # A run that goes on begins here: what was written of these steps before it stopped is not shown.
+            # This event makes TensorBoard drop what a run wrote for later steps before it was stopped and resumed.
             begins = Event(step=step, session_log=SessionLog(status=SessionLog.START))
             self.experiment._get_file_writer().add_event(begins)
             self.experiment.add_text("config", f"```yaml\n{yaml.safe_dump(self._config, sort_keys=False)}\n```", step)
@@ -44,7 +44,7 @@ class TensorBoardEvents(TensorBoardLogger, Dashboard):
         super().log_metrics(metrics, step)
 
     def save(self) -> None:
-        """Without the config, which the run folder has."""
+        """Write pending events, but not the config, which the run folder has."""
         if self._experiment is not None:
             self._experiment.flush()
 
@@ -73,7 +73,7 @@ class TensorBoardEvents(TensorBoardLogger, Dashboard):
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """As TensorBoard shows tables."""
+    """Return a table as Markdown, which TensorBoard shows."""
     rows = [[str(table.index.name), *map(str, table.columns)], ["---"] + ["--:"] * len(table.columns)]
     rows += [[str(name), *map(_cell, values)] for name, *values in table.itertuples(name=None)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

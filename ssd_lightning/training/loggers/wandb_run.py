@@ -1,4 +1,4 @@
-"""A run on Weights & Biases, or in files that are uploaded there later."""
+"""The logger for Weights & Biases, online or in files that are uploaded later."""
 
 import contextlib
 import logging
@@ -22,40 +22,41 @@ from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 log = logging.getLogger(__name__)
 
 ID_FILE = "wandb_id.txt"
-"""In the run folder, the id by which a run that is resumed goes on there."""
+"""File in the run folder with the id of the run, under which a resumed run continues."""
 
 SERVICE_LOST = (OSError, HandleAbandonedError, MailboxClosedError)
-"""What calls raise when wandb's own process, which does the work, has died."""
+"""Exceptions of calls to wandb after its background process has died."""
 
 MOST_ROWS = 10_000
-"""Of a table that wandb draws."""
+"""Highest number of rows in a table that wandb draws."""
 
 MOST_POINTS = 200
-"""Of the precision-recall curve of a class."""
+"""Highest number of points in the precision-recall curve of a class."""
 
 LONGEST_NAME = 120
+"""Highest number of characters in the name of a run."""
 
 
 class WandbRun(WandbLogger, Dashboard):
-    """Lightning's logger, made so that no network, server or process of wandb can stop a training or hold it up.
+    """Logger for Weights & Biases that cannot stop or delay a training when the network, server or process fails.
 
-    A server that does not answer at the start is done without: the run goes on offline. If it goes away later, wandb
-    itself waits for it in the background. Either way all is kept in ``wandb`` of the run folder, and ``wandb sync``
-    uploads it. If the process of wandb dies, what is logged from then on is lost, and nothing else.
+    If the server does not answer at the start, the run continues offline. If the server disappears later, wandb waits
+    for it in the background. In both cases the folder ``wandb`` in the run folder has all data, and ``wandb sync``
+    uploads them. If wandb's background process dies, only what is logged after that is lost.
 
     Args:
         folder: the run folder.
-        project: on the server.
-        name: of the run; default: for a job of a sweep what varies, else its experiment and its folder.
-        group: of runs; default: the folder of the sweep.
-        tags: to find it by.
-        offline: write files and connect to nobody.
+        project: name of the project on the server.
+        name: name of the run; default: the overrides that vary in a sweep, else the experiment and the run folder.
+        group: name of the group of runs; default: the folder of the sweep.
+        tags: tags of the run.
+        offline: write files only, and connect to no server.
         log_model: upload the best checkpoint.
-        init_timeout: seconds that the server has at the start.
-        finish_timeout: seconds that the end waits for what is not uploaded yet.
+        init_timeout: seconds to wait for the server at the start.
+        finish_timeout: seconds to wait for uploads at the end.
 
     Raises:
-        ValueError: if nobody is logged in. It never asks.
+        ValueError: if no API key is stored. The logger never asks for one.
     """
 
     def __init__(
@@ -79,16 +80,16 @@ class WandbRun(WandbLogger, Dashboard):
         self.init_timeout = init_timeout
         self.finish_timeout = finish_timeout
         self._is_lost = False
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._variables: list[str] = []
-        # Its reports about itself keep the process from ending while the server does not answer.
+        # While the server does not answer, wandb's error reports would keep the process from ending.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         if not offline:
             self._refuse_without_login()
 
     @property
     def version(self) -> str:
-        """None for the progress bar to show."""
+        """Return an empty version, since a progress bar would show it."""
         return ""
 
     @rank_zero_only
@@ -100,13 +101,13 @@ class WandbRun(WandbLogger, Dashboard):
             raise ValueError(f"logger=wandb: {error}") from error
         if not is_known:
             raise ValueError(
-                "logger=wandb: expected an API key, got none; `wandb login` stores one, WANDB_API_KEY gives one, "
-                "logger=wandb_offline needs none"
+                "logger=wandb: expected an API key, got none. Try `wandb login`, the variable WANDB_API_KEY, or "
+                "logger=wandb_offline, which needs no key"
             )
 
     def begin(self, config: dict[str, Any], git_commit: str | None) -> None:
         if "WANDB_DATA_DIR" not in os.environ:
-            # Where files of tables and checkpoints wait to be uploaded; it would be in the home folder.
+            # wandb would keep tables and checkpoints to upload in the home folder.
             os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
             self._variables = ["WANDB_DATA_DIR"]
         id_file = self.folder / ID_FILE
@@ -114,7 +115,7 @@ class WandbRun(WandbLogger, Dashboard):
             init_timeout=self.init_timeout,
             finish_timeout=self.finish_timeout,
             finish_timeout_raises=True,
-            # The commit is that of this code, not of where the command is given; its changes are not uploaded.
+            # wandb would take the commit of the working directory, and upload uncommitted changes.
             disable_git=True,
             git_commit=git_commit,
             disable_code=True,
@@ -128,17 +129,17 @@ class WandbRun(WandbLogger, Dashboard):
         }
         try:
             run = self._init()
-        except Exception as error:  # whatever it is, a dashboard does not stop a training
+        except Exception as error:  # No failure of a dashboard may stop a training.
             if self._offline:
                 raise
             self._offline = True
             log.warning(
-                "wandb: %s does not take the run (%s), which goes on offline; upload it with %s",
+                "wandb: %s does not accept the run (%s), which continues offline; upload it with %s",
                 _quietly().settings.base_url,
                 _first_line(error),
                 self._sync_command(),
             )
-            # The id is free again only when its process has ended.
+            # wandb's process has to end before another run can use the id.
             _end_service()
             run = self._init()
         else:
@@ -159,21 +160,21 @@ class WandbRun(WandbLogger, Dashboard):
 
     @contextlib.contextmanager
     def _attempt(self) -> Iterator[None]:
-        """Of all that may happen within this, nothing is a reason to stop a training."""
+        """Turn all exceptions of wandb into warnings, since no failure of a dashboard may stop a training."""
         try:
             yield
         except SERVICE_LOST as error:
             if not self._is_lost:
                 log.warning(
-                    "wandb: its process has gone (%s), and the run goes on without; %s uploads what it had",
+                    "wandb: its process has ended (%s), and the run continues without it; %s uploads earlier data",
                     error,
                     self._sync_command(),
                 )
             self._is_lost = True
         except Exception as error:
-            if (text := _first_line(error)) not in self._told:
+            if (text := _first_line(error)) not in self._warned:
                 log.warning("wandb: %s", text)
-            self._told.add(text)
+            self._warned.add(text)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -218,7 +219,7 @@ class WandbRun(WandbLogger, Dashboard):
         with self._attempt():
             figures = {f"figures/{name}": wandb.Image(str(path)) for name, path in results.figures.items()}
             self.log_metrics({**results.numbers, **figures}, step)
-            # After that, since wandb asks the server about tables and artifacts first, which may not answer any more.
+            # Tables and artifacts come last, since wandb first asks the server about them, which may not answer.
             counts = results.confusion.stack().rename_axis(["truth", "detection"]).rename("count").reset_index()
             if len(counts) > MOST_ROWS:
                 counts = counts[counts["count"] > 0]
@@ -251,7 +252,7 @@ class WandbRun(WandbLogger, Dashboard):
             with self._attempt():
                 self._finish(exit_code)
         finally:
-            # At the end of the process this would be late: another run of the same process would find it.
+            # Another run in the same Python process must not find wandb's process and variables.
             _end_service()
             for name in self._variables:
                 os.environ.pop(name, None)
@@ -261,14 +262,14 @@ class WandbRun(WandbLogger, Dashboard):
             self.experiment.finish(exit_code=exit_code)
         except TimeoutError:
             log.warning(
-                "wandb: %g s were not enough to upload all; %s uploads the rest",
+                "wandb: not everything was uploaded within %g s; %s uploads the rest",
                 self.finish_timeout,
                 self._sync_command(),
             )
 
 
 def sweep_and_job(folder: Path) -> tuple[str | None, str | None]:
-    """Names for the sweep that a run is a job of, and for the job, from its folder and what varies; None for others."""
+    """Return names for the sweep of a run and for its job, or None twice if the run is not part of a sweep."""
     sweep = next((parent for parent in folder.parents if (parent / "multirun.yaml").exists()), None)
     if sweep is None or not (folder / JOB_FILE).exists():
         return None, None
@@ -279,12 +280,12 @@ def sweep_and_job(folder: Path) -> tuple[str | None, str | None]:
 
 
 def _quietly() -> Any:
-    """wandb's own messages are many; those that matter are told here."""
+    """Start wandb without its many messages. This logger reports what matters."""
     return wandb.setup(settings=wandb.Settings(silent=True))
 
 
 def _end_service() -> None:
-    # If it has crashed, it would end this process, too.
+    # teardown would end this process too if wandb's process has crashed.
     with contextlib.suppress(Exception, SystemExit):
         wandb.teardown()
 
@@ -299,7 +300,7 @@ def _box(edges: list[float], label: int, caption: str) -> dict[str, Any]:
 
 
 def thinned(curves: pd.DataFrame) -> pd.DataFrame:
-    """Evenly chosen points of each class, as many as can be drawn."""
+    """Choose evenly spaced points of each class, as many as wandb can draw."""
     by_class = curves.groupby("class", sort=False)["recall"]
     points = max(1, min(MOST_POINTS, MOST_ROWS // max(1, by_class.ngroups)))
     every = -(-by_class.transform("size") // points)
