@@ -300,9 +300,7 @@ def room_page(room: str) -> str:
     sections: dict[str, list[Name]] = {}
     for name in rooms()[room]:
         sections.setdefault(section(name), []).append(name)
-    for title in sorted(
-        sections, key=lambda title: list(SECTIONS).index(title) if title in SECTIONS else len(SECTIONS)
-    ):
+    for title in sections:
         if len(sections) > 1:
             lines += [f"## {title}", ""]
         for name in sections[title]:
