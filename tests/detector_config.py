@@ -1,10 +1,10 @@
-"""The plain config of a small detector, as a checkpoint holds it."""
+"""The plain config of a small detector, as checkpoints store it."""
 
 MODEL = {
-    "_target_": "ssd_lightning.detector.model.SSD",
-    "backbone": {"_target_": "ssd_lightning.detector.backbones.tiny.Tiny", "base_channels": [4, 8, 8], "channels": 8},
+    "_target_": "ssd_lightning.SSD",
+    "backbone": {"_target_": "ssd_lightning.Tiny", "base_channels": [4, 8, 8], "channels": 8},
     "default_boxes": {
-        "_target_": "ssd_lightning.detector.default_boxes.DefaultBoxes",
+        "_target_": "ssd_lightning.DefaultBoxes",
         "scales": [0.2, 0.37, 0.54, 0.71, 0.88, 1.05],
         "aspect_ratios": [[2], [2], [2], [2], [2]],
     },
@@ -12,7 +12,7 @@ MODEL = {
     "image_size": 64,
 }
 POSTPROCESS = {
-    "_target_": "ssd_lightning.detector.postprocess.PostProcess",
+    "_target_": "ssd_lightning.PostProcess",
     "score_threshold": 0.02,
     "max_detections": 50,
 }

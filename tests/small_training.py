@@ -1,4 +1,4 @@
-"""A training of a small network on twelve pictures of bananas."""
+"""Trainings of a small network on twelve pictures of bananas."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from ssd_lightning.training.module import SSDModule
 
 NUM_TRAIN, NUM_VAL, BATCH_SIZE, SIDE = 12, 4, 4, 64
 STEPS = NUM_TRAIN // BATCH_SIZE
-"""Of an epoch."""
+"""Number of steps in an epoch."""
 
 
 def make_module(**parts: Any) -> SSDModule:
@@ -39,7 +39,7 @@ def make_data(root: Path, num_workers: int = 0) -> DetectionDataModule:
 
 
 def make_trainer(folder: Path, *more: lightning.Callback, epochs: int = 3, **settings: Any) -> lightning.Trainer:
-    """With everything that a run of ``ssd-train`` has."""
+    """Make a trainer with the callbacks of ``ssd-train``."""
     saving = ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
@@ -71,7 +71,7 @@ def make_trainer(folder: Path, *more: lightning.Callback, epochs: int = 3, **set
 
 
 class Signal(lightning.Callback):
-    """What a scheduler sends when the time is over, in the middle of a step."""
+    """Sends SIGTERM in the middle of a step, as a scheduler does at its time limit."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -83,7 +83,7 @@ class Signal(lightning.Callback):
 
 
 class Crash(lightning.Callback):
-    """A power cut, in the middle of a step."""
+    """Raises an error in the middle of a step, like a power cut."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -94,15 +94,19 @@ class Crash(lightning.Callback):
 
 
 def assert_same_run(folder: Path, finished: Path) -> None:
-    """Weights, state of the optimizer, the best checkpoint and every logged number: equal to the bit."""
+    """Assert that two runs have equal checkpoints and logged numbers, to the bit."""
     assert (folder / "metrics.csv").read_text() == (finished / "metrics.csv").read_text()
     for name in ("end.ckpt", "checkpoints/best.ckpt"):
-        found, expected = (torch.load(run / name, weights_only=True) for run in (folder, finished))
-        assert (found["epoch"], found["global_step"]) == (expected["epoch"], expected["global_step"])
-        assert list(found["state_dict"]) == list(expected["state_dict"])
-        for key, tensor in expected["state_dict"].items():
-            assert torch.equal(found["state_dict"][key], tensor), key
-        for index, state in expected["optimizer_states"][0]["state"].items():
-            for key, tensor in state.items():
-                assert torch.equal(found["optimizer_states"][0]["state"][index][key], tensor)
-        assert found["lr_schedulers"] == expected["lr_schedulers"]
+        assert_equal_states(*(torch.load(run / name, weights_only=True) for run in (folder, finished)))
+
+
+def assert_equal_states(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Assert that two checkpoints have the same step, weights, optimizer and schedulers, to the bit."""
+    assert (found["epoch"], found["global_step"]) == (expected["epoch"], expected["global_step"])
+    assert list(found["state_dict"]) == list(expected["state_dict"])
+    for key, tensor in expected["state_dict"].items():
+        assert torch.equal(found["state_dict"][key], tensor), key
+    for index, state in expected["optimizer_states"][0]["state"].items():
+        for key, tensor in state.items():
+            assert torch.equal(found["optimizer_states"][0]["state"][index][key], tensor)
+    assert found["lr_schedulers"] == expected["lr_schedulers"]

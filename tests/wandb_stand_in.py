@@ -1,4 +1,4 @@
-"""A server that answers what a run asks of Weights & Biases, or fails to, and a reader of the files of such runs."""
+"""A stand-in for the server of Weights & Biases, and a reader of the files of its runs."""
 
 import json
 import re
@@ -13,11 +13,11 @@ from wandb.proto.wandb_internal_pb2 import Record
 HEADER_BYTES = 7
 BLOCK_BYTES = 32 * 1024
 WHOLE, LAST = 1, 4
-"""Kinds of chunks: a record, or the end of one."""
+"""Kinds of chunks: a whole record, or the end of a record."""
 
 
 def read_records(path: Path) -> list[Record]:
-    """What a ``.wandb`` file holds. It is a log as of LevelDB: records in chunks, which do not cross blocks."""
+    """Read the records of a ``.wandb`` file, which is a log like LevelDB's: chunks that do not cross blocks."""
     content = path.read_bytes()
     assert content[:4] == b":W&B"
     records, at, so_far = [], HEADER_BYTES, b""
@@ -36,10 +36,10 @@ def read_records(path: Path) -> list[Record]:
 
 
 class Run:
-    """What the files of a run in ``wandb`` of a run folder tell.
+    """A run of wandb, read from its files.
 
     Args:
-        folder: one of ``offline-run-…`` or ``run-…``.
+        folder: a folder ``offline-run-…`` or ``run-…`` in the folder ``wandb`` of a run folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A row for each call of log; keys of what is nested are joined by dots."""
+        """A row for each call of log. Nested keys are joined by dots."""
         rows = [
             {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.item}
             for record in self.of_type("history")
@@ -73,7 +73,7 @@ class Run:
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """All of a run folder, in the order in which they began."""
+    """Return all runs of wandb in a run folder, in the order of their start."""
     paths = [path for path in (folder / "wandb").glob("*run-*") if path.is_dir() and not path.is_symlink()]
     return [Run(path) for path in sorted(paths, key=lambda path: path.name.removeprefix("offline-"))]
 
@@ -82,16 +82,16 @@ Way = Literal["answers", "hangs", "fails"]
 
 
 class StandIn:
-    """A server on this machine, within a ``with`` block.
+    """A server on this machine, which runs within a ``with`` block.
 
     Args:
-        way: whether it answers, never does, or says that it has an error.
-        leaves_after: operation (of GraphQL) or beginning of a path after which it is gone.
+        way: whether the server answers, never answers, or answers with an error.
+        leaves_after: GraphQL operation, or beginning of a path, after which the server stops.
     """
 
     def __init__(self, way: Way = "answers", leaves_after: str | None = None) -> None:
         self.requests: list[tuple[str, Any]] = []
-        """Names of operations with their variables, and paths with their content."""
+        """Operations with their variables, and paths with their content."""
         self._way = way
         self._leaves_after = leaves_after
         self._is_over = threading.Event()
@@ -112,7 +112,7 @@ class StandIn:
             daemon_threads = True
 
             def handle_error(self, *arguments: Any) -> None:
-                """A client that has gone."""
+                """Do nothing when a client has gone."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"

@@ -1,4 +1,4 @@
-"""Stopping well: at a loss that is no number, and when somebody asks for it. Each test is a run of a tiny model."""
+"""Callbacks that stop and save: at a loss that is not finite, at a signal, and every few steps."""
 
 import math
 import os
@@ -38,7 +38,7 @@ from ssd_lightning.training.module import SSDModule
 
 
 class Interrupt(lightning.Callback):
-    """Sends signals to this process in the middle of a step, as a terminal or a scheduler does."""
+    """Sends signals to this process in the middle of a step."""
 
     def __init__(self, step: int, *numbers: int) -> None:
         self.step = step
@@ -51,7 +51,7 @@ class Interrupt(lightning.Callback):
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[dict[int, Any]]:
-    """Those from before the test, whatever the test leaves behind."""
+    """The signal handlers from before the test, which are restored after it."""
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield former
     for number, handler in former.items():
@@ -66,11 +66,10 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning:lightning", "ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*deprecated.*"
 )
 
-# --- a loss that is no number ---
+# --- a loss that is not finite ---
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("step", [0, 2, 5])
+@pytest.mark.parametrize(("step", "value"), [(0, float("nan")), (2, float("inf")), (5, -float("inf"))])
 def test_the_error_tells_step_learning_rate_and_pictures(tmp_path: Path, step: int, value: float) -> None:
     module = OneWeight({step: value})
     with pytest.raises(NonFiniteLossError) as caught:
@@ -142,16 +141,16 @@ def test_of_batches_whose_gradients_are_added_up_the_bad_one_is_told(tmp_path: P
     assert module.weight.isfinite()
 
 
-# --- taking a bad step again ---
+# --- repeating a bad step ---
 
 PARTS = {
-    "matcher": {"_target_": "ssd_lightning.detector.matching.BoxMatcher", "iou_threshold": 0.4},
-    "loss": {"_target_": "ssd_lightning.detector.losses.MultiBoxLoss", "alpha": 2.0},
+    "matcher": {"_target_": "ssd_lightning.BoxMatcher", "iou_threshold": 0.4},
+    "loss": {"_target_": "ssd_lightning.MultiBoxLoss", "alpha": 2.0},
 }
 
 
 def detector(lr: float) -> SSDModule:
-    """As ``ssd-train`` makes one."""
+    """A module as ``ssd-train`` makes it."""
     torch.manual_seed(0)
     return SSDModule(
         instantiate(MODEL, _convert_="all"),
@@ -170,7 +169,7 @@ def constant(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
 def stop_at_a_bad_loss(
     folder: Path, bananas: Path, module: SSDModule, *own: lightning.Callback, **settings: Any
 ) -> tuple[float, SSDModule, Batch, float]:
-    """The loss at which a run stopped; then the step that was saved, and its loss."""
+    """Return the loss that stopped a run, and the saved step with the loss of its repetition."""
     trainer = trainer_with(StopOnNonFiniteLoss(folder), *own, epochs=9, limit_val_batches=0, **settings)
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.fit(module, DetectionDataModule(Bananas(bananas), image_size=64, batch_size=4, num_workers=0))
@@ -193,7 +192,7 @@ def test_the_loss_is_not_finite_again(tmp_path: Path, bananas: Path, precision: 
 def test_all_that_decides_the_loss_is_saved(
     tmp_path: Path, bananas: Path, monkeypatch: pytest.MonkeyPatch, precision: Any, waits: bool
 ) -> None:
-    """Of a loss that is finite, in which everything can be seen: it comes out the same to the last digit."""
+    """A finite loss shows every difference: the repeated loss is equal to the last digit."""
     losses: list[float] = []
 
     def refuse_the_fifth(loss: float) -> bool:
@@ -218,8 +217,9 @@ def test_a_checkpoint_is_no_bad_step(tmp_path: Path) -> None:
 # --- a signal ---
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [0, 2, BATCHES + 1])
+@pytest.mark.parametrize(
+    ("step", "number"), [(0, signal.SIGINT), (2, signal.SIGTERM), (BATCHES + 1, signal.SIGINT)], ids=str
+)
 def test_a_signal_ends_the_run_after_the_step_it_came_in(
     tmp_path: Path, handlers: dict[int, Any], number: signal.Signals, step: int
 ) -> None:
@@ -234,7 +234,7 @@ def test_a_signal_ends_the_run_after_the_step_it_came_in(
 
 
 def test_what_the_last_step_gives_to_other_callbacks_is_saved(tmp_path: Path) -> None:
-    """Wherever they stand in the list."""
+    """The order of callbacks does not matter."""
     module = OneWeight()
     weights = [1.0]
 
@@ -253,7 +253,7 @@ def test_what_the_last_step_gives_to_other_callbacks_is_saved(tmp_path: Path) ->
 
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_validation_belongs_to_the_last_step_of_an_epoch(tmp_path: Path, handlers: dict[int, Any], epoch: int) -> None:
-    """It is run, the best weights are kept, and then everything is saved; also in the last epoch."""
+    """Validation runs and the best weights are kept before the run is saved, also in the last epoch."""
     module, steps = OneWeight(), epoch * BATCHES
     best = ModelCheckpoint(tmp_path, filename="best {epoch}", save_top_k=-1)
     with pytest.raises(StoppedBySignal):
@@ -286,7 +286,7 @@ def test_gradients_that_are_added_up_are_waited_for(tmp_path: Path) -> None:
 def test_a_validation_within_the_epoch_is_not_lost(
     tmp_path: Path, settings: dict[str, Any], step: int, validated_after: list[int]
 ) -> None:
-    """The signal comes in a step that validation follows: it is made, and one more step."""
+    """After a signal in a step before a validation, the run makes the validation and one more step."""
     module = OneWeight()
     with pytest.raises(StoppedBySignal):
         trainer_with(Interrupt(step, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt"), **settings).fit(
@@ -324,7 +324,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(
 
 
 class Former(BaseException):
-    """Raised by the handler from before the run."""
+    """Exception of the handler from before the run."""
 
 
 def former(number: int, frame: object) -> None:
@@ -332,7 +332,7 @@ def former(number: int, frame: object) -> None:
 
 
 class DuringValidation(lightning.Callback):
-    """Sends a signal in the middle of one."""
+    """Sends a signal in the middle of a validation."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -346,7 +346,7 @@ class DuringValidation(lightning.Callback):
 def test_before_and_after_training_signals_do_what_they_did(
     tmp_path: Path, number: signal.Signals, method: str
 ) -> None:
-    """In the sanity check, and when weights are scored."""
+    """Both in the sanity check and when weights are scored."""
     signal.signal(number, former)
     trainer = trainer_with(StopOnSignal(tmp_path / "last.ckpt"), DuringValidation(number), num_sanity_val_steps=1)
     with pytest.raises(Former):

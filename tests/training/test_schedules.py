@@ -1,4 +1,4 @@
-"""Learning rates: against the points of each curve that can be worked out by hand."""
+"""Learning rate schedules: compared with points of each curve that are computed by hand."""
 
 import math
 from itertools import pairwise
@@ -17,7 +17,7 @@ def make_optimizer() -> torch.optim.Optimizer:
 
 
 def learning_rates(schedule: LRScheduler, steps: int) -> list[float]:
-    """Of each step of a run, as shares of the highest."""
+    """The rate of each step as a share of the highest rate."""
     rates = []
     for _ in range(steps):
         rates.append(schedule.get_last_lr()[0] / HIGHEST)
@@ -64,7 +64,7 @@ def test_warmup_cosine_without_warmup():
 @pytest.mark.parametrize(("total", "rising"), [(120_000, 500), (5000, 500), (200, 20), (9, 0), (1, 0)])
 @pytest.mark.parametrize("make", [warmup_cosine, warmup_multistep])
 def test_a_short_run_rises_for_a_tenth(make, total, rising):
-    """The default of 500 steps would be all of a short run. The first step is never 0."""
+    """The default of 500 steps could be all of a short run. The first rate is never 0."""
     rates = learning_rates(make(make_optimizer(), total), min(total, 510))
     assert rates[0] == pytest.approx(1 / max(1, rising))
     if rising:
@@ -77,7 +77,7 @@ def test_a_short_run_rises_for_a_tenth(make, total, rising):
 
 
 def test_paper():
-    """120k steps, a tenth from 80k and again from 100k: exactly there."""
+    """The rate of 120k steps falls to a tenth exactly at 80k and again at 100k."""
     factor = warmup_multistep(make_optimizer(), 120_000).lr_lambdas[0]
     assert factor(499) == factor(500) == factor(79_999) == 1
     assert factor(80_000) == factor(99_999) == pytest.approx(0.1)
@@ -112,7 +112,7 @@ def test_one_cycle_by_hand():
 
 
 def test_one_cycle_is_nearly_torch_one_cycle():
-    """Whose peak is a step earlier, and whose end is lower."""
+    """The schedule of torch has its peak a step earlier and a lower end."""
     rates = learning_rates(one_cycle(make_optimizer(), 1000), 1000)
     theirs = learning_rates(OneCycleLR(make_optimizer(), HIGHEST, 1000, cycle_momentum=False), 1000)
     assert rates == pytest.approx(theirs, abs=0.005)
@@ -124,7 +124,7 @@ def test_one_cycle_is_nearly_torch_one_cycle():
 @pytest.mark.parametrize("make", [warmup_cosine, warmup_multistep, one_cycle, constant])
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 100])
 def test_the_optimizers_rate_is_the_highest(make, total):
-    """And a run of any length has rates that are above 0, also should it go on for longer than was said."""
+    """Rates are above 0 in runs of any length, even after the planned number of steps."""
     rates = learning_rates(make(make_optimizer(), total), total + 3)
     assert all(0 < rate <= 1 + 1e-9 for rate in rates)
 
@@ -154,7 +154,7 @@ def test_refuses(make, arguments, message):
 
 
 def test_refuses_milestones_that_ascend_only_as_numbers():
-    """0.9 of 100 steps is after step 10."""
+    """A share of 0.9 of 100 steps is after step 10."""
     with pytest.raises(ValueError, match="milestones: expected ascending"):
         warmup_multistep(make_optimizer(), 100, [0.9, 10.0])
 

@@ -38,10 +38,10 @@ CLASSES = 3
 
 ONE = (0.1, 0.12, 0.42, 0.42)
 SAME = (0.11, 0.12, 0.42, 0.41)
-"""Has the best default box of ``ONE``."""
+"""A box with the same best default box as ``ONE``."""
 LARGE = (0.1, 0.0, 0.9, 0.9)
 TINY = (0.5, 0.5, 0.52, 0.52)
-"""Reached by no default box."""
+"""A box with a low IoU with all default boxes."""
 PICTURES: dict[str, list[list[tuple[float, ...]]]] = {
     "no objects": [[], []],
     "one object": [[ONE]],
@@ -61,7 +61,7 @@ MININGS = {
 
 
 class Scene(NamedTuple):
-    """What the statistics are of."""
+    """The input of the statistics."""
 
     predictions: Predictions
     matches: Matches
@@ -196,7 +196,7 @@ def test_are_those_of_the_loops(pictures: str, matcher: str, mining: str) -> Non
 
 
 def test_scenes_have_what_they_are_named_for() -> None:
-    """What the test before rests on."""
+    """The test above relies on this."""
     both = cxcywh_to_xyxy(DEFAULT_BOXES)
     assert box_iou(torch.tensor([ONE]), both).argmax() == box_iou(torch.tensor([SAME]), both).argmax()
     assert statistics_of(make_scene([[TINY]]))["objects_not_reached"] == 1
@@ -209,7 +209,7 @@ def test_scenes_have_what_they_are_named_for() -> None:
 
 
 def test_numbers_that_can_be_counted() -> None:
-    """Two levels of two default boxes; the first object reaches none of them, the second is one of them."""
+    """On two levels of two default boxes, the first object reaches none, and the second equals one."""
     default_boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.7, 0.2, 0.2, 0.2], [0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.8, 1]])
     objects = make_objects([[(0.1, 0.1, 0.2, 0.2), (0.25, 0.25, 0.75, 0.75)], []])
     matches = Matches(torch.tensor([[1, 0, 2, -1], [0, 0, 0, 0]]), torch.tensor([[0, 0, 1, 1], [0] * 4]), objects.boxes)
@@ -229,7 +229,7 @@ def test_numbers_that_can_be_counted() -> None:
             "offset_error_level_2": 0.1,
             "objects_by_claim_alone": 0.5,
             "objects_not_reached": 0.5,
-            # All there is in the first picture, and one in the second.
+            # All negatives of the first picture, and one of the second.
             "mined_negatives": 1.0,
             "mined_negatives_loss": (math.log(1 + math.e) + math.log(1 + math.e**2)) / 2,
         },
@@ -302,7 +302,7 @@ def test_what_is_predicted_elsewhere_does_not_matter() -> None:
 
 @pytest.mark.parametrize("mining", ["paper", "nobody mines"])
 def test_adding_waits_for_no_device(mining: str) -> None:
-    """Fake tensors have no values to read."""
+    """Fake tensors have no values, so reading one raises an error."""
     scene = make_scene(PICTURES["some"])
     with FakeTensorMode() as mode:
         fake = Scene(
@@ -355,7 +355,7 @@ def statistics_by_step(folder: Path) -> dict[int, dict[str, float]]:
 
 @pytest.fixture
 def added(monkeypatch: pytest.MonkeyPatch) -> list[Scene]:
-    """All that is added to statistics."""
+    """Record everything that is added to statistics."""
     scenes = []
     add = TrainingStatistics.add
 
@@ -454,7 +454,7 @@ def test_a_step_that_is_broken_off_does_not_count(bananas: Path, tmp_path: Path)
     for name, of in {"again": module, "fresh": make_module()}.items():
         make_trainer(tmp_path / name, log_every_n_steps=1, max_steps=2).fit(of, make_data(bananas))
     again, fresh = (statistics_by_step(tmp_path / name) for name in ("again", "fresh"))
-    # What does not depend on the weights, which a step has changed.
+    # These do not depend on the weights, which a step has changed.
     keys = [key for key in fresh[0] if key.startswith(("positives", "offset_target"))]
     assert [[row[key] for key in keys] for row in again.values()] == [
         [row[key] for key in keys] for row in fresh.values()
@@ -490,7 +490,7 @@ def test_a_run_folder_has_them(run, bananas: Path, tmp_path: Path) -> None:
 
 
 def drawn(folder: Path, *rows: dict[str, float]) -> dict[str, dict[str, list[tuple[float, float]]]] | None:
-    """The points of each line, by title and label."""
+    """Return the points of each line by title and label, or None without a figure."""
     logger = MetricsFile(folder)
     for step, row in enumerate(rows):
         logger.log_metrics({"train/loss": 1.0, **{f"statistics/{name}": value for name, value in row.items()}}, step)

@@ -1,4 +1,4 @@
-"""What dashboards are shown, read back from the files of runs, and what becomes of a training when they fail."""
+"""Dashboards: what they show, read from the files of runs, and a training whose dashboard fails."""
 
 import csv
 import json
@@ -45,7 +45,7 @@ STEP = "trainer/global_step"
 
 @pytest.fixture(autouse=True)
 def nobody_is_logged_in(tmp_path_factory: pytest.TempPathFactory):
-    """wandb finds no login, writes into a folder of the test where it would into the user's, and leaves nothing."""
+    """Let wandb find no login, and write into folders of the test instead of the user's."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as monkeypatch:
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -69,7 +69,7 @@ def arguments(bananas: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def offline(bananas: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The run folder of a training on two dashboards, within somebody's repository, and what it printed."""
+    """The folder and the output of a run with two dashboards, within the repository of another project."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "somebodys.txt").write_text("a version")
     git = ["git", "-C", str(folder), "-c", "user.name=somebody", "-c", "user.email=somebody@localhost"]
@@ -295,7 +295,7 @@ class TestResume:
 
 
 class Signals(lightning.Callback):
-    """The process is told to stop after the first step."""
+    """Sends SIGTERM after the first step."""
 
     def on_train_batch_end(self, *arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -330,7 +330,7 @@ class TestEnds:
         more = ["logger=wandb_offline", "+callbacks.ends._target_=test_dashboards.KillsTheServiceOfWandb"]
         outcome = run("ssd-train", *arguments(bananas, *more))
         assert outcome.exit_code == 0, outcome.error
-        assert (outcome.out + outcome.error).count("its process has gone") == 1
+        assert (outcome.out + outcome.error).count("its process has ended") == 1
         assert len(read_metrics(tmp_path / "run/metrics.csv")) >= 2
 
     @pytest.mark.slow
@@ -398,7 +398,7 @@ def test_what_cannot_be_shown_does_not_end_a_run(tmp_path: Path, caplog: pytest.
 
 
 class TestServers:
-    """A server on this machine in place of the one of Weights & Biases."""
+    """Runs with a server on this machine instead of the server of Weights & Biases."""
 
     def train(self, run, bananas: Path, monkeypatch: pytest.MonkeyPatch, server: StandIn, *more: str) -> Any:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
@@ -429,7 +429,7 @@ class TestServers:
         assert outcome.exit_code == 0, outcome.error
         assert time.monotonic() - began < 40
         [line] = [line for line in (outcome.out + outcome.error).splitlines() if "wandb" in line]
-        assert f"{server.url} does not take the run" in line
+        assert f"{server.url} does not accept the run" in line
         assert f"upload it with wandb sync {tmp_path / 'run/wandb'}" in line
         shown = runs_in(tmp_path / "run")[-1]
         assert shown.files.parent.name.startswith("offline-run-")
@@ -438,20 +438,20 @@ class TestServers:
 
     @pytest.mark.slow
     def test_disappears(self, run, bananas: Path, tmp_path: Path, monkeypatch):
-        """wandb asks for about 20 s whether there are tables already, at the very end."""
+        """At the end, wandb asks the server for about 20 s whether there are tables already."""
         began = time.monotonic()
         with StandIn(leaves_after="/files") as server:
             outcome = self.train(run, bananas, monkeypatch, server, "+logger.wandb.finish_timeout=2")
         assert outcome.exit_code == 0, outcome.error
         assert time.monotonic() - began < 60
         printed = outcome.out + outcome.error
-        assert f"upload all; wandb sync --include-online {tmp_path / 'run/wandb'} uploads the rest" in printed
+        assert f"wandb sync --include-online {tmp_path / 'run/wandb'} uploads the rest" in printed
         [shown] = runs_in(tmp_path / "run")
         assert shown.exit_codes == [0]
         assert [row for row in shown.history if "best/map_50" in row]
 
     def test_an_offline_run_is_uploaded_later_by_one_command(self, offline: tuple[Path, str], tmp_path: Path):
-        """The one that the run has printed."""
+        """The command is the one that the run has printed."""
         folder = tmp_path / "copy"
         shutil.copytree(offline[0], folder, symlinks=True)
         with StandIn() as server:
@@ -486,6 +486,7 @@ class TestServers:
         assert not (tmp_path / "run").exists(), "before any work"
 
 
+@pytest.mark.usefixtures("empty_figures")
 class TestNoLogger:
     def test_everything_else_works(self, run, bananas: Path, tmp_path: Path):
         outcome = run("ssd-train", *arguments(bananas, "logger=none"))
@@ -534,7 +535,7 @@ class TestSweepAgent:
                 assert all(configs[0] != other for other in configs[1:])
 
     def test_a_run_is_that_of_the_agent(self, run, bananas: Path, tmp_path: Path, monkeypatch):
-        """Which gives its id in a variable, as `wandb agent` does."""
+        """`wandb agent` gives the id of the run in a variable."""
         monkeypatch.setenv("WANDB_SWEEP_ID", "the_sweep")
         monkeypatch.setenv("WANDB_RUN_ID", "of_agent")
         outcome = run("ssd-train", *arguments(bananas, "logger=wandb_offline", "dashboard_pictures=0"))
@@ -585,8 +586,8 @@ class Recorder(Dashboard):
 
 
 def test_images_a_second_are_those_of_training_on_all_ranks(monkeypatch: pytest.MonkeyPatch):
-    recorder, clock = Recorder(), iter([0.0, 10.0, 110.0, 112.0, 112.0])
-    monkeypatch.setattr("ssd_lightning.training.loggers.show.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    recorder, clock = Recorder(), iter([0.0, 0.0, 10.0, 110.0, 112.0, 112.0])
+    monkeypatch.setattr("ssd_lightning.training.progress.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     epoch = SimpleNamespace(_batches_that_stepped=7)
     trainer = Mock(
         spec=lightning.Trainer,
@@ -613,7 +614,7 @@ def test_images_a_second_are_those_of_training_on_all_ranks(monkeypatch: pytest.
 
 
 class Grey(InMemoryPictures):
-    """A picture of 1280×720 and one of 50×100."""
+    """Two grey pictures, of 1280×720 and 50×100 pixels."""
 
     paths = [Path("large.jpg"), Path("small.jpg")]  # noqa: RUF012
 

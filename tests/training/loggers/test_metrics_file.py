@@ -1,4 +1,4 @@
-"""The table of a run: one row for each step, complete at every moment, continued when the run is."""
+"""The table of metrics: one row for each step, whole at every moment, continued by a resumed run."""
 
 import csv
 import math
@@ -116,7 +116,7 @@ def test_what_lightning_asks_of_a_logger(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_keeps_earlier_rows_and_replaces_the_others(tmp_path: Path) -> None:
-    """A run was killed after step 4, and is taken up from a checkpoint before step 2."""
+    """A run is killed after step 4, and resumed from a checkpoint before step 2."""
     first = MetricsFile(tmp_path)
     for step in range(5):
         first.log_metrics({"epoch": step // 3, "train/loss": float(step), "only/before": 1.0}, step=step)
