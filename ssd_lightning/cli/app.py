@@ -3,6 +3,7 @@
 Nothing heavy is imported here: torch and Lightning are imported by the task, once the arguments have been checked.
 """
 
+import contextlib
 import functools
 import os
 import shutil
@@ -117,10 +118,10 @@ def _remove_empty_run_folder(config: DictConfig) -> None:
     if is_new and ranks.is_first() and set(folder.iterdir()) <= written_by_hydra:
         shutil.rmtree(folder, ignore_errors=True)
         # The folders that hold run folders go too, if no other run is in them.
-        for parent in folder.parents:
-            if Path.cwd() not in parent.parents or any(parent.iterdir()):
-                break
-            parent.rmdir()
+        with contextlib.suppress(OSError):
+            for parent in folder.parents:
+                if Path.cwd() in parent.parents:
+                    parent.rmdir()
 
 
 def _refuse_lists_for_groups(arguments: list[str]) -> None:

@@ -69,35 +69,57 @@ class RunFolderGuard(Callback):
 
 
 def resume_in_run_folder(arguments: list[str]) -> list[str]:
-    """Expand ``resume=<run folder>`` to the arguments that run the saved config in that folder.
+    """Expand ``resume=<run folder>`` to the arguments that continue the run in that folder, with its saved config.
 
-    Other arguments stay and override the saved config.
+    A run without a checkpoint starts from its beginning, so that a job that was killed early can be queued again.
+    ``resume=auto`` continues the run in ``hydra.run.dir`` if there is one, and starts it otherwise. It accepts the
+    arguments that the run was started with, so that a script for a cluster has one command line. Other arguments stay
+    and override the saved config.
 
     Raises:
-        ValueError: if the folder holds no run with a checkpoint, or an argument would change what is being trained.
+        ValueError: if the folder holds no run, its config names what is not trusted, or an argument would change what
+            is being trained.
     """
     resumed = [overrides.value_of(argument) for argument in arguments if argument.startswith("resume=")]
     if not resumed or not resumed[-1]:
         return arguments
     if "--config-path" in arguments:  # The first rank has expanded them.
         return arguments
-    folder = Path(resumed[-1]).resolve()
-    for needed in (".hydra/config.yaml", "checkpoints/last.ckpt"):
-        if not (folder / needed).is_file():
-            raise ValueError(f"resume: expected a run folder with {needed}, got {folder}")
+    others = [argument for argument in arguments if not argument.startswith("resume=")]
+    if resumed[-1] == "auto":
+        folders = [overrides.value_of(other) for other in others if other.startswith("hydra.run.dir=")]
+        if not folders or not folders[-1]:
+            raise ValueError("resume: expected hydra.run.dir=<folder> beside resume=auto")
+        folder = Path(folders[-1]).resolve()
+        if not (folder / ".hydra" / "config.yaml").is_file():
+            return others
+        others = _without_saved(others, folder)
+    else:
+        folder = Path(resumed[-1]).resolve()
     config = folder / ".hydra" / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"resume: expected a run folder with .hydra/config.yaml, got {folder}")
     with config.open("rb") as file:
         saved = yaml.safe_load(file)
     if not isinstance(saved, dict) or "resume" not in saved:
         raise ValueError(f"resume: expected the config of a run, got {config}")
     refuse_untrusted_config(saved, config, "resume", trusted_packages_in(arguments))
-    others = [argument for argument in arguments if not argument.startswith("resume=")]
     for other in others:
         key = other.partition("=")[0]
         is_fixed = key.lstrip("+~").partition(".")[0] in FIXED_AT_THE_START
         if is_fixed or key in GROUPS or key in ("-m", "--multirun", "hydra.run.dir"):
             raise ValueError(f"resume: expected only changes of length, loggers, devices and data, got {other}")
+    if not (folder / "checkpoints" / "last.ckpt").is_file():
+        print(f"{folder} has no checkpoint, so the run starts from its beginning", flush=True)
+        return [*run_in_folder(folder), *others]
     return [*run_in_folder(folder), f"resume={overrides.quote(folder)}", *others]
+
+
+def _without_saved(arguments: list[str], folder: Path) -> list[str]:
+    """Leave out the arguments that a run was started with, and its folder."""
+    saved = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) or []
+    known = {str(argument).lstrip("+") for argument in saved}
+    return [a for a in arguments if a.lstrip("+") not in known and not a.startswith("hydra.run.dir=")]
 
 
 def run_in_folder(folder: Path) -> list[str]:

@@ -1,0 +1,85 @@
+"""resume=: what it continues, what it starts again, and what it refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssd_lightning.cli.run_folders import resume_in_run_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder as a killed run leaves it before its first checkpoint."""
+    saved = tmp_path / "run" / ".hydra"
+    saved.mkdir(parents=True)
+    (saved / "config.yaml").write_text(yaml.safe_dump({"resume": None, "batch_size": 4}))
+    (saved / "overrides.yaml").write_text(yaml.safe_dump(["batch_size=4", "++data.num_train=8", "loss=focal"]))
+    return saved.parent
+
+
+def write_checkpoint(folder: Path) -> None:
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/last.ckpt").touch()
+
+
+def is_started_anew(arguments: list[str], folder: Path) -> bool:
+    assert arguments[:4] == ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
+    assert f'hydra.run.dir="{folder}"' in arguments
+    return not any(argument.startswith("resume=") for argument in arguments)
+
+
+def test_a_run_with_a_checkpoint_is_continued(folder: Path):
+    write_checkpoint(folder)
+    arguments = resume_in_run_folder([f"resume={folder}", "trainer.max_epochs=9"])
+    assert not is_started_anew(arguments, folder)
+    assert arguments[-2:] == [f'resume="{folder}"', "trainer.max_epochs=9"]
+
+
+def test_a_run_without_a_checkpoint_starts_again(folder: Path, capsys):
+    assert is_started_anew(resume_in_run_folder([f"resume={folder}"]), folder)
+    assert str(folder) in capsys.readouterr().out
+
+
+def test_auto_starts_what_has_not_begun(folder: Path):
+    shutil.rmtree(folder)
+    arguments = ["batch_size=4", f"hydra.run.dir={folder}"]
+    assert resume_in_run_folder([*arguments, "resume=auto"]) == arguments
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_auto_continues_with_the_command_line_of_the_start(folder: Path, has_checkpoint: bool):
+    if has_checkpoint:
+        write_checkpoint(folder)
+    typed = ["batch_size=4", "data.num_train=8", "loss=focal", f"hydra.run.dir={folder}", "resume=auto"]
+    arguments = resume_in_run_folder([*typed, "trainer.max_epochs=9"])
+    assert is_started_anew(arguments, folder) != has_checkpoint
+    assert arguments[-1] == "trainer.max_epochs=9"
+    assert "loss=focal" not in arguments
+
+
+@pytest.mark.parametrize("other", ["batch_size=8", "loss=giou", "optimizer.lr=1", "+loss.alpha=2", "-m"])
+@pytest.mark.parametrize("resume", ["auto", "folder"])
+def test_what_is_being_trained_cannot_change(folder: Path, other: str, resume: str):
+    where = [f"resume={folder}"] if resume == "folder" else ["resume=auto", f"hydra.run.dir={folder}"]
+    with pytest.raises(ValueError, match=r"^resume: expected only changes of length.*, got ") as caught:
+        resume_in_run_folder([*where, other])
+    assert str(caught.value).endswith(other)
+
+
+def test_auto_needs_a_folder():
+    with pytest.raises(ValueError, match=r"^resume: expected hydra\.run\.dir=<folder>"):
+        resume_in_run_folder(["resume=auto"])
+
+
+@pytest.mark.parametrize("content", ["a: 1", "[1]", "", "resume"])
+def test_another_file_in_place_of_the_config(folder: Path, content: str):
+    (folder / ".hydra/config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"^resume: expected the config of a run, got .*config\.yaml"):
+        resume_in_run_folder([f"resume={folder}"])
+
+
+def test_a_folder_without_a_run(tmp_path: Path):
+    with pytest.raises(ValueError, match=rf"^resume: expected a run folder with \.hydra/config\.yaml, got {tmp_path}$"):
+        resume_in_run_folder([f"resume={tmp_path}"])
