@@ -28,7 +28,7 @@ def fastest_precision(accelerator: str, model: nn.Module) -> str:
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt(3)."""
 THRESHOLD = 1 << 30
-"""In bytes, above the size of any activation."""
+"""Number of bytes above the size of any activation."""
 
 
 def keep_freed_memory() -> None:
