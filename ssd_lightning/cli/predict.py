@@ -208,7 +208,7 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"device: expected one that this machine has, got {name} ({reason}). Try device=auto"
+            f"device: expected one that this machine has, got {name} ({reason}). Try device=auto."
         ) from error
     return device
 

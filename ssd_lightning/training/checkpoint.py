@@ -19,6 +19,10 @@ RUN_KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_versio
 """Keys of a Lightning checkpoint that are needed to resume a run."""
 
 
+NEVER_ADVISED = {*sys.stdlib_module_names, "hydra", "lightning", "numpy", "omegaconf", "pandas", "torch"}
+"""Packages that no message advises to trust: they are not the user's own, and have classes that run commands."""
+
+
 class Detector(NamedTuple):
     """A trained network with its post-processing and the names of its classes."""
 
@@ -240,13 +244,12 @@ def rebuild_part(content: dict[str, Any], part: str, path: Path | str, trusted_p
     return rebuild(config[part], path, trusted_packages)
 
 
-def refuse_old_targets(config: Any, path: Path | str, key: str = "checkpoint") -> None:
+def refuse_old_targets(config: Any, path: Path | str) -> None:
     """Refuse a config that names classes as ``ssd_lightning`` before 0.2 did, such as ``ssd_lightning.model.SSD``.
 
     Args:
         config: nested dictionaries and lists.
-        path: the file that holds the config.
-        key: the argument that named the file, for the message.
+        path: the file that holds the config, for the message.
 
     Raises:
         ValueError: with the file and the first such name.
@@ -254,8 +257,8 @@ def refuse_old_targets(config: Any, path: Path | str, key: str = "checkpoint") -
     for target in _targets(config):
         if isinstance(target, str) and _is_of_former_version(target):
             raise ValueError(
-                f"{key}: {path} was written by ssd_lightning before 0.2, where classes had other names ({target}). "
-                "Try training again, or that version of ssd_lightning"
+                f"checkpoint: {path} was written by ssd_lightning before 0.2, where {target} had that name. "
+                "Try training again, or that version of ssd_lightning."
             )
 
 
@@ -287,9 +290,8 @@ def _refuse_what_is_not_plain(node: Any, path: Path | str) -> None:
 def _refuse_untrusted(target: Any, path: Path | str, trusted_packages: Collection[str]) -> None:
     package = target.partition(".")[0] if isinstance(target, str) else ""
     if package not in ("ssd_lightning", *trusted_packages):
-        # Advice is for names of packages. A module of Python is never advised, since a class in it may run commands.
-        is_package = package.isidentifier() and package != target and package not in sys.stdlib_module_names
-        advice = f". Try trusted_packages=[{package}] if you trust that code" if is_package else "; refused"
+        is_package = package.isidentifier() and package != target and package not in NEVER_ADVISED
+        advice = f". Try trusted_packages=[{package}] if you trust that code." if is_package else "; refused"
         raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of ssd_lightning{advice}")
     found = _found(target)
     # A package also gives access to what it has imported from elsewhere.
@@ -317,7 +319,7 @@ def require_package_names(trusted_packages: Any) -> None:
     if not are_names or not all(isinstance(name, str) and name.isidentifier() for name in trusted_packages):
         raise ValueError(
             f"trusted_packages: expected a list of names of top-level packages, got {trusted_packages!r}. "
-            "Try trusted_packages=[my_project]"
+            "Try trusted_packages=[my_project]."
         )
     own = sorted(sys.stdlib_module_names.intersection(trusted_packages))
     if own:

@@ -163,7 +163,7 @@ class SSDModule(lightning.LightningModule):
             group["lr"] *= self._lr_factor_of_batch()
         steps = self.trainer.estimated_stepping_batches
         if steps == math.inf:
-            raise ValueError("trainer.max_epochs: expected a number of epochs, got -1. Try trainer.max_steps instead")
+            raise ValueError("trainer.max_epochs: expected a number of epochs, got -1. Try trainer.max_steps instead.")
         scheduler = self.make_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

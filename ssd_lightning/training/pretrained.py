@@ -163,7 +163,7 @@ def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> F
         return Foreign("ssd_lightning", state, None, None, None)
     raise ValueError(
         f"pretrained: expected a detector of ssd_lightning, of torchvision or in the amdegroot layout, got {path} with "
-        f"{', '.join(list(state)[:3])}, …. Try backbone.weights for the weights of a backbone alone"
+        f"{', '.join(list(state)[:3])}, …. Try backbone.weights for the weights of a backbone alone."
     )
 
 
@@ -226,7 +226,7 @@ def _in_order(
     if differing:
         raise ValueError(
             f"pretrained: expected the architecture of the model, got {path} ({layout}) with {differing[0]}. "
-            f"Try model={PRESETS[layout]}"
+            f"Try model={PRESETS[layout]}."
         )
     return {ours: state[name] for ours, name in zip(own, theirs, strict=True)}
 

@@ -215,6 +215,7 @@ def test_a_detector_comes_back_as_it_was(trained: tuple[SSDModule, Path]) -> Non
         assert torch.equal(detector.model.state_dict()[name], tensor)
 
 
+@pytest.mark.slow
 def test_another_process_in_another_folder_needs_nothing_but_the_file(
     trained: tuple[SSDModule, Path], tmp_path: Path
 ) -> None:
@@ -545,7 +546,7 @@ def test_only_classes_of_this_project_are_built(
     node.clear()
     node |= {"_target_": target, "_args_": [f"touch '{tmp_path / 'was run'}'"]}
     torch.save(content, tmp_path / "file.ckpt")
-    assert "which is no class of ssd_lightning" in refusal(tmp_path / "file.ckpt")
+    assert re.search("is no class of ssd_lightning|expected a plain config", refusal(tmp_path / "file.ckpt"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.ckpt"]
 
 
@@ -581,7 +582,7 @@ def test_nothing_is_built_in_a_place_where_hydra_would_look(tmp_path: Path, hidd
     """
     marker = tmp_path / "was_run"
     config = {**POSTPROCESS, "x": hidden(touch(marker))}
-    with pytest.raises(ValueError, match=r"checkpoint: .* some\.ckpt; refused"):
+    with pytest.raises(ValueError, match=r"checkpoint: .*some\.ckpt.*; refused"):
         rebuild(config, "some.ckpt")
     assert not marker.exists()
 

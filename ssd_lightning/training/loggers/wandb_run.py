@@ -102,7 +102,7 @@ class WandbRun(WandbLogger, Dashboard):
         if not is_known:
             raise ValueError(
                 "logger=wandb: expected an API key, got none. Try `wandb login`, the variable WANDB_API_KEY, or "
-                "logger=wandb_offline, which needs no key"
+                "logger=wandb_offline, which needs no key."
             )
 
     def begin(self, config: dict[str, Any], git_commit: str | None) -> None:
