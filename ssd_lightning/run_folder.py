@@ -2,10 +2,11 @@
 
 import csv
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 JOB_FILE = "job.json"
 """The file in a sweep job's folder that holds the state of the job."""
@@ -59,6 +60,22 @@ def replace_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as a whole or not at all; see :func:`written_whole`."""
     with written_whole(path) as file:
         file.write(text.encode())
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a nested config by dotted key, as on the command line."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    return {
+        key: value
+        for name, inner in config.items()
+        for key, value in flatten(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def natural_order(name: Path | str) -> list[tuple[int, str]]:
+    """Return a key that sorts names by the numbers in them, such as 9 before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(name))]
 
 
 def _number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Run folders as a sweep of ``ssd-train`` leaves them, written in milliseconds."""
+"""Run folders as a sweep of ``ssd-train`` writes them, made in milliseconds."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import yaml
 from banana_folder import write_banana_folder
+from records import detection_records
 
 from ssd_lightning.scoring.average_precision import voc_average_precision
 from ssd_lightning.scoring.stored_detections import StoredDetections, save_detections
@@ -17,7 +18,7 @@ CLASSES = ("banana", "plantain")
 
 
 def truth_of(root: Path, classes: tuple[str, ...] = CLASSES) -> StoredDetections:
-    """Pictures with a banana each, which by turns is of one of the classes; nothing is detected."""
+    """Return pictures with one banana each, whose classes take turns, and no detections."""
     if not root.exists():
         write_banana_folder(root, num_train=0, num_val=24, side=96)
     with (root / "bananas_val" / "label.csv").open(newline="") as file:
@@ -25,13 +26,12 @@ def truth_of(root: Path, classes: tuple[str, ...] = CLASSES) -> StoredDetections
     boxes = np.array([[row[side] for side in ("xmin", "ymin", "xmax", "ymax")] for row in rows], dtype=np.float32)
     ids = np.arange(len(rows))
     objects = ObjectRecords(ids, ids % len(classes) + 1, boxes, np.zeros(len(rows), dtype=bool))
-    nothing = DetectionRecords(ids[:0], ids[:0], boxes[:0], np.zeros(0, dtype=np.float32))
     paths = tuple(str(root / "bananas_val" / "images" / row["img_name"]) for row in rows)
-    return StoredDetections(nothing, objects, paths, classes)
+    return StoredDetections(detection_records(), objects, paths, classes)
 
 
 def detected(truth: StoredDetections, missed: int, seed: int = 0) -> StoredDetections:
-    """Every object but the first so many, a little beside its place; and one of nothing in the last picture."""
+    """Return detections near all objects except the first ``missed``, and a false one in the last picture."""
     rng = np.random.default_rng(seed)
     image_ids, labels, boxes, _ = truth.objects
     last = len(truth.paths) - 1
@@ -47,7 +47,7 @@ def detected(truth: StoredDetections, missed: int, seed: int = 0) -> StoredDetec
 
 
 def write_run(folder: Path, stored: StoredDetections | None, config: dict[str, Any], choices: dict[str, str]) -> float:
-    """A finished run, or one that has only begun. Returns its AP."""
+    """Write a finished run, or without detections a run that has only begun, and return its AP."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"seed": 0, **config}))
     hydra = {"job": {"name": "ssd-train"}, "runtime": {"choices": choices}}
@@ -67,7 +67,7 @@ def write_run(folder: Path, stored: StoredDetections | None, config: dict[str, A
 
 
 def write_sweep(folder: Path, truth: StoredDetections, seeds: int = 2) -> dict[str, list[float]]:
-    """``loss=multibox,focal seed=0,1,…``, of which focal misses more. Returns the AP of each run by its loss."""
+    """Write the sweep ``loss=multibox,focal seed=0,1,…``, in which focal misses more, and return the APs by loss."""
     found: dict[str, list[float]] = {"multibox": [], "focal": []}
     for number, (loss, missed) in enumerate((("multibox", 2), ("focal", 9))):
         for seed in range(seeds):

@@ -1,4 +1,4 @@
-"""What ``ssd-compare`` does once its config is composed."""
+"""The command ``ssd-compare``, after its config is composed."""
 
 import shlex
 from pathlib import Path
@@ -12,7 +12,7 @@ from ssd_lightning.review.comparison_report import write_comparison
 
 
 def compare(config: DictConfig) -> None:
-    """Write ``comparison.html``, and tell the most important of it."""
+    """Write ``comparison.html``, and print its summary."""
     _check(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
     given = config.runs if isinstance(config.runs, ListConfig) else [config.runs]

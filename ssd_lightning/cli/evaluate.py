@@ -1,4 +1,4 @@
-"""What ``ssd-evaluate`` does once its config is composed."""
+"""The command ``ssd-evaluate``, after its config is composed."""
 
 import copy
 import json
@@ -25,23 +25,30 @@ from ssd_lightning.scoring.error_figures import draw_worst_pictures
 from ssd_lightning.scoring.missed import REASONS, why_missed
 from ssd_lightning.scoring.run_report import write_report
 from ssd_lightning.scoring.scores import COCO_COLUMNS, voc_columns
-from ssd_lightning.scoring.stored_detections import StoredDetections, load_detections, save_detections
-from ssd_lightning.structures import DetectionRecords, Sample, Truth
+from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_detections, save_detections
+from ssd_lightning.structures import Sample, Truth, select
 from ssd_lightning.training.checkpoint import load_detector, read_checkpoint, rebuild_part
 from ssd_lightning.training.module import SSDModule
 
 
 def evaluate(config: DictConfig) -> float:
-    """Score a checkpoint, or stored detections, and fill the run folder. Returns the AP at IoU 0.5."""
+    """Score a checkpoint or stored detections, and fill the run folder.
+
+    Returns:
+        The AP at IoU 0.5.
+    """
     _check(config)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    found, misses = (load(config.detections), None) if config.checkpoint is None else detect(config)
+    if config.checkpoint is None:
+        found, misses = load_detections(Path(config.detections).expanduser()), None
+    else:
+        found, misses = detect(config)
     if config.score_threshold is not None:
         is_kept = found.detections.scores > config.score_threshold
-        found = found._replace(detections=DetectionRecords(*(column[is_kept] for column in found.detections)))
+        found = found._replace(detections=select(found.detections, is_kept))
     detections, objects, paths, classes = found
     table = write_report(folder, detections, objects, classes, config.iou_threshold, config.draw_threshold)
-    save_detections(folder / "detections.npz", detections, objects, paths, classes)
+    save_detections(folder / FILE_NAME, detections, objects, paths, classes)
     replace_text(folder / "scores.json", json.dumps(_as_json(table, config, len(paths)), indent=2) + "\n")
     pictures = StoredPictures(found)
     has_pictures = len(paths) > 0 and all(path.is_file() for path in pictures.paths)
@@ -61,7 +68,7 @@ def evaluate(config: DictConfig) -> float:
         console.print(_reason_table(misses, config.draw_threshold))
     other = 0.75 if config.iou_threshold == 0.5 else 0.5
     for line in (
-        *([] if has_pictures else ["The pictures are not where they were, so no detections are drawn."]),
+        *([] if has_pictures else ["The pictures cannot be found, so no detections are drawn."]),
         f"Results: {folder} (look at figures/confusion.png)",
         f"Next:    ssd-evaluate {shlex.quote(f'detections={folder}')} iou_threshold={other}",
     ):
@@ -70,19 +77,20 @@ def evaluate(config: DictConfig) -> float:
 
 
 def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
-    """What a checkpoint finds in the validation pictures of a data group, by default of the one it was trained on.
+    """Run a checkpoint on the validation pictures of a data group, by default on those of its training.
 
-    And, if that is asked for, why it misses what it misses.
+    Returns:
+        Its detections; and the reasons for missed objects, or None without ``why_missed``.
     """
-    detector = load_detector(config.checkpoint, dict(config.postprocess))
+    detector = load_detector(config.checkpoint, dict(config.postprocess), config.trusted_packages)
     if config.get("data") and "classes" in config.data and config.data.classes is None:
-        # Those of these pictures may be fewer.
+        # A folder of pictures can lack some of the classes.
         config.data.classes = list(detector.classes)
     trained = read_checkpoint(config.checkpoint)
     data: DetectionData = (
         instantiate(config.data, _convert_="all")
         if config.get("data")
-        else rebuild_part(trained, "data", config.checkpoint)
+        else rebuild_part(trained, "data", config.checkpoint, config.trusted_packages)
     )
     datamodule = DetectionDataModule(
         data, detector.model.image_size, batch_size=config.batch_size, num_workers=config.num_workers
@@ -90,10 +98,10 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     datamodule.prepare_data()
     if datamodule.classes != detector.classes:
         raise ValueError(
-            f"data: its classes {list(datamodule.classes)} are not those of the checkpoint {list(detector.classes)}"
+            f"data: expected the classes of the checkpoint, {list(detector.classes)}, got {list(datamodule.classes)}"
         )
     module = SSDModule(detector.model, postprocess=detector.postprocess)
-    # In float32, whatever is fastest: a score must not depend on the machine.
+    # float32 on every machine, since a score must not depend on the machine.
     trainer = instantiate(
         config.trainer,
         precision=config.trainer.precision or "32-true",
@@ -110,10 +118,10 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     shown = copy.copy(detector.postprocess)
     shown.score_threshold = config.draw_threshold
     misses = why_missed(
-        # Lightning has taken it back to the CPU.
+        # Lightning moved the model back to the CPU.
         detector.model.eval().to(trainer.strategy.root_device),
         shown,
-        rebuild_part(trained, "matcher", config.checkpoint),
+        rebuild_part(trained, "matcher", config.checkpoint, config.trusted_packages),
         datamodule.val_pictures,
         found.detections,
         found.objects,
@@ -124,14 +132,8 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     return found, misses
 
 
-def load(source: str) -> StoredDetections:
-    """The detections of a run folder, or of a file."""
-    path = Path(source).expanduser()
-    return load_detections(path / "detections.npz" if path.is_dir() else path)
-
-
 class StoredPictures:
-    """Pictures of stored detections, with the truth that is stored beside them."""
+    """The pictures of stored detections, with the truth that is stored beside the detections."""
 
     def __init__(self, stored: StoredDetections) -> None:
         self.paths = [Path(path) for path in stored.paths]
@@ -141,12 +143,14 @@ class StoredPictures:
         return len(self.paths)
 
     def truth(self, index: int) -> Truth:
+        """Return what is known of a picture before it is decoded."""
         height, width = picture_size(self.paths[index])
         mine = self.objects.image_ids == index
         boxes = self.objects.boxes[mine] / np.array([width, height, width, height], dtype=np.float32)
         return Truth((height, width), boxes, self.objects.labels[mine], self.objects.difficult[mine])
 
     def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode a picture; see :func:`ssd_lightning.data.pictures.read_picture`."""
         return read_picture(self.paths[index], least)
 
     def __getitem__(self, index: int) -> Sample:
@@ -163,9 +167,13 @@ def _check(config: DictConfig) -> None:
     if config.detections is not None:
         for key in ("data", "postprocess", "why_missed"):
             if config.get(key):
-                raise ValueError(f"{key}: expected only with a checkpoint; stored detections are of their own pictures")
+                raise ValueError(
+                    f"{key}: expected no value with detections=…, got {config[key]}. Try checkpoint=<file> instead."
+                )
     if config.why_missed and config.draw_threshold == 1:
-        raise ValueError("draw_threshold: expected a number below 1 with why_missed=true, since all is missed at 1")
+        raise ValueError(
+            "draw_threshold: expected a number below 1 with why_missed=true, got 1, at which all objects are missed"
+        )
     require_number("iou_threshold", config.iou_threshold, "(0, 1]")
     require_number("draw_threshold", config.draw_threshold, "[0, 1]")
     if config.score_threshold is not None:
@@ -205,7 +213,7 @@ def _coco_table(table: pd.DataFrame) -> Table:
 
 
 def _reason_table(misses: pd.DataFrame, threshold: float) -> Table:
-    printed = Table(title=f"Why objects are missed at a score of {threshold:g}")
+    printed = Table(title=f"Reasons for missed objects, at a score of {threshold:g}")
     for column in ("reason", "objects", ""):
         printed.add_column(column, justify="right" if column == "objects" else "left")
     for reason, count in misses["reason"].value_counts().items():

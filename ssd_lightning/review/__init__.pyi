@@ -1,7 +1,8 @@
 from .bootstrap import compare_classes as compare_classes
 from .bootstrap import compare_runs as compare_runs
-from .bootstrap import draw_class_differences as draw_class_differences
 from .comparison_report import write_comparison as write_comparison
+from .picture_pairs import picture_pairs as picture_pairs
+from .run_figures import draw_class_differences as draw_class_differences
 from .run_figures import draw_importance as draw_importance
 from .run_figures import draw_learning_curves as draw_learning_curves
 from .run_figures import draw_pareto as draw_pareto

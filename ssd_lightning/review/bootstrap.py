@@ -1,4 +1,4 @@
-"""Whether one run is better than another, or only luckier with the pictures."""
+"""A paired bootstrap over the pictures, which separates a real difference between two runs from chance."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,18 +6,17 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from ssd_lightning.drawing import COLOURS, LONGEST_NAME, MOST_WITH_NUMBERS, WIDTH, shown_names
 from ssd_lightning.require import require_number, require_whole_number
-from ssd_lightning.scoring.average_precision import RECALL_LEVELS, assign_detections, check_records
+from ssd_lightning.review.same_pictures import picture_set
+from ssd_lightning.scoring.assignment import assign_detections, best_first, check_records
+from ssd_lightning.scoring.average_precision import RECALL_LEVELS
 from ssd_lightning.scoring.scores import voc_columns
 from ssd_lightning.scoring.stored_detections import StoredDetections, load_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
+from ssd_lightning.structures import Records, select
 
 CELLS_AT_ONCE = 2_000_000
-"""Detections times resamples that are worked on together: as many as the caches of a CPU like."""
+"""Largest number of detections times draws that are processed together, for the caches of a CPU."""
 
 
 def compare_runs(
@@ -30,72 +29,141 @@ def compare_runs(
 ) -> pd.DataFrame:
     """Compare the scores of two runs on the same pictures by a paired bootstrap.
 
-    Pictures are drawn with replacement, as many as there are, and both runs are scored on each draw; the interval holds
-    the middle ``confidence`` of the differences (percentiles: Efron & Tibshirani 1993, chapter 13). It tells about the
-    pictures that happened to be there, not about the seeds of training: for those, train with several.
+    Each draw takes pictures with replacement, as many as there are, and scores both runs on them. The interval holds
+    the middle ``confidence`` of the differences (percentiles: Efron & Tibshirani 1993, chapter 13). It covers chance in
+    the choice of the pictures, not in the seed of the training: for that, train with several seeds.
 
     Args:
         run_a: run folder, or file of stored detections.
         run_b: the other.
-        iou_threshold: from which on a detection finds an object.
+        iou_threshold: lowest IoU at which a detection finds an object.
         resamples: number of draws.
         confidence: share of the differences inside the interval, between 0 and 1.
         seed: of the draws.
 
     Returns:
-        A row for each of VOC's averages, 11 points and area; columns ``a`` and ``b`` (scores, 0 … 1), ``difference``
-        (b − a), ``low`` and ``high`` (the interval), ``more than noise`` (0 is outside).
+        A row for each of VOC's averages, 11 points and area. Columns: ``a`` and ``b`` (scores, 0 … 1), ``difference``
+        (b − a), ``low`` and ``high`` (the interval), ``more than noise`` (0 is outside the interval).
 
     Raises:
-        ValueError: if the runs were not scored on the same pictures with the same truth, or an argument is out of
+        ValueError: if the runs were not scored on the same pictures with the same objects, or an argument is out of
             range.
     """
     require_number("iou_threshold", iou_threshold, "(0, 1]")
-    require_whole_number("resamples", resamples, 1)
-    require_number("confidence", confidence, "(0, 1)")
-    a, b = (load_detections(_file(run)) for run in (run_a, run_b))
-    _refuse_other_pictures(a, b, run_a, run_b)
-    pictures = len(a.paths)
-    rng = np.random.default_rng(seed)
-    if pictures == 0:
-        raise ValueError(f"run_a: {run_a} was scored on no pictures")
-    drawn = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
-    # The first row is the pictures as they are.
-    weights = np.concatenate([np.ones((1, pictures), dtype=np.int32), drawn.astype(np.int32)])
+    a, b = load_detections(run_a), load_detections(run_b)
+    _require_same_pictures(a, b, "run_b", str(run_a), str(run_b))
+    weights = _draws(len(a.paths), resamples, seed)
     scores_a, scores_b = (resampled_scores(stored, weights, iou_threshold) for stored in (a, b))
+    index = pd.Index(voc_columns(iou_threshold), name="score")
+    return pd.DataFrame(_differences(scores_a, scores_b, confidence), index=index)
+
+
+def compare_classes(
+    a: StoredDetections,
+    b: StoredDetections,
+    iou_threshold: float = 0.5,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare the average precision (VOC, area) of each class by a paired bootstrap; see :func:`compare_runs`.
+
+    With many classes, some differ by chance: at 95% confidence, 1 class in 20 is ``more than noise`` although neither
+    run is better at it.
+
+    Args:
+        a: stored detections of a run.
+        b: stored detections of another run on the same pictures.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        resamples: number of draws.
+        confidence: share of the differences inside the interval, between 0 and 1.
+        seed: of the draws.
+
+    Returns:
+        A row for each class with objects that count: their number as ``objects``, and the columns of
+        :func:`compare_runs`.
+
+    Raises:
+        ValueError: as :func:`compare_runs`.
+    """
+    require_number("iou_threshold", iou_threshold, "(0, 1]")
+    _require_same_pictures(a, b, "b", "a", "b")
+    weights = _draws(len(a.paths), resamples, seed)
+    objects = np.bincount(a.objects.labels[~a.objects.difficult], minlength=len(a.classes) + 1)[1:]
+    labels = (np.flatnonzero(objects) + 1).tolist()
+
+    def areas(run: StoredDetections) -> Float[np.ndarray, "draws labels"]:
+        columns = [resampled_scores(_of_class(run, label), weights, iou_threshold)[:, 1] for label in labels]
+        return np.reshape(columns, (len(labels), len(weights))).T
+
+    names = pd.Index([a.classes[label - 1] for label in labels], name="class")
+    return pd.DataFrame({"objects": objects[objects > 0], **_differences(areas(a), areas(b), confidence)}, index=names)
+
+
+def _require_same_pictures(a: StoredDetections, b: StoredDetections, argument: str, name_a: str, name_b: str) -> None:
+    set_a, set_b = picture_set(a), picture_set(b)
+    match set_a.difference(set_b):
+        case None:
+            return
+        case "objects":
+            raise ValueError(f"{argument}: expected the objects of {name_a}, got other objects in {name_b}")
+        case kind:
+            of_a, of_b = (_some(getattr(pictures, kind)) for pictures in (set_a, set_b))
+            raise ValueError(f"{argument}: expected the {kind} of {name_a}, {of_a}, got {of_b} in {name_b}")
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+def _draws(pictures: int, resamples: int, seed: int) -> Int[np.ndarray, "draws pictures"]:
+    """Return how often each draw takes each picture. The first row takes each picture once."""
+    require_whole_number("resamples", resamples, 1)
+    if pictures == 0:
+        raise ValueError("detections: expected at least one picture, got none")
+    drawn = np.random.default_rng(seed).multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
+    return np.concatenate([np.ones((1, pictures), dtype=np.int32), drawn.astype(np.int32)])
+
+
+def _differences(
+    scores_a: Float[np.ndarray, "draws scores"], scores_b: Float[np.ndarray, "draws scores"], confidence: float
+) -> dict[str, np.ndarray]:
+    """Return the columns of :func:`compare_runs` from the scores of all draws."""
+    require_number("confidence", confidence, "(0, 1)")
     difference = scores_b - scores_a
     tail = 50 * (1 - confidence)
     # A draw without any object has no score.
     low, high = np.nanpercentile(difference[1:], [tail, 100 - tail], axis=0)
-    return pd.DataFrame(
-        {
-            "a": scores_a[0],
-            "b": scores_b[0],
-            "difference": difference[0],
-            "low": low,
-            "high": high,
-            "more than noise": (low > 0) | (high < 0),
-        },
-        index=pd.Index(voc_columns(iou_threshold), name="score"),
-    )
+    columns = {"a": scores_a[0], "b": scores_b[0], "difference": difference[0], "low": low, "high": high}
+    return {**columns, "more than noise": (low > 0) | (high < 0)}
+
+
+def _of_class(stored: StoredDetections, label: int) -> StoredDetections:
+    """Return the detections and objects of one class, with label 1."""
+
+    def part(records: Records) -> Records:
+        mine = select(records, records.labels == label)
+        return mine._replace(labels=np.ones_like(mine.labels))
+
+    detections, objects, paths, classes = stored
+    return StoredDetections(part(detections), part(objects), paths, (classes[label - 1],))
 
 
 def resampled_scores(
     stored: StoredDetections, weights: Int[np.ndarray, "draws pictures"], iou_threshold: float = 0.5
 ) -> Float[np.ndarray, "draws 2"]:
-    """VOC's two averages (11 points, area) over classes, of pictures that count as often as ``weights`` says.
+    """Compute VOC's two averages (11 points, area) over classes, with pictures that count ``weights`` times.
 
-    Boxes meet objects once, for all draws: whether a detection is true depends on its own picture alone. NaN where a
-    draw has no object that counts.
+    Detections are assigned to objects once for all draws, since the assignment of a detection depends on its own
+    picture alone. NaN for a draw without an object that counts.
     """
     detections, objects, _, classes = stored
     check_records(detections, objects, len(classes))
     _, _, is_true, is_ignored = assign_detections(detections, objects, iou_threshold)
-    best_first = np.argsort(-detections.scores, kind="stable")
-    best_first = best_first[~is_ignored[best_first]]
+    ranked = best_first(detections, np.flatnonzero(~is_ignored))
     averages = np.full((len(classes), len(weights), 2), np.nan)
     for label in range(1, len(classes) + 1):
-        rows = best_first[detections.labels[best_first] == label]
+        rows = ranked[detections.labels[ranked] == label]
         found = _RankedClass(
             detections.image_ids[rows],
             is_true[rows],
@@ -111,7 +179,7 @@ def resampled_scores(
 
 
 class _RankedClass(NamedTuple):
-    """Detections of one class, best first, and its objects."""
+    """Detections of one class, best first, and the pictures of its objects."""
 
     pictures: Int[np.ndarray, " detections"]
     is_true: Bool[np.ndarray, " detections"]
@@ -123,10 +191,10 @@ def _averages(found: _RankedClass, weights: Int[np.ndarray, "draws pictures"]) -
     true = np.flatnonzero(found.is_true)
     num_detections = np.cumsum(weights[:, found.pictures], axis=1, dtype=np.int32)[:, true]
     num_true = np.cumsum(weights[:, found.pictures[true]], axis=1, dtype=np.int32)
-    # Precision rises at true detections only, so the best of any later point is at one of them.
+    # Precision rises at true detections only, so the best precision of all later points is at one of them.
     precision = np.divide(num_true, num_detections, out=np.zeros(num_true.shape), where=num_detections > 0)
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant.
         recall = num_true / num_objects
         area = (np.diff(recall, axis=1, prepend=0.0) * envelope).sum(axis=1)
     reached = np.concatenate([envelope, np.zeros((len(weights), 1))], axis=1)
@@ -134,147 +202,3 @@ def _averages(found: _RankedClass, weights: Int[np.ndarray, "draws pictures"]) -
     points = [reached[draws, (recall < level).sum(axis=1)] for level in RECALL_LEVELS]
     both = np.stack([np.mean(points, axis=0), area], axis=1)
     return np.where(num_objects > 0, both, np.nan)
-
-
-def _file(run: Path | str) -> Path:
-    path = Path(run)
-    return path / "detections.npz" if path.is_dir() else path
-
-
-def _refuse_other_pictures(a: StoredDetections, b: StoredDetections, run_a: Path | str, run_b: Path | str) -> None:
-    """By their names and truth: the folder that they lie in may be another on another machine."""
-    names_a, names_b = ([Path(path).name for path in stored.paths] for stored in (a, b))
-    for what, of_a, of_b in (("classes", a.classes, b.classes), ("pictures", names_a, names_b)):
-        if list(of_a) != list(of_b):
-            raise ValueError(
-                f"run_b: expected {what} as of run_a, but {run_b} has {_some(of_b)} and {run_a} has {_some(of_a)}"
-            )
-    rows_a, rows_b = (_sorted_truth(stored) for stored in (a, b))
-    if rows_a.shape != rows_b.shape or not np.allclose(rows_a, rows_b, atol=1e-2):
-        raise ValueError(f"run_b: expected objects as of run_a, but those of {run_b} and {run_a} differ")
-
-
-def _sorted_truth(stored: StoredDetections) -> Float[np.ndarray, "objects 7"]:
-    image_ids, labels, boxes, difficult = stored.objects
-    rows = np.column_stack([image_ids, labels, difficult, boxes]).astype(np.float64)
-    return rows[np.lexsort(rows.round(1).T[::-1])]
-
-
-def _some(names: list[str] | tuple[str, ...]) -> str:
-    return f"{len(names)} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-
-
-INTERVAL = (2.5, 97.5)
-"""Percentiles of the draws between which 95% of them lie."""
-
-
-def compare_classes(
-    a: StoredDetections,
-    b: StoredDetections,
-    iou_threshold: float = 0.5,
-    resamples: int = 1000,
-) -> pd.DataFrame:
-    """:func:`ssd_lightning.review.compare_runs` for each class: VOC's AP (area) of both, and the difference.
-
-    Of many classes some differ by luck: the intervals hold 95% of the draws, so 1 class in 20 is ``more than noise``
-    although neither run is better at it.
-
-    Args:
-        a: stored detections of a run.
-        b: of another, on the same pictures.
-        iou_threshold: from which on a detection finds an object.
-        resamples: number of draws.
-
-    Returns:
-        A row for each class that has objects: ``objects`` that count, ``a``, ``b``, ``difference`` (b − a), ``low``,
-        ``high`` and ``more than noise``.
-
-    Raises:
-        ValueError: if classes, pictures or the numbers of objects differ.
-    """
-    counts, counts_of_b = _num_objects(a), _num_objects(b)
-    if a.classes != b.classes or len(a.paths) != len(b.paths) or not np.array_equal(counts, counts_of_b):
-        raise ValueError(
-            f"b: expected the pictures and objects of a, {len(a.paths)} with {counts.sum()} of "
-            f"{len(a.classes)} classes, got {len(b.paths)} with {counts_of_b.sum()} of {len(b.classes)}"
-        )
-    pictures = len(a.paths)
-    if pictures == 0:
-        raise ValueError("a: expected detections of at least one picture, got none")
-    drawn = np.random.default_rng(0).multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
-    # The first row is the pictures as they are.
-    weights = np.concatenate([np.ones((1, pictures), dtype=np.int32), drawn.astype(np.int32)])
-    rows = []
-    for label, objects in enumerate(counts.tolist(), start=1):
-        if objects == 0:
-            continue
-        of_a, of_b = (resampled_scores(_of_class(stored, label), weights, iou_threshold)[:, 1] for stored in (a, b))
-        difference = of_b - of_a
-        low, high = np.nanpercentile(difference[1:], INTERVAL)
-        is_told = bool(low > 0 or high < 0)
-        rows.append((a.classes[label - 1], objects, of_a[0], of_b[0], difference[0], low, high, is_told))
-    columns = ["class", "objects", "a", "b", "difference", "low", "high", "more than noise"]
-    return pd.DataFrame(rows, columns=columns).set_index("class")
-
-
-def draw_class_differences(table: pd.DataFrame) -> Figure:
-    """The classes of :func:`compare_classes` with their intervals, from what B does better to what A does better."""
-    names, families = shown_names([str(name) for name in table.index], longest=LONGEST_NAME)
-    order = table.assign(name=names).sort_values("difference", ascending=False, kind="stable")
-    count = len(order)
-    height, size = (0.3, 9.0) if count <= MOST_WITH_NUMBERS else (0.17, 7.5)
-    figure = Figure(figsize=(WIDTH, height * count + 1.5), layout="constrained")
-    ax = figure.subplots()
-    reach = max(float(np.nanmax(np.abs(order[["difference", "low", "high"]].to_numpy()), initial=0)) * 1.05, 0.01)
-    ax.axvline(0, color="black", linewidth=1)
-    for place, row in enumerate(order.itertuples()):
-        is_told = bool(order["more than noise"].iloc[place])
-        colour = "0.55" if not is_told else COLOURS[4] if row.difference > 0 else COLOURS[5]
-        ax.plot([row.low, row.high], [place, place], color=colour, linewidth=2.5 if is_told else 1.5)
-        ax.plot(row.difference, place, "o", color=colour, markersize=6 if is_told else 4)
-    # Numbers stand in columns of their own, where no interval runs through them.
-    for x, title, texts in (
-        (1.35, "A", [f"{value:.3f}" for value in order["a"]]),
-        (1.58, "B", [f"{value:.3f}" for value in order["b"]]),
-        (1.85, "objects", [f"{value}" for value in order["objects"]]),
-    ):
-        ax.text(x * reach, -0.8, title, fontsize=size, ha="right", va="bottom")
-        for place, text in enumerate(texts):
-            ax.text(x * reach, place, text, fontsize=size, ha="right", va="center")
-    ax.set_yticks(np.arange(count), order["name"], fontsize=size, fontfamily=families, parse_math=False)
-    ax.set(xlim=(-reach, 1.87 * reach), ylim=(count - 0.4, -0.7))
-    ax.set_xticks([tick for tick in ax.get_xticks() if abs(tick) <= reach])
-    ax.set_xlabel("AP of B − AP of A, and where 95% of the draws lie", x=1 / 2.87)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", alpha=0.3)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.spines["bottom"].set_bounds(-reach, reach)
-    handles = [
-        Line2D([], [], color=colour, marker="o", markersize=markersize, linewidth=2, label=label)
-        for colour, markersize, label in (
-            (COLOURS[4], 6, "B better, more than noise"),
-            (COLOURS[5], 6, "A better, more than noise"),
-            ("0.55", 4, "may be luck"),
-        )
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    return figure
-
-
-def _num_objects(stored: StoredDetections) -> np.ndarray:
-    objects = stored.objects
-    return np.bincount(objects.labels[~objects.difficult], minlength=len(stored.classes) + 1)[1:]
-
-
-def _of_class(stored: StoredDetections, label: int) -> StoredDetections:
-    """Its detections and objects alone, as if there were no other class."""
-
-    def part(records: DetectionRecords | ObjectRecords) -> list[np.ndarray]:
-        rows = records.labels == label
-        return [column[rows] for column in records._replace(labels=np.ones_like(records.labels))]
-
-    detections, objects, paths, classes = stored
-    return StoredDetections(
-        DetectionRecords(*part(detections)), ObjectRecords(*part(objects)), paths, (classes[label - 1],)
-    )

@@ -1,6 +1,6 @@
-"""Many runs, and two of them picture by picture, in one HTML file that loads nothing from elsewhere.
+"""A comparison of many runs, and of two of them picture by picture, as one HTML file without any other file.
 
-What is told is found here, how it looks is in ``comparison_report.html``. Jinja escapes whatever is filled in.
+This module computes the content; ``comparison_report.html`` is the template. Jinja escapes all inserted text.
 """
 
 import base64
@@ -18,9 +18,15 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from ssd_lightning.review.bootstrap import compare_classes, compare_runs, draw_class_differences
+from ssd_lightning.review.bootstrap import compare_classes, compare_runs
 from ssd_lightning.review.picture_pairs import SHOWN_SIDE, Pairs, picture_pairs
-from ssd_lightning.review.run_figures import NAMES, draw_importance, draw_learning_curves, draw_pareto
+from ssd_lightning.review.run_figures import (
+    NAMES,
+    draw_class_differences,
+    draw_importance,
+    draw_learning_curves,
+    draw_pareto,
+)
 from ssd_lightning.review.runs import (
     MOST_NAMED,
     learning_curves,
@@ -34,21 +40,21 @@ from ssd_lightning.review.runs import (
 from ssd_lightning.review.same_pictures import picture_sets
 from ssd_lightning.review.settings import SEED, importance, over_seeds
 from ssd_lightning.run_folder import SCORE_NAMES
-from ssd_lightning.scoring.error_figures import CAUSE_COLOURS, SHORT
-from ssd_lightning.scoring.errors import BACKGROUND, BOTH, CAUSES, FOUND, IGNORED, TRUE, cost_in_ap
-from ssd_lightning.scoring.stored_detections import StoredDetections, load_detections
-from ssd_lightning.structures import DRAW_THRESHOLD
+from ssd_lightning.scoring.error_figures import CAUSE_COLOURS, SHORT_NAMES
+from ssd_lightning.scoring.errors import BOTH, CAUSES, FOUND, IGNORED, TRUE, cost_in_ap
+from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_detections
+from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD
 
 FINISHED = "finished"
 
 NO_RESULT = ("failed", "broken")
-"""How the status begins of runs that came to nothing."""
+"""Prefixes of the status of runs without a result."""
 
 DOTS_PER_INCH = 200
-"""Of a figure that is smaller as pixels than as lines: sharp on a screen with two pixels for one."""
+"""Resolution of figures that are stored as pixels; sharp on a screen of double density."""
 
 SCORES = ("map_50", "map", "map_75", "map_voc12", "val/loss")
-"""Columns of the table of runs, beside the one by which they are ranked."""
+"""Scores in the table of runs, beside the score that ranks them."""
 
 RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "best_epoch": ("best epoch", "{:.0f}".format),
@@ -56,14 +62,14 @@ RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "parameters": ("parameters", lambda number: f"{number / 1e6:.2f} M"),
     "default_boxes": ("default boxes", "{:.0f}".format),
 }
-"""More columns, and how their numbers are shown."""
+"""Further columns of the table of runs: title and format."""
 
 COSTS = ("train_seconds", "parameters")
-"""Against which the score is drawn."""
+"""Columns that the score is drawn against."""
 
 
 class Findings(NamedTuple):
-    """What :func:`write_comparison` has to say in short."""
+    """The summary of :func:`write_comparison`."""
 
     sentences: list[str]
     best: Path | None
@@ -71,16 +77,16 @@ class Findings(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Of a table."""
+    """A cell of a table."""
 
     text: str
     order: float | str
-    """By which rows are sorted."""
+    """Value that rows are sorted by."""
     is_best: bool = False
 
 
 class Column(NamedTuple):
-    """Of a table."""
+    """A column of a table."""
 
     title: str
     is_number: bool
@@ -88,7 +94,7 @@ class Column(NamedTuple):
 
 
 class TwoRuns(NamedTuple):
-    """Everything about two runs on the same pictures; b is the best run, or the best beside the baseline."""
+    """The comparison of two runs on the same pictures. B is the best run, or the best except the baseline."""
 
     a: str
     b: str
@@ -96,9 +102,9 @@ class TwoRuns(NamedTuple):
     label_b: str
     pictures: int
     chosen: str
-    """Why these."""
+    """The reason why these two were chosen, as a sentence."""
     overall: pd.DataFrame
-    """Of :func:`ssd_lightning.review.compare_runs`."""
+    """The table of :func:`ssd_lightning.review.compare_runs`."""
     classes: pd.DataFrame
     errors: list[Column]
     pairs: Pairs
@@ -113,29 +119,29 @@ def write_comparison(
     draw_threshold: float = DRAW_THRESHOLD,
     pictures: int = 8,
 ) -> Findings:
-    """Write an HTML file about all runs in or below some folders.
+    """Write an HTML page about all runs in or below some folders.
 
-    It has the runs as a table, those without a result with their reasons, mean and deviation over seeds, curves, score
-    against cost, settings that mattered, and two runs compared on the same pictures: the best with ``baseline`` or,
-    without one, with the best that differs from it in more than the seed.
+    The page has a table of the runs, the failures with their reasons, mean and deviation over seeds, learning curves,
+    score against cost, and the importance of the settings. It compares two runs on the same pictures: the best run with
+    ``baseline``; without a baseline, with the best run that differs from it in more than the seed.
 
     Args:
-        folders: as of :func:`ssd_lightning.review.load_runs`.
-        path: of the file.
+        folders: as for :func:`ssd_lightning.review.load_runs`.
+        path: the file to write.
         baseline: folder of a run.
-        score: by which runs are ranked, a column of :func:`ssd_lightning.review.load_runs`.
-        iou_threshold: from which on a detection finds an object, where two runs are compared.
-        draw_threshold: detections with at least this score are drawn, and counted as errors.
-        pictures: how many are shown.
+        score: column of :func:`ssd_lightning.review.load_runs` that ranks the runs.
+        iou_threshold: lowest IoU at which a detection finds an object, in the comparison of two runs.
+        draw_threshold: lowest score of the detections that are drawn and counted as errors.
+        pictures: highest number of pictures.
 
     Raises:
-        ValueError: if there are no runs, none has scores, ``score`` is no column of numbers, or ``baseline`` no
-            finished run with detections.
+        ValueError: if there are no runs, no run has scores, ``score`` is not a column of numbers, or ``baseline`` is
+            not a finished run with stored detections.
     """
     runs = _load(folders, baseline)
     if score not in runs.columns and not (runs["status"] == FINISHED).any():
         statuses = "; ".join(f"{_shown_folder(run, runs)} {status}" for run, status in runs["status"].items())
-        raise ValueError(f"runs: expected at least one with scores, got {statuses}")
+        raise ValueError(f"runs: expected at least one run with scores, got {statuses}")
     with_numbers(runs, score=score)
     runs = _ranked(runs, score)
     labels = _labels(runs)
@@ -153,7 +159,7 @@ def write_comparison(
     others = [name for name in settings if name != SEED]
     # Runs that differ in the seed alone share a colour.
     by_setting = run_labels(runs, others) if SEED in settings and 0 < len(others) <= MOST_NAMED else None
-    # No class or folder is meant as a formula.
+    # A dollar sign in a class or folder does not start a formula.
     with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "comparison"}):
         curves = _curves(runs, labels if by_setting is None else by_setting, score)
         fronts = [_image(draw_pareto(finished, score, cost, labels)) for cost in COSTS if finished[cost].nunique() > 1]
@@ -188,8 +194,8 @@ def write_comparison(
         draw_threshold=draw_threshold,
         shown_side=SHOWN_SIDE,
         colours=CAUSE_COLOURS,
-        causes={TRUE: "finds an object", **{cause: about for cause, about in CAUSES.items() if cause in SHORT}},
-        short=SHORT,
+        causes={TRUE: "finds an object", **{cause: about for cause, about in CAUSES.items() if cause in SHORT_NAMES}},
+        short=SHORT_NAMES,
         light_text={TRUE, BOTH, BACKGROUND},
         not_missed={FOUND, IGNORED},
     )
@@ -198,12 +204,13 @@ def write_comparison(
 
 
 class _NotComparable(Exception):
-    """Tells why no two runs are compared."""
+    """The reason why no two runs are compared, as a sentence for the page."""
 
 
 def _load(folders: Path | str | Iterable[Path | str], baseline: Path | str | None) -> pd.DataFrame:
-    """With whole paths, so that a folder that is named in two ways is one. The baseline need not be in the folders."""
+    """Load the runs, and the baseline even if it is in none of the folders."""
     given = [folders] if isinstance(folders, Path | str) else list(folders)
+    # Absolute paths, so that a folder that is given in two ways counts once.
     runs = load_runs([Path(folder).resolve() for folder in given])
     if baseline is None or str(Path(baseline).resolve()) in runs.index:
         return runs
@@ -214,14 +221,14 @@ def _load(folders: Path | str | Iterable[Path | str], baseline: Path | str | Non
 
 
 def _ranked(runs: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Finished runs with the best first, then those that are not, then those that came to nothing."""
+    """Sort the runs: finished runs with the best first, then unfinished runs, then runs without a result."""
     rank = runs["status"].map(lambda status: 0 if status == FINISHED else 2 if status.startswith(NO_RESULT) else 1)
     value = runs[score] * (-1 if more_is_better(score) else 1)
     return runs.iloc[np.lexsort((value.fillna(np.inf), rank))]
 
 
 def _labels(runs: pd.DataFrame) -> pd.Series:
-    """A text for each run that no other has."""
+    """Return a unique text for each run."""
     labels = run_labels(runs)
     is_shared = labels.duplicated(keep=False)
     folders = pd.Series([f" ({_shown_folder(run, runs)})" for run in runs.index], index=runs.index)
@@ -233,7 +240,7 @@ def _common_folder(runs: pd.DataFrame) -> str:
 
 
 def _shown_folder(run: str, runs: pd.DataFrame) -> str:
-    """From where the folders begin to differ."""
+    """Return the folder of a run without the part that all runs share."""
     return os.path.relpath(run, _common_folder(runs))
 
 
@@ -242,11 +249,11 @@ def _name(column: str) -> str:
 
 
 def _choose(finished: pd.DataFrame, scored: dict[str, int | None], baseline: str | None) -> tuple[str, str, str]:
-    """Two runs, the one to compare with first, and why these."""
+    """Return run A and run B, and the reason for the choice as a sentence. B is the better run."""
     candidates = [run for run in finished.index if scored[run] is not None]
     if baseline is not None:
         if baseline not in candidates:
-            raise ValueError(f"baseline: expected a finished run with its score and detections.npz, got {baseline}")
+            raise ValueError(f"baseline: expected a finished run with its score and {FILE_NAME}, got {baseline}")
         others = [run for run in candidates if run != baseline and scored[run] == scored[baseline]]
         if not others:
             raise _NotComparable("No other finished run was scored on the validation pictures of the baseline.")
@@ -279,9 +286,9 @@ def _compare(
     pictures: int,
 ) -> TwoRuns:
     try:
-        of_a, of_b = (load_detections(Path(run) / "detections.npz") for run in (a, b))
+        of_a, of_b = load_detections(a), load_detections(b)
         if of_a.objects.difficult.all():
-            raise _NotComparable("There is no object in the pictures that they were scored on.")
+            raise _NotComparable("The validation pictures hold no object that counts.")
         overall = compare_runs(a, b, iou_threshold)
         return TwoRuns(
             a,
@@ -335,7 +342,7 @@ def _table_over_seeds(runs: pd.DataFrame, score: str) -> list[Column]:
 def _table_of_errors(
     a: StoredDetections, b: StoredDetections, iou_threshold: float, draw_threshold: float
 ) -> list[Column]:
-    # The truth is the same.
+    # The objects are the same for both.
     of_a, of_b = (
         cost_in_ap(run.detections, a.objects, len(a.classes), iou_threshold, score_threshold=draw_threshold)
         for run in (a, b)
@@ -345,18 +352,18 @@ def _table_of_errors(
         Column("what it means", False, [Cell(CAUSES.get(cause, ""), "") for cause in of_a.index]),
         _column(of_a, "errors shown", "A: errors", str),
         _column(of_b, "errors shown", "B: errors", str),
-        _column(of_a, "cost", "A: AP it costs", "{:.3f}".format),
-        _column(of_b, "cost", "B: AP it costs", "{:.3f}".format),
+        _column(of_a, "cost", "A: cost in AP", "{:.3f}".format),
+        _column(of_b, "cost", "B: cost in AP", "{:.3f}".format),
     ]
 
 
 def _scores(runs: pd.DataFrame, score: str) -> list[str]:
-    """Columns, that by which runs are ranked first."""
+    """Return the columns of scores, starting with the score that ranks the runs."""
     return [name for name in dict.fromkeys([score, *SCORES]) if name in runs.columns]
 
 
 def _with_settings(table: pd.DataFrame, settings: list[str], head: list[Column], results: list[Column]) -> list[Column]:
-    """Settings come before the results, but where they would push them out of sight."""
+    """Put the settings before the results, or after the results if the settings are many."""
     columns = [_column(table, name, name, shown_value) for name in settings]
     return [*head, *results, *columns] if len(settings) > MOST_NAMED else [*head, *columns, *results]
 
@@ -365,13 +372,13 @@ def _column(table: pd.DataFrame, name: str, title: str, shown: Callable[[Any], s
     is_number = pd.api.types.is_numeric_dtype(table[name])
     cells = []
     for value in table[name].tolist():
-        is_known = value == value  # NaN is not
+        is_known = value == value  # NaN is not equal to itself.
         cells.append(Cell(shown(value), float(value) if is_number else str(value)) if is_known else Cell("", ""))
     return Column(title, is_number, cells)
 
 
 def _curves(runs: pd.DataFrame, labels: pd.Series, score: str) -> str | None:
-    """None if no run has logged anything of it."""
+    """Draw the learning curves; None if no run has logged any."""
     parts = []
     for key in dict.fromkeys(("train/loss", "val/loss", f"val/{score.removeprefix('val/')}")):
         with contextlib.suppress(ValueError):
@@ -380,7 +387,7 @@ def _curves(runs: pd.DataFrame, labels: pd.Series, score: str) -> str | None:
 
 
 def _importance(finished: pd.DataFrame, score: str) -> pd.DataFrame | None:
-    """None where the runs are too few to tell."""
+    """Rate the settings; None if there are too few runs."""
     if len(finished) < 2:
         return None
     table = importance(finished, score)
@@ -402,31 +409,33 @@ def _sentences(
         sentences.append(f"Best {_name(score)}: {runs.at[best, score]:.3f}, {labels[best]}.")
     if two is not None:
         settings = settings_of(runs)
-        told = [name for name in settings if shown_value(runs.at[two.a, name]) != shown_value(runs.at[two.b, name])]
-        short = run_labels(runs.loc[[two.a, two.b]], told) if 0 < len(told) <= MOST_NAMED else labels
+        differing = [
+            name for name in settings if shown_value(runs.at[two.a, name]) != shown_value(runs.at[two.b, name])
+        ]
+        short = run_labels(runs.loc[[two.a, two.b]], differing) if 0 < len(differing) <= MOST_NAMED else labels
         row = two.overall.iloc[-1]
         change = "higher" if row["difference"] >= 0 else "lower"
-        verdict = "more than luck" if row["more than noise"] else "no more than luck"
+        verdict = "more than chance" if row["more than noise"] else "no more than chance"
         sentences.append(
             f"{two.overall.index[-1]} is {abs(row['difference']):.3f} {change} "
-            f"with {short[two.b]} than with {short[two.a]}, {verdict} with the {two.pictures} pictures can explain "
-            f"(95% of the draws: {row['low']:+.3f} to {row['high']:+.3f})."
+            f"with {short[two.b]} than with {short[two.a]}, {verdict} in the {two.pictures} pictures can explain "
+            f"(95% interval: {row['low']:+.3f} to {row['high']:+.3f})."
         )
     if mattered is not None:
         first = mattered.iloc[0]
         if first["beyond chance"] > 0:
             sentences.append(
-                f"Of the settings, {mattered.index[0]} explains most by itself: {first['explained']:.0%} of the "
-                f"variance over {first['runs']} runs, where chance would explain {first['by chance']:.0%}; "
-                f"best: {first['best']}."
+                f"The most important setting is {mattered.index[0]}. By itself it explains {first['explained']:.0%} of "
+                f"the variance of {first['runs']} runs ({first['by chance']:.0%} are expected by chance); "
+                f"the best value is {first['best']}."
             )
         else:
-            sentences.append("No setting explains more of the variance of the score than chance would.")
+            sentences.append("No setting explains more of the variance of the score than expected by chance.")
     return sentences
 
 
 def _image(figure: Figure) -> str:
-    """A data URI, of lines or of pixels, whichever is smaller."""
+    """Return a figure as a data URI, of lines or of pixels, whichever is smaller."""
     files = []
     for kind, media, options in (
         ("svg", "image/svg+xml", {"metadata": {"Date": None}}),

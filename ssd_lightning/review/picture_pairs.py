@@ -1,4 +1,4 @@
-"""The pictures on which two runs differ most, with what each of them finds there."""
+"""The pictures on which two runs differ most, with the detections of both."""
 
 import base64
 import io
@@ -11,10 +11,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ssd_lightning.data.pictures import PictureError, read_picture
-from ssd_lightning.scoring.error_figures import SHORT
-from ssd_lightning.scoring.errors import FOUND, IGNORED, TRUE, Errors, find_errors, with_score
+from ssd_lightning.scoring.error_figures import SHORT_NAMES
+from ssd_lightning.scoring.errors import FOUND, IGNORED, TRUE, Errors, find_errors
 from ssd_lightning.scoring.stored_detections import StoredDetections
-from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
+from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 
 SHOWN_SIDE = 480
 """Longest side of a stored picture in pixels: half the width of a page."""
@@ -23,7 +23,7 @@ JPEG_QUALITY = 82
 
 
 class Box(NamedTuple):
-    """A rectangle in pixels of the picture, and what is written at it."""
+    """A rectangle in pixels of the picture, with its text."""
 
     left: float
     top: float
@@ -34,15 +34,16 @@ class Box(NamedTuple):
 
 
 class Side(NamedTuple):
-    """What one run does with a picture."""
+    """The objects of a picture, and the detections of one run."""
 
     objects: list[Box]
-    """Truth; the cause is ``found``, ``ignored``, or why it was not found."""
+    """The truth; the cause is ``found``, ``ignored``, or the cause of the miss."""
     detections: list[Box]
-    """The best come last, on top."""
+    """Sorted by rising score, so that the best are drawn on top."""
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
+        """The numbers of objects found and not found, and of false detections, as text."""
         found = sum(box.cause == FOUND for box in self.objects)
         missed = sum(box.cause not in (FOUND, IGNORED) for box in self.objects)
         false = sum(box.cause not in (TRUE, IGNORED) for box in self.detections)
@@ -50,25 +51,25 @@ class Side(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A picture, and what two runs do with it."""
+    """A picture, and both runs on it."""
 
     name: str
     width: int
     height: int
     source: str
-    """The picture itself, reduced, as a data URI."""
+    """The picture, reduced, as a data URI."""
     a: Side
     b: Side
 
 
 class Pairs(NamedTuple):
-    """What :func:`picture_pairs` found."""
+    """The result of :func:`picture_pairs`."""
 
     shown: list[Pair]
     differing: int
-    """Pictures on which the runs differ at all."""
+    """Number of pictures on which the runs differ at all."""
     missing: list[str]
-    """Those that would have been shown, but cannot be read any more, with the reason."""
+    """Pictures that cannot be read any more and are left out, with the reason."""
 
 
 def picture_differences(
@@ -79,15 +80,17 @@ def picture_differences(
     objects: ObjectRecords,
     pictures: int,
 ) -> Float[np.ndarray, " pictures"]:
-    """Of each picture: the objects that only one of two runs finds, and how much more one has in scores of false
-    detections than the other."""
+    """Measure how much two runs differ on each picture.
+
+    The measure is the number of objects that only one run finds, plus the difference between the runs in the sum of
+    the scores of false detections.
+    """
     weights = np.zeros(pictures)
     is_found_once = (errors_a.object_causes == FOUND) != (errors_b.object_causes == FOUND)
     np.add.at(weights, objects.image_ids[is_found_once], 1)
     false = np.zeros((2, pictures))
     for run, (errors, seen) in enumerate(((errors_a, seen_a), (errors_b, seen_b))):
-        is_false = ~np.isin(errors.detection_causes, (TRUE, IGNORED))
-        np.add.at(false[run], seen.image_ids[is_false], seen.scores[is_false])
+        np.add.at(false[run], seen.image_ids[errors.is_false], seen.scores[errors.is_false])
     return weights + np.abs(false[1] - false[0])
 
 
@@ -98,21 +101,21 @@ def picture_pairs(
     iou_threshold: float = 0.5,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> Pairs:
-    """The pictures that differ most by :func:`picture_differences`, with the detections from ``score_threshold`` on.
+    """Find the pictures on which two runs differ most by :func:`picture_differences`.
 
     Args:
         a: stored detections of a run.
-        b: of another, on the same pictures with the same truth, see :func:`ssd_lightning.review.compare_runs`.
-        count: of pictures. Those that are alike are left out.
-        iou_threshold: from which on a detection finds an object.
-        score_threshold: of the detections that are looked at.
+        b: stored detections of another run on the same pictures, see :func:`ssd_lightning.review.compare_runs`.
+        count: highest number of pictures. Pictures without a difference are left out.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        score_threshold: lowest score of the detections that are used.
 
     Raises:
-        ValueError: as :func:`ssd_lightning.review.find_errors`.
+        ValueError: as :func:`ssd_lightning.scoring.find_errors`.
     """
-    # Truth is the same, but its order may not be.
+    # The objects are the same for both, but their order can differ.
     objects = a.objects
-    seen = [with_score(stored.detections, score_threshold) for stored in (a, b)]
+    seen = [select(stored.detections, stored.detections.scores >= score_threshold) for stored in (a, b)]
     errors = [find_errors(records, objects, len(a.classes), iou_threshold) for records in seen]
     weights = picture_differences(errors[0], errors[1], seen[0], seen[1], objects, len(a.paths))
     order = np.argsort(-weights, kind="stable")
@@ -138,7 +141,7 @@ def _side(seen: DetectionRecords, errors: Errors, objects: ObjectRecords, classe
     texts = []
     for row in mine:
         name = f"{classes[seen.labels[row] - 1]} " if len(classes) > 1 else ""
-        short = SHORT.get(errors.detection_causes[row], "")
+        short = SHORT_NAMES.get(errors.detection_causes[row], "")
         texts.append(f"{name}{seen.scores[row]:.2f} {short}".strip())
     truth = np.flatnonzero(objects.image_ids == index)
     names = [classes[label - 1] for label in objects.labels[truth]]
@@ -156,7 +159,7 @@ def _boxes(boxes: Float[np.ndarray, "boxes 4"], texts: list[str], causes: np.nda
 
 
 def _read_any(path_a: str, path_b: str) -> UInt8[np.ndarray, "height width 3"]:
-    """One of the runs may have been trained where the pictures no longer are."""
+    """Read a picture from the path of either run: one of the runs may come from another machine."""
     try:
         return read_picture(Path(path_a))
     except PictureError:

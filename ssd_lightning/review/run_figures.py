@@ -1,4 +1,7 @@
-"""Figures of many runs: their curves, score against cost, settings that mattered. To be read at a notebook's width."""
+"""Figures that compare runs, legible at the width of a notebook.
+
+Learning curves, score against cost, importance of the settings, and differences of two runs by class.
+"""
 
 from typing import Any
 
@@ -9,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from ssd_lightning.drawing import COLOURS, WIDTH
+from ssd_lightning.drawing import COLOURS, LONGEST_NAME, MOST_WITH_NUMBERS, WIDTH, shown_names
 from ssd_lightning.review.runs import more_is_better, pareto, run_labels, with_numbers
 
 NAMES = {
@@ -25,29 +28,29 @@ NAMES = {
     "parameters": "parameters",
     "default_boxes": "default boxes",
 }
-"""How people call columns and metrics."""
+"""Names of columns and metrics in text."""
 
 LINES: list[tuple[str, Any]] = [(COLOURS[n], style) for style in ("solid", "dashed") for n in (4, 0, 2, 5, 6, 1)]
-"""Twelve that can be told apart; yellow is not seen on white."""
+"""Twelve colours and styles of lines that can be distinguished. Yellow is left out, since it is invisible on white."""
 
 MOST_NUMBERED = 15
-"""Runs of a front for which there is room in the list beside it."""
+"""Largest number of runs in the list beside a Pareto front."""
 
 MOST_SETTINGS = 20
-"""Bars for which there is room."""
+"""Largest number of bars."""
 
 LONGEST_LABEL = 60
-"""Characters; longer ones are cut."""
+"""Largest number of characters in a label; longer labels are cut."""
 
 
 def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) -> Figure:
-    """:func:`ssd_lightning.review.learning_curves`: a plot for each key, a line for each run.
+    """Draw learning curves: a plot for each key, a line for each run.
 
     Args:
-        curves: of some runs.
-        labels: by run; runs with the same label have the same colour. :func:`ssd_lightning.review.run_labels`, or a
-            column of the table of runs, as ``runs["loss"]``. Default: the folders. If there are more than twelve, the
-            twelve are told apart that end best in the last of the keys, and the others are grey.
+        curves: from :func:`ssd_lightning.review.learning_curves`.
+        labels: text by run, such as :func:`ssd_lightning.review.run_labels` or a column of the table of runs
+            (``runs["loss"]``). Default: the folders. Runs with the same label have the same colour. With more than
+            twelve labels, the twelve that end best in the last key have colours, and the others are grey.
 
     Raises:
         ValueError: if a run has no label.
@@ -114,13 +117,13 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
 def draw_pareto(
     runs: pd.DataFrame, score: str = "map_50", cost: str = "parameters", labels: pd.Series | None = None
 ) -> Figure:
-    """All runs by score and cost, and those of :func:`ssd_lightning.review.pareto` with numbers, told in a list.
+    """Draw all runs by score and cost, with numbers and a list for the runs of the Pareto front.
 
     Args:
         runs: the table of :func:`ssd_lightning.review.load_runs`.
-        score: a column.
-        cost: a column.
-        labels: by run; default: :func:`ssd_lightning.review.run_labels`.
+        score: a column of numbers.
+        cost: a column of numbers.
+        labels: text by run; default: :func:`ssd_lightning.review.run_labels`.
 
     Raises:
         ValueError: as :func:`ssd_lightning.review.pareto`.
@@ -142,11 +145,11 @@ def draw_pareto(
         zorder=1,
     )
     ax.plot(line[cost], line[score], "o", color=COLOURS[5], markersize=6, label="no other run beats it")
-    # Away from the runs: beyond the front there is none.
+    # The numbers go to the side of the front without runs.
     across = 6 if more_is_better(cost) else -6
     down = 4 if more_is_better(score) else -4
     texts = []
-    # Runs that fall together have one number.
+    # Runs in the same place share a number.
     places = front.groupby([cost, score], sort=False).groups
     for number, ((x, y), group) in enumerate(places.items(), start=1):
         if number > MOST_NUMBERED:
@@ -178,9 +181,11 @@ def draw_pareto(
 
 
 def draw_importance(table: pd.DataFrame, score: str = "map_50") -> Figure:
-    """:func:`ssd_lightning.review.settings`: bars of what is explained, a line at what chance would explain.
+    """Draw the share of the variance that each setting explains, with a line for the share expected by chance.
 
-    Of the first twenty settings.
+    Args:
+        table: from :func:`ssd_lightning.review.importance`. The first twenty settings are drawn.
+        score: the column that was explained.
     """
     table = table.iloc[:MOST_SETTINGS]
     figure = Figure(figsize=(0.75 * WIDTH, 0.42 * max(len(table), 1) + 1.5), layout="constrained")
@@ -193,7 +198,7 @@ def draw_importance(table: pd.DataFrame, score: str = "map_50") -> Figure:
     ax.set_yticks(places, [_cut(str(name), 30) for name in table.index], fontsize=9, parse_math=False)
     for x, title, texts in (
         (1.17, "spread", [f"{value:.3f}" for value in table["spread"]]),
-        (1.22, "best of its values (how many)", None),
+        (1.22, "best value (number of values)", None),
     ):
         ax.text(x, -0.6, title, fontsize=8, ha="right" if texts else "left", va="bottom")
         cells = texts or [f"{_cut(best, 24)}  ({n})" for best, n in zip(table["best"], table["groups"], strict=True)]
@@ -209,12 +214,57 @@ def draw_importance(table: pd.DataFrame, score: str = "map_50") -> Figure:
     return figure
 
 
+def draw_class_differences(table: pd.DataFrame) -> Figure:
+    """Draw the differences of :func:`ssd_lightning.review.compare_classes` with their intervals, the largest first."""
+    names, families = shown_names([str(name) for name in table.index], longest=LONGEST_NAME)
+    order = table.assign(name=names).sort_values("difference", ascending=False, kind="stable")
+    count = len(order)
+    height, size = (0.3, 9.0) if count <= MOST_WITH_NUMBERS else (0.17, 7.5)
+    figure = Figure(figsize=(WIDTH, height * count + 1.5), layout="constrained")
+    ax = figure.subplots()
+    reach = max(float(np.nanmax(np.abs(order[["difference", "low", "high"]].to_numpy()), initial=0)) * 1.05, 0.01)
+    ax.axvline(0, color="black", linewidth=1)
+    for place, row in enumerate(order.itertuples()):
+        is_real = bool(order["more than noise"].iloc[place])
+        colour = "0.55" if not is_real else COLOURS[4] if row.difference > 0 else COLOURS[5]
+        ax.plot([row.low, row.high], [place, place], color=colour, linewidth=2.5 if is_real else 1.5)
+        ax.plot(row.difference, place, "o", color=colour, markersize=6 if is_real else 4)
+    # Numbers have columns of their own, away from the intervals.
+    for x, title, texts in (
+        (1.35, "A", [f"{value:.3f}" for value in order["a"]]),
+        (1.58, "B", [f"{value:.3f}" for value in order["b"]]),
+        (1.85, "objects", [f"{value}" for value in order["objects"]]),
+    ):
+        ax.text(x * reach, -0.8, title, fontsize=size, ha="right", va="bottom")
+        for place, text in enumerate(texts):
+            ax.text(x * reach, place, text, fontsize=size, ha="right", va="center")
+    ax.set_yticks(np.arange(count), order["name"], fontsize=size, fontfamily=families, parse_math=False)
+    ax.set(xlim=(-reach, 1.87 * reach), ylim=(count - 0.4, -0.7))
+    ax.set_xticks([tick for tick in ax.get_xticks() if abs(tick) <= reach])
+    ax.set_xlabel("AP of B − AP of A, with the interval of the bootstrap", x=1 / 2.87)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", alpha=0.3)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.spines["bottom"].set_bounds(-reach, reach)
+    handles = [
+        Line2D([], [], color=colour, marker="o", markersize=markersize, linewidth=2, label=label)
+        for colour, markersize, label in (
+            (COLOURS[4], 6, "B better, more than noise"),
+            (COLOURS[5], 6, "A better, more than noise"),
+            ("0.55", 4, "no more than noise"),
+        )
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
 def _with_direction(column: str) -> str:
     return f"{NAMES.get(column, column)} ({'more' if more_is_better(column) else 'less'} is better)"
 
 
 def _columns(texts: list[str]) -> int:
-    """Of a legend as wide as the figure, at 8 points."""
+    """Return the number of columns of a legend as wide as the figure, at 8 points."""
     longest = min(max(map(len, texts), default=1), LONGEST_LABEL)
     return max(1, min(4, int(WIDTH * 72 / (5 * longest + 40))))
 
@@ -224,13 +274,13 @@ def _cut(text: str, longest: int = LONGEST_LABEL) -> str:
 
 
 def _number(value: float) -> str:
-    """1.4M, but 0.3."""
+    """Return a short text, such as 1.4M or 0.3."""
     return EngFormatter(sep="", places=None)(float(f"{value:.3g}")) if value >= 1000 else f"{value:.3g}"
 
 
 def _plain_log(ax: Axes, axis: str, values: pd.Series) -> None:
     which = ax.xaxis if axis == "x" else ax.yaxis
-    # With few decades, the powers of ten alone could leave the axis without any number.
+    # Over few decades, powers of ten alone could leave the axis without any number.
     decades = np.log10(values.max() / values.min())
     subs = (1, 2, 3, 5) if decades < 1 else (1, 2, 5) if decades < 2 else (1,)
     which.set_major_locator(LogLocator(subs=subs))

@@ -1,14 +1,13 @@
-"""Run folders as one table, the curves of their training, and the front of the best for their cost.
+"""Run folders as one table, the curves of their training, and the runs that no other beats in score and cost.
 
-Only files are read, so that this works on runs from other machines too. Which settings mattered is in
-``importance.py``, and figures are in ``run_figures.py``.
+Only files are read, so the runs can come from other machines. ``settings.py`` rates the settings of the runs, and
+``run_figures.py`` draws them.
 """
 
 import contextlib
 import csv
 import json
 import os
-import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,49 +16,54 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE, read_metrics
+from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE, flatten, natural_order, read_metrics
 
 CURVES = ("train/loss", "val/loss", "val/map_50")
-"""Of a run, where no others are asked for."""
+"""Default keys of :func:`learning_curves`."""
 
 COSTS = ("train_seconds", "images_per_second", "parameters", "default_boxes")
-"""Columns of :func:`load_runs` beside the scores, named as in ``summary.json``."""
+"""Columns of :func:`load_runs` after the scores, named as in ``summary.json``."""
 
 LESS_IS_BETTER = ("val/loss", "class_error", "box_mae", "train_seconds", "parameters", "default_boxes")
-"""How columns that are better when they are small begin."""
+"""Prefixes of the columns in which a lower value is better."""
 
 MOST_NAMED = 4
-"""Settings that a label has room for."""
+"""Largest number of settings in a label."""
 
 
 def load_runs(folders: Path | str | Iterable[Path | str]) -> pd.DataFrame:
-    """One row for each run of ``ssd-train`` in or below one or several folders; the index is the run's folder.
+    """Read the runs of ``ssd-train`` in or below one or several folders into a table.
 
-    Columns, in this order:
+    Args:
+        folders: may hold folders of other commands too, which are left out.
 
-    * settings: what differs between the runs, by the names of the command line. A group (``loss``) has the chosen
-      option; beside it stand those of its keys (``loss.alpha``) that the choice does not tell. Lists are text, as they
-      are typed. NaN where a run has no such key, or null.
-    * ``status``: ``finished``; ``unfinished`` (running or interrupted: a folder does not tell); what the job of a
-      sweep says, as ``failed: <reason>``; or ``broken: <reason>`` where a file cannot be read.
-    * scores: those of the best checkpoint, and of an unfinished run the last that were logged; without ``val/``, which
-      only ``val/loss…`` keep, since ``loss`` is a setting.
-    * ``best_epoch`` (from 0), ``train_seconds``, ``images_per_second`` of the training, ``parameters``,
-      ``default_boxes``. NaN where a run is not finished.
+    Returns:
+        A row for each run, whose index is its folder. Columns, in this order:
 
-    Folders of other commands are left out.
+        * settings: the keys of the command line that differ between the runs. A group (``loss``) holds the chosen
+          option; its keys (``loss.alpha``) follow if the option does not determine them. Lists are text, as they are
+          typed. NaN if a run has no such key, or null.
+        * ``status``: ``finished``; ``unfinished`` (running or interrupted, which look the same in a folder); the status
+          of a sweep's job, such as ``failed: <reason>``; or ``broken: <reason>`` if a file cannot be read.
+        * scores of the best checkpoint, or the last logged scores of an unfinished run. The prefix ``val/`` is left
+          out except in ``val/loss…``, since ``loss`` is a setting.
+        * ``best_epoch`` (from 1), ``train_seconds``, ``images_per_second`` (of the training), ``parameters``,
+          ``default_boxes``. NaN if a run is not finished.
 
     Raises:
-        ValueError: if a folder does not exist, or there is no run in any.
+        ValueError: if a folder does not exist, or there is no run in any folder.
     """
     given = [folders] if isinstance(folders, Path | str) else list(folders)
     for folder in given:
         if not Path(folder).is_dir():
-            raise ValueError(f"folders: expected folders with runs, got {folder}, which is none")
+            raise ValueError(f"folders: expected folders that exist, got {folder}")
     found = dict.fromkeys(path for folder in given for path in _run_folders(Path(folder)))
     runs = [_read_run(folder) for folder in found]
     if not runs:
-        raise ValueError(f"folders: expected runs of ssd-train, found none in {', '.join(map(str, given))}")
+        raise ValueError(
+            f"folders: expected folders with runs of ssd-train, got {', '.join(map(str, given))}. "
+            "Try the folder of a sweep."
+        )
 
     table: dict[str, list[Any]] = _settings_that_differ(runs)
     table["status"] = [run.status for run in runs]
@@ -71,25 +75,25 @@ def load_runs(folders: Path | str | Iterable[Path | str]) -> pd.DataFrame:
 
 
 def settings_of(runs: pd.DataFrame) -> list[str]:
-    """The columns of :func:`load_runs` that are settings: those before ``status``.
+    """Return the names of the columns that are settings: those before ``status``.
 
     Raises:
-        ValueError: if there is no such column.
+        ValueError: if the table has no column ``status``.
     """
     if "status" not in runs.columns:
-        raise ValueError(f"runs: expected the table of load_runs, got one without `status`: {list(runs.columns)}")
+        raise ValueError(f"runs: expected the table of load_runs, got one without status: {list(runs.columns)}")
     return [str(name) for name in runs.columns[: runs.columns.get_loc("status")]]
 
 
 def run_labels(runs: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.Series:
-    """A text for each run: its settings, as ``loss=focal, seed=1``; keys are cut to their last part where that tells.
+    """Return a text for each run: its settings, as ``loss=focal, seed=1``.
+
+    Keys are shortened to their last part if it is unique. Without any setting, or with more than four by default, the
+    text is the folder, without the part that all folders share.
 
     Args:
-        settings: columns to name; default: all.
-
-    Returns:
-        By run. Its folder, from where the folders begin to differ, if there is no setting to name, or more than four
-        and none were asked for.
+        runs: the table of :func:`load_runs`.
+        settings: columns to name; default: all settings.
     """
     columns = settings_of(runs) if settings is None else list(settings)
     if settings is None and len(columns) > MOST_NAMED:
@@ -108,29 +112,30 @@ def run_labels(runs: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.
 
 
 def learning_curves(runs: pd.DataFrame, keys: Sequence[str] = CURVES) -> pd.DataFrame:
-    """What runs logged while they trained, a row for each number: ``run``, ``step``, ``epoch``, ``key``, ``value``.
-
-    Runs that have logged nothing, or whose file is damaged, have no rows.
+    """Read the numbers that runs logged during training.
 
     Args:
-        runs: the table of :func:`load_runs`, or any with run folders as its index.
+        runs: the table of :func:`load_runs`, or any table with run folders as its index.
         keys: columns of ``metrics.csv``.
+
+    Returns:
+        A row for each number. Columns: ``run``, ``step``, ``epoch`` (from 1), ``key``, ``value``. Runs that have logged
+        nothing, or whose file is damaged, have no rows.
 
     Raises:
         ValueError: if no run has one of the keys.
     """
     logged: dict[Any, dict[int, dict[str, float]]] = {}
     for folder in runs.index:
-        # What is damaged has its reason in the table.
+        # The status in the table gives the reason of the damage.
         with contextlib.suppress(_Damaged):
             logged[folder] = _read_metrics(Path(folder))
     known = {key for metrics in logged.values() for row in metrics.values() for key in row} - {"step", "epoch"}
     for key in keys:
         if key not in known:
-            told = ", ".join(sorted(known)) or "nothing"
-            raise ValueError(f"keys: expected what a run has logged ({told}), got {key!r}")
+            raise ValueError(f"keys: expected one of {', '.join(sorted(known)) or 'no key'}, got {key!r}")
     rows = [
-        (folder, step, row.get("epoch", np.nan), key, row[key])
+        (folder, step, row.get("epoch", np.nan) + 1, key, row[key])
         for key in keys
         for folder, metrics in logged.items()
         for step, row in metrics.items()
@@ -140,16 +145,21 @@ def learning_curves(runs: pd.DataFrame, keys: Sequence[str] = CURVES) -> pd.Data
 
 
 def pareto(runs: pd.DataFrame, score: str = "map_50", cost: str = "parameters") -> pd.DataFrame:
-    """The runs that no other beats: none is at least as good in both, and better in one. The cheapest comes first.
+    """Return the runs on the Pareto front, the cheapest first.
 
-    Both may be any column of numbers; more is better, but for losses, errors, seconds, parameters and default boxes.
-    Runs that lack one of the two are left out.
+    No other run is at least as good in both columns and better in one. A higher value is better, except for losses,
+    errors, seconds, parameters and default boxes. Runs without one of the two numbers are left out.
+
+    Args:
+        runs: the table of :func:`load_runs`.
+        score: a column of numbers.
+        cost: a column of numbers.
 
     Raises:
         ValueError: if there is no such column.
     """
     kept = with_numbers(runs, score=score, cost=cost)
-    # Turned so that more is better in both.
+    # The sign makes a higher value better in both.
     values = np.stack(
         [kept[column].to_numpy(float) * (1 if more_is_better(column) else -1) for column in (score, cost)]
     )
@@ -159,15 +169,19 @@ def pareto(runs: pd.DataFrame, score: str = "map_50", cost: str = "parameters") 
 
 
 def more_is_better(column: str) -> bool:
-    """Whether a run is the better for having more of it."""
+    """Return whether a higher value of the column is better."""
     return not column.startswith(LESS_IS_BETTER)
 
 
 def with_numbers(runs: pd.DataFrame, **columns: str) -> pd.DataFrame:
-    """The runs that have a number in all of these columns, which are given by the names of the arguments to blame.
+    """Return the runs that have a number in all of the given columns.
+
+    Args:
+        runs: the table of :func:`load_runs`.
+        columns: names of columns, by the argument that an error message names.
 
     Raises:
-        ValueError: if one is missing, or no number.
+        ValueError: if a column is missing or does not hold numbers.
     """
     for argument, column in columns.items():
         numbers = [str(name) for name in runs.columns if pd.api.types.is_numeric_dtype(runs[name])]
@@ -180,30 +194,30 @@ class _Run(NamedTuple):
     folder: Path
     status: str
     config: dict[str, Hashable] | None
-    """By dotted keys, without those that are null; None if it cannot be read."""
+    """Values by dotted key, without null values; None if the config cannot be read."""
     choices: dict[str, str]
     summary: dict[str, Any]
     scores: dict[str, float]
 
 
 class _Damaged(Exception):
-    """Tells which file, and what is wrong with it."""
+    """A file that cannot be read, with the reason."""
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
-    """Of training runs, by number where they have numbers; what is inside of a run is not looked into."""
+    """Yield the folders of training runs, in natural order. Folders inside a run are not searched."""
     for path, below, files in os.walk(folder):
         at = Path(path)
         is_run = "summary.json" in files or (".hydra" in below and (at / ".hydra" / "config.yaml").is_file())
         if is_run and _is_training(at):
             yield at
-        below[:] = [] if is_run else sorted((b for b in below if b[0] != "." and b != SET_ASIDE), key=_by_number)
+        below[:] = [] if is_run else sorted((b for b in below if b[0] != "." and b != SET_ASIDE), key=natural_order)
 
 
 def _is_training(folder: Path) -> bool:
     if any((folder / name).exists() for name in ("summary.json", "metrics.csv", "checkpoints/last.ckpt")):
         return True
-    # Just begun, failed at once, or the folder of another command.
+    # The run has just started, it failed at once, or the folder is of another command.
     try:
         return _hydra(folder)["job"]["name"] == "ssd-train"
     except (_Damaged, KeyError, TypeError):
@@ -213,12 +227,7 @@ def _is_training(folder: Path) -> bool:
 def _read_run(folder: Path) -> _Run:
     try:
         return _read_files(folder)
-    except (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ) as error:  # mappings that hold something else than they should
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # The files hold unexpected types.
         return _Run(folder, f"broken: {type(error).__name__}: {error}", None, {}, {}, {})
 
 
@@ -237,11 +246,14 @@ def _read_files(folder: Path) -> _Run:
     summary = read(_read_json, folder / "summary.json") if has_summary else {}
     config = read(_read_yaml, folder / ".hydra" / "config.yaml") if has_config else None
     job = read(_read_json, folder / JOB_FILE) if (folder / JOB_FILE).exists() else {}
-    # A run that was taken up again chose nothing anew; what it was begun with is with its config.
+    # A resumed run has no choices of its own; those of its start are beside its config.
     choices = (summary or {}).get("choices")
     if not choices and (folder / ".hydra" / "hydra.yaml").exists():
         choices = (read(_hydra, folder) or {}).get("runtime", {}).get("choices")
     scores = (summary or {}).get("scores") or {}
+    if summary and "best_epoch" in summary:
+        # People count epochs from 1, files from 0.
+        summary = {**summary, "best_epoch": summary["best_epoch"] + 1}
     status = "finished"
     if not has_summary:
         scores = read(_last_scores, folder) or {}
@@ -252,7 +264,7 @@ def _read_files(folder: Path) -> _Run:
     return _Run(
         folder,
         " ".join(status.split()),
-        None if config is None else dict(_flat(config)),
+        None if config is None else {key: _hashable(v) for key, v in flatten(config).items() if v not in (None, {})},
         {group: str(option) for group, option in (choices or {}).items() if option is not None and "/" not in group},
         summary or {},
         {_score_name(key): value for key, value in scores.items() if isinstance(value, int | float)},
@@ -286,7 +298,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    # The loader in C is ten times as fast; interpolations stay as they are written.
+    # The loader in C is ten times as fast as OmegaConf. Interpolations stay text.
     return _mapping(path, lambda text: yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
@@ -300,22 +312,18 @@ def _mapping(path: Path, parse: Any) -> dict[str, Any]:
     return content
 
 
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, Hashable]]:
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _flat(child, f"{key}.{name}" if key else str(name))
-    elif node is not None:
-        yield key, node if isinstance(node, str | int | float) else json.dumps(node, default=str)
+def _hashable(value: Any) -> Hashable:
+    return value if isinstance(value, str | int | float) else json.dumps(value, default=str)
 
 
 def _settings_that_differ(runs: list[_Run]) -> dict[str, list[Any]]:
-    """Columns of groups and of keys."""
-    # A run whose config cannot be read differs from the others in nothing that is known.
+    """Return the columns of the groups and of the keys that differ between runs."""
+    # A run whose config cannot be read has no known differences.
     configs = [run.config for run in runs if run.config is not None]
     chosen = [run.choices for run in runs if run.choices]
     keys = dict.fromkeys(key for config in configs for key in config)
     keys = {key: None for key in keys if len({config.get(key) for config in configs}) > 1}
-    # Keys of one part that come and go together, with nothing else about them, are told by the first.
+    # Keys of one part that are present in the same runs, and equal there, are represented by the first of them.
     absent: set[tuple[str, tuple[bool, ...]]] = set()
     for key in list(keys):
         values = [config.get(key) for config in configs]
@@ -332,26 +340,23 @@ def _settings_that_differ(runs: list[_Run]) -> dict[str, list[Any]]:
         if group not in groups:
             continue
         pairs = {(choices.get(group), config.get(key)) for config, choices in both}
-        is_told_by_group = len(pairs) == len({option for option, _ in pairs})
+        is_determined = len(pairs) == len({option for option, _ in pairs})
         is_of_some_options = any(config.get(key) is None for config in configs)
         is_class = key.rpartition(".")[2] in ("_target_", "_partial_")
-        if is_told_by_group and (key == group or is_class or is_of_some_options):
+        if is_determined and (key == group or is_class or is_of_some_options):
             del keys[key]
-        elif key == group:  # numbers in place of an option
+        elif key == group:  # Numbers were given instead of an option.
             del groups[group]
     columns: dict[str, list[Any]] = {group: [run.choices.get(group, np.nan) for run in runs] for group in groups}
     return columns | {key: [(run.config or {}).get(key, np.nan) for run in runs] for key in keys}
 
 
 UNSET = "–"
-"""Shown for a key that a run does not have, or that is null."""
+"""Text for a key that a run does not have, or that is null."""
 
 
 def shown_value(value: Any) -> str:
+    """Return the text of a setting in tables and labels."""
     if isinstance(value, float | np.floating):
         return UNSET if value != value else f"{value:.6g}"
     return UNSET if value is None else str(value)
-
-
-def _by_number(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,49 +1,70 @@
-"""Which runs were scored on the same pictures."""
+"""The pictures and objects that runs were scored on, and whether they are the same for several runs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
+from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections
+from ssd_lightning.structures import ObjectRecords
+
 
 class PictureSet(NamedTuple):
-    """What runs were scored on: by the names, since the folder may be another on another machine."""
+    """The pictures, classes and objects that a run was scored on."""
 
-    names: list[str]
+    pictures: list[str]
+    """File names without folders: on another machine the folder can be another."""
     classes: list[str]
-    truth: Float[np.ndarray, "objects 7"]
-    """Picture, label, whether it is difficult, and box of each object, sorted."""
+    objects: Float[np.ndarray, "objects 7"]
+    """Picture, label, whether the object is difficult, and box; sorted."""
 
-    def is_same(self, other: "PictureSet") -> bool:
-        is_alike = self.names == other.names and self.classes == other.classes and len(self.truth) == len(other.truth)
-        return is_alike and np.allclose(self.truth, other.truth, atol=0.01)
+    def difference(self, other: "PictureSet") -> str | None:
+        """Return the first of ``classes``, ``pictures`` and ``objects`` that differs, or None if the sets are equal."""
+        if self.classes != other.classes:
+            return "classes"
+        if self.pictures != other.pictures:
+            return "pictures"
+        is_same = self.objects.shape == other.objects.shape and np.allclose(self.objects, other.objects, atol=0.01)
+        return None if is_same else "objects"
+
+
+def picture_set(stored: StoredDetections) -> PictureSet:
+    """Return the set that stored detections belong to."""
+    return _picture_set(stored.paths, stored.classes, stored.objects)
 
 
 def picture_sets(runs: Iterable[Path | str]) -> tuple[list[PictureSet], list[int | None]]:
-    """All sets that differ, and the position of that of each run; None where no stored detections can be read."""
+    """Find the sets that runs were scored on.
+
+    Returns:
+        The sets that differ; and for each run the position of its set, or None if its stored detections cannot be read.
+    """
     sets: list[PictureSet] = []
     positions: list[int | None] = []
     for run in runs:
-        mine = _pictures_of(Path(run))
+        mine = _read_picture_set(Path(run))
         if mine is None:
             positions.append(None)
             continue
-        position = next((position for position, known in enumerate(sets) if known.is_same(mine)), len(sets))
+        position = next((at for at, known in enumerate(sets) if known.difference(mine) is None), len(sets))
         if position == len(sets):
             sets.append(mine)
         positions.append(position)
     return sets, positions
 
 
-def _pictures_of(run: Path) -> PictureSet | None:
-    """The detections themselves are not read: they are many."""
+def _read_picture_set(run: Path) -> PictureSet | None:
+    """Read the set of a run without its detections, which are many."""
     try:
-        with np.load(run / "detections.npz", allow_pickle=False) as file:
-            columns = [file[f"objects.{name}"] for name in ("image_ids", "labels", "difficult", "boxes")]
-            truth = np.column_stack(columns).astype(np.float64)
-            names = [Path(path).name for path in file["paths"].tolist()]
-            return PictureSet(names, file["classes"].tolist(), truth[np.lexsort(truth.round(1).T[::-1])])
-    except Exception:  # numpy and zipfile raise a dozen kinds for files that are something else
+        with np.load(run / FILE_NAME, allow_pickle=False) as file:
+            objects = ObjectRecords(*(file[f"objects.{name}"] for name in ObjectRecords._fields))
+            return _picture_set(file["paths"].tolist(), file["classes"].tolist(), objects)
+    except Exception:  # numpy and zipfile raise a dozen types of errors for other files.
         return None
+
+
+def _picture_set(paths: Sequence[str], classes: Sequence[str], objects: ObjectRecords) -> PictureSet:
+    rows = np.column_stack([objects.image_ids, objects.labels, objects.difficult, objects.boxes]).astype(np.float64)
+    return PictureSet([Path(path).name for path in paths], list(classes), rows[np.lexsort(rows.round(1).T[::-1])])

@@ -1,4 +1,4 @@
-"""Which of the settings that varied between runs mattered for their score."""
+"""The settings that differ between runs: how much each of them matters for the score, and means over seeds."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,33 +9,38 @@ from jaxtyping import Float, Int
 
 from ssd_lightning.review.runs import UNSET, more_is_better, settings_of, shown_value, with_numbers
 
+SEED = "seed"
+
 MOST_VALUES = 4
-"""Of a number, up to which :func:`importance` takes each for itself."""
+"""Largest number of values up to which :func:`importance` makes a group of each; more values become ranges."""
 
 
 def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str] | None = None) -> pd.DataFrame:
-    """How much of the variance of a score each setting explains by itself, the most first.
+    """Compute how much of the variance of a score each setting explains by itself, the most important first.
 
-    Runs are grouped by the values of one setting at a time, whatever the others. ``explained`` is the variance of the
-    means of the groups over the variance of all runs, η² of a one-way analysis, 0 … 1. Any grouping explains something,
-    and with each run in a group of its own everything, so ``by chance`` is what a setting without any effect would
-    explain on average, (groups − 1) / (runs − 1), and ``beyond chance`` is 1 − (1 − η²)(runs − 1) / (runs − groups):
-    ε², which has a mean of 0 where there is no effect, and is NaN where each run has a group of its own. ``spread`` is
-    how far the means of the groups are apart, in the unit of the score, ``best`` the group with the best.
+    For each setting alone, runs are grouped by its values. The variance of the group means over the variance of all
+    runs is ``explained``: η² of a one-way analysis of variance, 0 … 1. Numbers with more than 4 different values are
+    grouped into up to four ranges with equally many runs.
 
-    Of numbers with more than 4 different values (a learning rate that was searched) the groups are up to four ranges
-    with as many runs each.
+    Any grouping explains something by chance, and groups of one run each explain everything. Compare ``explained``
+    with ``by chance``, or read ``beyond chance``. With fewer than about ten runs, only believe large values.
 
-    What it does not tell: which settings only work together (their effect is in neither); what would happen outside of
-    the values that were tried; and in a search that favours what works, as Optuna's, or in a grid with holes, a setting
-    gets the credit for those that came with it. ``same as`` names settings that group the runs in the same way, which
-    cannot be told apart at all. With fewer than about ten runs, only believe what is far beyond chance.
+    The table does not show settings that only work together, nor values that were not tried. In a search that favours
+    good values, as Optuna's, or in a grid with holes, a setting also gets the credit of the settings that changed
+    with it.
 
     Args:
-        runs: the table of :func:`load_runs`. Those that are not finished, or lack the score, are left out: half a
-            training would be put down to its settings.
+        runs: the table of :func:`load_runs`. Only finished runs with the score are used.
         score: a column.
-        settings: columns to rate; default: all settings that differ among these runs.
+        settings: columns to rate; default: all settings that differ between these runs.
+
+    Returns:
+        A row for each setting. Columns: ``runs`` and ``groups``, their numbers; ``explained``; ``by chance``, the mean
+        of ``explained`` for a setting without any effect, (groups − 1) / (runs − 1); ``beyond chance``,
+        ε² = 1 − (1 − η²)(runs − 1) / (runs − groups), whose mean is 0 for a setting without any effect, NaN if each
+        run is a group of its own; ``spread``, the range of the group means in the unit of the score; ``best``, the
+        group with the best mean; ``same as``, the settings that group the runs in the same way, so that their effects
+        cannot be separated.
 
     Raises:
         ValueError: if a column is missing, or fewer than two finished runs have the score.
@@ -43,7 +48,7 @@ def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str
     names = settings_of(runs) if settings is None else list(settings)
     kept = with_numbers(runs[runs["status"] == "finished"], score=score)
     if len(kept) < 2:
-        raise ValueError(f"runs: expected at least 2 that are finished and have {score}, got {len(kept)}")
+        raise ValueError(f"runs: expected at least 2 finished runs with {score}, got {len(kept)}")
     for name in names:
         if name not in runs.columns:
             raise ValueError(f"settings: expected columns of the table, got {name!r}")
@@ -51,7 +56,7 @@ def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str
     groups = {name: group for name, group in groups.items() if len(group.names) > 1}
     scores = kept[score].to_numpy(float)
     rows = [_explained(scores, group, more_is_better(score)) for group in groups.values()]
-    table = pd.DataFrame(rows, columns=list(Explained._fields), index=pd.Index(list(groups), name="setting"))
+    table = pd.DataFrame(rows, columns=list(_Explained._fields), index=pd.Index(list(groups), name="setting"))
     table["same_as"] = [
         ", ".join(other for other, codes in groups.items() if other != name and np.array_equal(codes.codes, mine.codes))
         for name, mine in groups.items()
@@ -60,9 +65,7 @@ def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str
     return table.sort_values(["beyond chance", "explained"], ascending=False, kind="stable", na_position="last")
 
 
-class Explained(NamedTuple):
-    """By one setting; see :func:`importance`."""
-
+class _Explained(NamedTuple):
     runs: int
     groups: int
     explained: float
@@ -74,18 +77,18 @@ class Explained(NamedTuple):
 
 class _Grouping(NamedTuple):
     codes: Int[np.ndarray, " runs"]
-    """Group of each run, counted in the order in which they appear."""
+    """Group of each run, numbered in the order in which the groups appear."""
     names: list[str]
-    """Of the groups."""
+    """Name of each group."""
 
 
 def _groups(column: pd.Series) -> _Grouping:
     values = [shown_value(value) for value in column]
     is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
     if is_number and column.nunique() > MOST_VALUES:
-        # By rank, since learning rates and the like are far from even. Equal numbers stay together.
+        # Ranges by rank, since values such as learning rates are far from even. Equal numbers stay together.
         ranges = pd.qcut(column.rank(method="average"), max(2, min(MOST_VALUES, len(column) // 2)), duplicates="drop")
-        # Where nearly all have the same value, there is one range; then each value is taken for itself.
+        # If nearly all runs have the same value, there is a single range, and each value becomes a group.
         if ranges.nunique() > 1:
             ends = column.groupby(ranges, observed=True).agg(["min", "max"])
             texts = {
@@ -97,48 +100,49 @@ def _groups(column: pd.Series) -> _Grouping:
     return _Grouping(codes.astype(np.int64), [str(name) for name in names])
 
 
-def _explained(scores: Float[np.ndarray, " runs"], grouping: _Grouping, more_is_better: bool) -> Explained:
+def _explained(scores: Float[np.ndarray, " runs"], grouping: _Grouping, more_is_better: bool) -> _Explained:
     runs, groups = len(scores), len(grouping.names)
     sizes = np.bincount(grouping.codes)
     means = np.bincount(grouping.codes, weights=scores) / sizes
     total = ((scores - scores.mean()) ** 2).sum()
-    # Where all runs have the same score, there is nothing to explain.
+    # If all runs have the same score, there is nothing to explain.
     explained = float((sizes * (means - scores.mean()) ** 2).sum() / total) if total > 0 else np.nan
     beyond = 1 - (1 - explained) * (runs - 1) / (runs - groups) if runs > groups else np.nan
     best = int(means.argmax() if more_is_better else means.argmin())
     by_chance = (groups - 1) / (runs - 1)
-    return Explained(runs, groups, explained, by_chance, beyond, float(means.max() - means.min()), grouping.names[best])
-
-
-SEED = "seed"
+    return _Explained(
+        runs, groups, explained, by_chance, beyond, float(means.max() - means.min()), grouping.names[best]
+    )
 
 
 def over_seeds(runs: pd.DataFrame, scores: Sequence[str] = ("map_50", "map")) -> pd.DataFrame:
-    """Mean and standard deviation over the runs that differ in nothing but ``seed``.
+    """Compute mean and standard deviation over the runs that differ in nothing but ``seed``.
+
+    (The table that a sweep prints has the same numbers. It is made without pandas and from the command lines of the
+    jobs, since the process that starts a sweep must stay small.)
 
     Args:
-        runs: the table of :func:`ssd_lightning.review.load_runs`, in which ``seed`` differs. Runs that are not finished
-            are left out.
+        runs: the table of :func:`ssd_lightning.review.load_runs`, with ``seed`` among its settings. Only finished
+            runs are used.
         scores: columns.
 
     Returns:
-        A row for each combination of the other settings: these; ``seeds``, how many are finished; and for each score
-        its mean, as ``map_50``, and ``map_50 std``, of a sample (n − 1), NaN for a single run.
+        A row for each combination of the other settings. Columns: these settings; ``seeds``, the number of finished
+        runs; and for each score its mean, as ``map_50``, and its standard deviation over n − 1, as ``map_50 std``,
+        NaN for a single run.
 
     Raises:
-        ValueError: if ``seed`` is no setting that differs, or a score is missing.
+        ValueError: if ``seed`` is the same for all runs, or a score is missing.
     """
     settings = settings_of(runs)
     if SEED not in settings:
-        raise ValueError(
-            f"runs: expected some that differ in {SEED}, they differ in {', '.join(settings) or 'nothing'}"
-        )
+        raise ValueError(f"runs: expected runs that differ in {SEED}, got {', '.join(settings) or 'no setting'}")
     for score in scores:
         if score not in runs.columns:
             raise ValueError(f"scores: expected columns of the table, got {score!r}")
     others = [name for name in settings if name != SEED]
     finished = runs[runs["status"] == "finished"]
-    # With an empty list of keys pandas refuses to group.
+    # pandas refuses to group by an empty list of keys.
     groups = finished.groupby(others, dropna=False, sort=False) if others else [((), finished)]
     rows = []
     for values, group in groups:

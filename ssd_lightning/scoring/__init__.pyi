@@ -1,8 +1,13 @@
+from .assignment import assign_detections as assign_detections
+from .average_precision import average_curves as average_curves
+from .average_precision import coco_average_precision as coco_average_precision
 from .average_precision import precision_recall_curves as precision_recall_curves
+from .average_precision import voc_average_precision as voc_average_precision
 from .confusion import confusion_matrix as confusion_matrix
 from .confusion import confusion_table as confusion_table
 from .error_figures import draw_error_costs as draw_error_costs
 from .error_figures import draw_worst_pictures as draw_worst_pictures
+from .error_figures import picture_weights as picture_weights
 from .errors import CAUSES as CAUSES
 from .errors import cost_in_ap as cost_in_ap
 from .errors import error_table as error_table

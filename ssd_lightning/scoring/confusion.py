@@ -1,4 +1,4 @@
-"""Which class is taken for which: a confusion matrix of detections, with background as a class."""
+"""Confusion matrix of detections, with background as a class."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,8 @@ import pandas as pd
 from jaxtyping import Int
 
 from ssd_lightning.require import require_number
-from ssd_lightning.scoring.average_precision import check_records, iou_of_pairs, pairs_of_same_image_and_class
-from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
-
-BACKGROUND = "background"
+from ssd_lightning.scoring.assignment import check_records, iou_of_pairs, pairs_of_same_image
+from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 
 
 def confusion_matrix(
@@ -20,39 +18,34 @@ def confusion_matrix(
     iou_threshold: float = 0.5,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> Int[np.ndarray, "labels labels"]:
-    """Count objects and detections by the label of the truth (row) and of the detection (column), 0 is background.
+    """Count objects and detections by the label of the truth (row) and of the detection (column); 0 is background.
 
-    Detections with at least ``score_threshold`` choose in the order of their scores, of equal ones the first row first.
-    Each joins the free object of its image with the highest IoU, the first of equals, whatever the class of either,
-    if that IoU is at least ``iou_threshold``; the object is then free no more. A detection that finds none is of the
-    background (row 0), an object that stays free is taken for background (column 0). The background itself is not
-    counted: [0, 0] is 0.
+    Detections with at least ``score_threshold`` are matched in the order of their scores; equal scores keep their
+    order. Each detection takes the free object of its image with the highest IoU (the first among equals) of any
+    class, if that IoU is at least ``iou_threshold``. A detection without an object is counted in row 0, and an object
+    without a detection in column 0. The background itself is not counted: [0, 0] is 0.
 
-    Difficult objects are neither found nor missed: they always stay free, whoever joins one is not counted, and neither
-    are they. So a row sums up to the objects that count of its class.
+    Difficult objects are neither found nor missed. They always stay free, and their detections are not counted. So a
+    row adds up to the objects of its class that count.
 
-    Unlike average precision, where a detection belongs to its best object even if that is taken, a detection of a
-    crowd takes its second best here: of two objects that share a place, each can be found.
+    Average precision assigns a detection to its best object even if that object is claimed. Here the detection takes
+    its second best, so that each of two objects in the same place can be found.
 
     Raises:
         ValueError: as :func:`ssd_lightning.scoring.average_precision.voc_average_precision`.
     """
     check_records(detections, objects, num_classes)
     require_number("iou_threshold", iou_threshold, "(0, 1]")
-    detections = DetectionRecords(*(column[detections.scores >= score_threshold] for column in detections))
+    detections = select(detections, detections.scores >= score_threshold)
 
-    # With all labels alike, pairs are those of the same image.
-    pairs = pairs_of_same_image_and_class(
-        detections._replace(labels=np.ones_like(detections.labels)),
-        objects._replace(labels=np.ones_like(objects.labels)),
-    )
+    pairs = pairs_of_same_image(detections, objects)
     iou = iou_of_pairs(detections.boxes[pairs.detection_rows], objects.boxes[pairs.object_rows])
     near = np.flatnonzero(iou >= iou_threshold)
     detection_rows, object_rows = pairs.detection_rows[near], pairs.object_rows[near]
-    # The last key counts first. The sort is stable, and pairs come in the order of the objects.
+    # The last key sorts first. The sort is stable, and pairs come in the order of the objects.
     order = np.lexsort((-iou[near], detection_rows, -detections.scores[detection_rows]))
 
-    # Who comes later depends on who came before, so this is a loop, over the few pairs that overlap enough.
+    # A loop over the few pairs that overlap enough, since each match depends on the matches before it.
     found = [-1] * len(detections.labels)
     is_free = [True] * len(objects.labels)
     is_difficult = objects.difficult.tolist()
@@ -61,11 +54,11 @@ def confusion_matrix(
             found[detection] = row
             is_free[row] = is_difficult[row]
 
-    joined = np.array(found, dtype=np.int64)
+    matched = np.array(found, dtype=np.int64)
     is_missed = np.array(is_free, dtype=bool) & ~objects.difficult
-    # Of the object that each detection has joined. Where there is none, -1 takes what is appended: background.
-    truth = np.append(objects.labels, 0)[joined]
-    is_ignored = np.append(objects.difficult, False)[joined]
+    # A detection without an object has row -1, which takes the appended value: background.
+    truth = np.append(objects.labels, 0)[matched]
+    is_ignored = np.append(objects.difficult, False)[matched]
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     np.add.at(counts, (truth[~is_ignored], detections.labels[~is_ignored]), 1)
     counts[1:, 0] = np.bincount(objects.labels[is_missed], minlength=num_classes + 1)[1:]
@@ -73,7 +66,7 @@ def confusion_matrix(
 
 
 def confusion_table(counts: Int[np.ndarray, "labels labels"], classes: Sequence[str]) -> pd.DataFrame:
-    """The matrix with names, background last."""
+    """Return the matrix with class names, background last."""
     names = [*classes, BACKGROUND]
     return pd.DataFrame(
         np.roll(counts, -1, axis=(0, 1)),

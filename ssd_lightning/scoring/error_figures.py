@@ -1,11 +1,11 @@
-"""Figures of errors: what each cause costs, and the pictures that have the most."""
+"""Figures of errors: the cost of each cause, and the pictures with the most errors."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,25 +13,21 @@ from matplotlib.patches import Patch, Rectangle
 
 from ssd_lightning.drawing import COLOURS, LONGEST_NAME, WIDTH, shown_names
 from ssd_lightning.scoring.errors import (
-    BACKGROUND,
     BOTH,
     CLASSIFICATION,
     DUPLICATE,
     FALSE_DETECTIONS,
-    FOUND,
-    IGNORED,
     LOCALISATION,
     MISSED,
     MISSES,
     TRUE,
+    Errors,
     find_errors,
-    with_score,
 )
-from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
+from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import Pictures
-
 
 CAUSE_COLOURS = {
     TRUE: COLOURS[2],
@@ -43,12 +39,12 @@ CAUSE_COLOURS = {
     MISSED: COLOURS[3],
 }
 
-SHORT = {CLASSIFICATION: "cls", LOCALISATION: "loc", BOTH: "both", DUPLICATE: "dup", BACKGROUND: "bkg"}
-"""Causes where there is little room."""
+SHORT_NAMES = {CLASSIFICATION: "cls", LOCALISATION: "loc", BOTH: "both", DUPLICATE: "dup", BACKGROUND: "bkg"}
+"""Names of causes for places with little room."""
 
 
 def draw_error_costs(costs: pd.DataFrame, score_threshold: float = DRAW_THRESHOLD) -> Figure:
-    """:func:`ssd_lightning.review.cost_in_ap`: what each cause costs, and how many errors it has."""
+    """Draw the table of :func:`ssd_lightning.scoring.cost_in_ap`: the cost of each cause and its number of errors."""
     figure = Figure(figsize=(0.75 * WIDTH, 3.4), layout="constrained")
     ax = figure.subplots()
     colours = [CAUSE_COLOURS.get(str(cause), "0.6") for cause in costs.index]
@@ -83,19 +79,29 @@ def picture_weights(
     iou_threshold: float = 0.5,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> Float[np.ndarray, " pictures"]:
-    """How bad each picture is: its false detections from ``score_threshold`` on, each weighted by its score, and its
-    objects that are not found, each 1.
+    """Weigh the errors of each picture: a false detection weighs its score, an object that is not found weighs 1.
+
+    Args:
+        detections: of a data set.
+        objects: the truth.
+        num_classes: without background.
+        pictures: number of pictures.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        score_threshold: lowest score of the detections that are used.
 
     Raises:
-        ValueError: as :func:`ssd_lightning.review.find_errors`.
+        ValueError: as :func:`ssd_lightning.scoring.find_errors`.
     """
-    seen = with_score(detections, score_threshold)
-    errors = find_errors(seen, objects, num_classes, iou_threshold)
-    is_false = ~np.isin(errors.detection_causes, (TRUE, IGNORED))
-    is_missed = ~np.isin(errors.object_causes, (FOUND, IGNORED))
+    seen = select(detections, detections.scores >= score_threshold)
+    return _weights(seen, objects, find_errors(seen, objects, num_classes, iou_threshold), pictures)
+
+
+def _weights(
+    seen: DetectionRecords, objects: ObjectRecords, errors: Errors, pictures: int
+) -> Float[np.ndarray, " pictures"]:
     weights = np.zeros(pictures)
-    np.add.at(weights, seen.image_ids[is_false], seen.scores[is_false])
-    np.add.at(weights, objects.image_ids[is_missed], 1)
+    np.add.at(weights, seen.image_ids[errors.is_false], seen.scores[errors.is_false])
+    np.add.at(weights, objects.image_ids[errors.is_not_found], 1)
     return weights
 
 
@@ -108,26 +114,27 @@ def draw_worst_pictures(
     iou_threshold: float = 0.5,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> Figure:
-    """The pictures with the most errors, see :func:`picture_weights`, worst first, with truth and detections by cause.
+    """Draw the pictures with the most errors, the worst first, with their truth and their detections by cause.
+
+    The number above a picture is its weight of errors, see :func:`picture_weights`.
 
     Args:
         pictures: the data set that ``image_ids`` are positions in.
         detections: boxes in pixels of the pictures.
         objects: the truth.
         classes: names; the class of label n is at n - 1.
-        count: of pictures. Those without any error are not drawn.
-        iou_threshold: from which on a detection finds an object.
-        score_threshold: of the detections that are looked at.
+        count: highest number of pictures. Pictures without errors are not drawn.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        score_threshold: lowest score of the detections that are used.
 
     Raises:
-        ValueError: as :func:`ssd_lightning.review.find_errors`.
+        ValueError: as :func:`ssd_lightning.scoring.find_errors`.
     """
-    thresholds = {"iou_threshold": iou_threshold, "score_threshold": score_threshold}
-    weights = picture_weights(detections, objects, len(classes), len(pictures), **thresholds)
+    seen = select(detections, detections.scores >= score_threshold)
+    errors = find_errors(seen, objects, len(classes), iou_threshold)
+    weights = _weights(seen, objects, errors, len(pictures))
     worst = np.argsort(-weights, kind="stable")[:count]
     worst = worst[weights[worst] > 0]
-    seen = with_score(detections, score_threshold)
-    errors = find_errors(seen, objects, len(classes), iou_threshold)
     names, families = shown_names(classes, LONGEST_NAME)
 
     columns = min(3, max(len(worst), 1))
@@ -141,19 +148,20 @@ def draw_worst_pictures(
     for ax, index in zip(axes.flat, worst.tolist(), strict=False):
         image = pictures.image(index)
         ax.imshow(image)
-        _objects(ax, objects, errors.object_causes, np.flatnonzero(objects.image_ids == index))
+        mine = np.flatnonzero(objects.image_ids == index)
+        _draw_objects(ax, objects.boxes[mine], errors.is_not_found[mine])
         mine = np.flatnonzero(seen.image_ids == index)
-        # The best come last, on top.
+        # The best detections are drawn last, on top.
         for row in mine[np.argsort(seen.scores[mine], kind="stable")]:
             cause = str(errors.detection_causes[row])
             text = f"{names[seen.labels[row] - 1]} {seen.scores[row]:.2f}"
-            _detection(ax, seen.boxes[row], cause, text, families, image.shape[0])
+            _draw_detection(ax, seen.boxes[row], cause, text, families, image.shape[0])
         name = pictures.paths[index].name
         ax.set_title(
             f"{name if len(name) <= 32 else '…' + name[-31:]}  ({weights[index]:.1f})", fontsize=8, parse_math=False
         )
     handles: list[Line2D | Patch] = [Line2D([], [], color=CAUSE_COLOURS[TRUE], linewidth=2, label="found")]
-    for cause, short in SHORT.items():
+    for cause, short in SHORT_NAMES.items():
         label = cause if cause == short else f"{cause} ({short})"
         handles.append(Line2D([], [], color=CAUSE_COLOURS[cause], linewidth=2, label=label))
     handles += [
@@ -162,25 +170,24 @@ def draw_worst_pictures(
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     figure.supxlabel(
-        f"Numbers: false detections, each as much as its score (from {score_threshold:g}), and objects not found",
+        f"Numbers: scores of the false detections (from {score_threshold:g}) plus 1 for each object not found",
         fontsize=8,
     )
     return figure
 
 
-def _objects(ax: Axes, objects: ObjectRecords, causes: np.ndarray, rows: Int[np.ndarray, " rows"]) -> None:
-    for row in rows:
-        left, top, right, bottom = objects.boxes[row]
+def _draw_objects(ax: Axes, boxes: Float[np.ndarray, "objects 4"], is_not_found: Bool[np.ndarray, " objects"]) -> None:
+    for (left, top, right, bottom), is_hatched in zip(boxes, is_not_found, strict=True):
         corner, width, height = (left, top), right - left, bottom - top
-        if causes[row] not in (FOUND, IGNORED):
+        if is_hatched:
             ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="black", hatch="//", linewidth=0))
             ax.add_patch(Rectangle(corner, width, height, color=CAUSE_COLOURS[MISSED], alpha=0.25, linewidth=0))
-        # Black with white dashes is seen on every ground.
+        # White dashes on black are visible on every background.
         for colour, style in (("black", "solid"), ("white", "dashed")):
             ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linestyle=style, linewidth=1.3))
 
 
-def _detection(
+def _draw_detection(
     ax: Axes, box: Float[np.ndarray, "4"], cause: str, text: str, families: list[str], image_height: int
 ) -> None:
     left, top, right, bottom = box
@@ -190,7 +197,7 @@ def _detection(
     ax.text(
         left,
         top,
-        f"{text} {SHORT[cause]}" if cause in SHORT else text,
+        f"{text} {SHORT_NAMES[cause]}" if cause in SHORT_NAMES else text,
         fontsize=6.5,
         fontfamily=families,
         parse_math=False,

@@ -1,36 +1,36 @@
-"""Why detections are false and objects are missed, and what each cause costs; after TIDE, arXiv 2008.08115.
+"""Causes of false detections and of missed objects, and what each cause costs; after TIDE, arXiv 2008.08115.
 
 ::
 
-    records ── find_errors ──> Errors ── error_table ──> a row for each
-                                      ── cost_in_ap ──> what AP would gain without each cause
+    records ── find_errors ──> Errors ── error_table ──> a row for each error
+                                      ── cost_in_ap ──> the AP that each cause costs
 
-That an object was missed is said by detections; why SSD missed it is known to the network, see ``missed.py``.
+Detections show that an object was missed. Why SSD missed it depends on the network, see ``missed.py``.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 from ssd_lightning.require import require_number
-from ssd_lightning.scoring.average_precision import (
+from ssd_lightning.scoring.assignment import (
     Pairs,
     assign_detections,
+    best_first,
+    best_objects,
     check_records,
-    iou_of_pairs,
-    pairs_of_same_image_and_class,
-    voc_average_precision,
+    pairs_of_same_image,
 )
-from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
+from ssd_lightning.scoring.average_precision import voc_average_precision
+from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 
 CLASSIFICATION = "classification"
 LOCALISATION = "localisation"
 BOTH = "both"
 DUPLICATE = "duplicate"
-BACKGROUND = "background"
 MISSED = "missed"
 
 CAUSES = {
@@ -39,33 +39,41 @@ CAUSES = {
     BOTH: "near an object of another class",
     DUPLICATE: "on an object that a better detection has found",
     BACKGROUND: "where no object is",
-    MISSED: "an object that no detection is for",
+    MISSED: "an object without any detection",
 }
-"""Every cause, with what it means."""
-
-Records = TypeVar("Records", DetectionRecords, ObjectRecords)
+"""All causes, and the meaning of each."""
 
 TRUE = "true"
 FOUND = "found"
 IGNORED = "ignored"
-"""Not false: a detection of a difficult object. Not missed: a difficult object."""
+"""Outcome of a difficult object, and of a detection of one: neither right nor wrong."""
 
 BACKGROUND_THRESHOLD = 0.1
 """IoU below which a detection has nothing to do with an object; TIDE's t_b, section 2.2."""
 
 
 class Errors(NamedTuple):
-    """What became of each detection and of each object, in the order of the records."""
+    """The outcome of each detection and of each object, in the order of the records."""
 
     detection_causes: np.ndarray
-    """``true``, ``ignored``, or why it is false: one of ``CAUSES`` but ``missed``."""
+    """``true``, ``ignored``, or the cause of a false detection: one of ``CAUSES`` except ``missed``."""
     object_rows: Int[np.ndarray, " detections"]
     """The object that the detection is true, ignored or false for; -1 for the background."""
     iou: Float[np.ndarray, " detections"]
-    """Overlap with it."""
+    """IoU with that object."""
     object_causes: np.ndarray
-    """``found``, ``ignored``, or why it was not found: ``classification`` or ``localisation`` if a detection failed at
-    it for that cause, else ``missed``."""
+    """``found``, ``ignored``, or the cause of a miss: ``classification`` or ``localisation`` if the object has a
+    detection with that cause, else ``missed``."""
+
+    @property
+    def is_false(self) -> Bool[np.ndarray, " detections"]:
+        """The detections that are neither true nor ignored."""
+        return ~np.isin(self.detection_causes, (TRUE, IGNORED))
+
+    @property
+    def is_not_found(self) -> Bool[np.ndarray, " objects"]:
+        """The objects that are neither found nor ignored."""
+        return ~np.isin(self.object_causes, (FOUND, IGNORED))
 
 
 def find_errors(
@@ -75,28 +83,32 @@ def find_errors(
     iou_threshold: float = 0.5,
     background_threshold: float | None = None,
 ) -> Errors:
-    """Give each false detection and each object that was not found the cause.
+    """Find the cause of each false detection and of each miss.
 
-    What is true, false, ignored and found is as average precision has it, see
-    :func:`ssd_lightning.scoring.average_precision.assign_detections`. A false detection has the first of these that is so:
+    True, false and ignored detections are those of average precision, see
+    :func:`ssd_lightning.scoring.assignment.assign_detections`. A false detection has the first cause that applies:
 
     * duplicate: IoU ≥ ``iou_threshold`` with the best object of its class, which a better detection has found;
     * classification: IoU ≥ ``iou_threshold`` with an object of another class;
     * localisation: IoU ≥ ``background_threshold`` with the best object of its class;
     * both: IoU ≥ ``background_threshold`` with an object of another class;
-    * background: none of them.
+    * background: none of these.
 
-    (The code of TIDE looks for localisation first, so that a well-placed detection of the wrong class would be blamed
-    for a neighbour of its own class that it touches.) An object that was not found is put down to ``classification`` or
-    ``localisation`` if there are such detections of it, to the one with the higher score, and is ``missed`` otherwise.
+    (The code of TIDE tests localisation first. A well-placed detection of the wrong class would then be blamed on a
+    neighbour of its own class that it touches.) An object that was not found has the cause ``classification`` or
+    ``localisation`` of its best detection with one of these causes; without such a detection it is ``missed``.
 
-    Difficult objects are neither found nor missed. A detection that is false although it touches one has that object
-    for its cause, as one sees it in the picture.
+    Difficult objects are neither found nor missed. A false detection can still be assigned to a difficult object.
 
-    ``background_threshold`` is TIDE's 0.1 where it is not given, or ``iou_threshold`` if that is less.
+    Args:
+        detections: of a data set.
+        objects: the truth.
+        num_classes: without background.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        background_threshold: default: TIDE's 0.1, or ``iou_threshold`` if that is lower.
 
     Raises:
-        ValueError: as :func:`ssd_lightning.scoring.average_precision.voc_average_precision`, and when
+        ValueError: as :func:`ssd_lightning.scoring.average_precision.voc_average_precision`, and if
             ``background_threshold`` is not in (0, ``iou_threshold``].
     """
     check_records(detections, objects, num_classes)
@@ -109,7 +121,10 @@ def find_errors(
             f"got {background_threshold}"
         )
     own_rows, own_iou, is_true, is_ignored = assign_detections(detections, objects, iou_threshold)
-    other_rows, other_iou = _best_of_other_classes(detections, objects)
+    pairs = pairs_of_same_image(detections, objects)
+    is_other = detections.labels[pairs.detection_rows] != objects.labels[pairs.object_rows]
+    of_other_classes = Pairs(pairs.detection_rows[is_other], pairs.object_rows[is_other])
+    other_rows, other_iou = best_objects(of_other_classes, detections, objects)
 
     is_cause = {
         TRUE: is_true,
@@ -126,17 +141,12 @@ def find_errors(
     iou = np.where(object_rows < 0, 0.0, np.where(is_of_other, other_iou, own_iou))
 
     object_causes = np.full(len(objects.labels), MISSED, dtype=object)
-    # From the worst to the best: of several for one object, the last is what stays.
-    blamed = _best_first(detections, np.isin(causes, (CLASSIFICATION, LOCALISATION)))[::-1]
+    # From the worst to the best, so that the best detection of an object has the last word.
+    blamed = best_first(detections, np.flatnonzero(np.isin(causes, (CLASSIFICATION, LOCALISATION))))[::-1]
     object_causes[object_rows[blamed]] = causes[blamed]
     object_causes[object_rows[is_true]] = FOUND
     object_causes[objects.difficult] = IGNORED
     return Errors(causes, object_rows, iou, object_causes)
-
-
-def with_score(detections: DetectionRecords, least: float) -> DetectionRecords:
-    """Those with at least that score, as one sees them drawn."""
-    return _take(detections, np.flatnonzero(detections.scores >= least))
 
 
 def error_table(
@@ -146,44 +156,44 @@ def error_table(
     iou_threshold: float = 0.5,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> pd.DataFrame:
-    """A row for each false detection, the highest score first, then one for each object that is ``missed``.
-
-    Columns: ``image_id``; ``cause``, categorical, so that ``value_counts()`` has all of them; ``detected`` and
-    ``truth``, the classes of the detection and of the object that it belongs to, and ``score`` and ``iou`` with that
-    object, NaN where there is none; ``detection`` and ``object``, rows of the records, -1 for none; ``left``, ``top``,
-    ``right``, ``bottom`` of the detection, or of the missed object.
+    """Return a row for each false detection, the highest score first, then a row for each ``missed`` object.
 
     Args:
         detections: of a data set.
-        objects: its truth.
+        objects: the truth.
         classes: names; the class of label n is at n - 1.
-        iou_threshold: from which on a detection finds an object.
-        score_threshold: only detections with at least this score are taken; 0: all that were kept for scoring.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        score_threshold: lowest score of the detections that are used; 0 uses all.
+
+    Returns:
+        Columns: ``image_id``; ``cause``, categorical, so that ``value_counts()`` has all causes; ``detected`` and
+        ``truth``, the classes of the detection and of its object; ``score``; ``iou`` with its object; ``detection`` and
+        ``object``, rows of the records; and the box as ``left``, ``top``, ``right``, ``bottom``. Without a detection
+        or an object, text and numbers are missing (NaN), and rows are -1.
 
     Raises:
         ValueError: as :func:`find_errors`.
     """
     rows = np.flatnonzero(detections.scores >= score_threshold)
-    errors = find_errors(_take(detections, rows), objects, len(classes), iou_threshold)
-    is_false = ~np.isin(errors.detection_causes, (TRUE, IGNORED))
-    false = _best_first(_take(detections, rows), is_false)
+    seen = select(detections, rows)
+    errors = find_errors(seen, objects, len(classes), iou_threshold)
+    false = best_first(seen, np.flatnonzero(errors.is_false))
     missed = np.flatnonzero(errors.object_causes == MISSED)
-    nothing = np.full(len(missed), -1)
-    detection_rows = np.append(rows[false], nothing)
+    no_row, no_number = np.full(len(missed), -1), np.full(len(missed), np.nan)
     object_rows = np.append(errors.object_rows[false], missed)
     names = np.array([*classes, None], dtype=object)
-    boxes = np.concatenate((detections.boxes[rows[false]], objects.boxes[missed]))
+    boxes = np.concatenate((seen.boxes[false], objects.boxes[missed]))
     return pd.DataFrame(
         {
-            "image_id": np.append(detections.image_ids[rows[false]], objects.image_ids[missed]),
+            "image_id": np.append(seen.image_ids[false], objects.image_ids[missed]),
             "cause": pd.Categorical(
                 np.append(errors.detection_causes[false], errors.object_causes[missed]), list(CAUSES)
             ),
-            "detected": names[np.append(detections.labels[rows[false]] - 1, nothing)],
+            "detected": names[np.append(seen.labels[false] - 1, no_row)],
             "truth": names[np.append(objects.labels - 1, -1)[object_rows]],
-            "score": np.append(detections.scores[rows[false]], np.full(len(missed), np.nan)),
-            "iou": np.append(errors.iou[false], np.full(len(missed), np.nan)),
-            "detection": detection_rows,
+            "score": np.append(seen.scores[false], no_number),
+            "iou": np.append(errors.iou[false], no_number),
+            "detection": np.append(rows[false], no_row),
             "object": object_rows,
             **dict(zip(("left", "top", "right", "bottom"), boxes.T, strict=True)),
         }
@@ -202,25 +212,34 @@ def cost_in_ap(
     background_threshold: float | None = None,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> pd.DataFrame:
-    """What the mean AP (VOC, area) would gain if one cause were mended and all else stayed, a row for each cause.
+    """Compute by how much the mean AP (VOC, area) would rise if the errors of one cause were mended.
 
-    Columns: ``errors``, how many there are among all detections; ``errors shown``, the same where only detections with
-    at least ``score_threshold`` are looked at; ``mended``, the mean AP then; ``cost``, what that is more than now. All
-    detections count for both, since they do for AP, although those with low scores weigh little.
+    Errors are mended as in TIDE, section 2.3. A detection of the wrong class gets the right class, and a badly placed
+    detection the box of its object, if no other detection finds that object or is mended into it with a higher score;
+    otherwise the detection is removed. Detections with any other cause are removed. Missed objects are removed from the
+    truth. (A class that loses all its objects has AP 0, since nothing was found.)
 
-    Mended as in TIDE, section 2.3: a detection of the wrong class gets the right one, a badly placed one the box of its
-    object, if that object was not found and no better detection would be mended into it; otherwise it is removed, and
-    so are detections with any other cause. Missed objects are taken out of the truth. (A class of which none is left
-    has AP 0, as nothing was found.) The last two rows are without all false detections, and without all objects that
-    were not found.
+    Costs do not add up to the AP that is missing to 1: with one cause gone, others weigh more.
 
-    Costs do not add up to what is missing to 1: where one cause goes, others weigh more.
+    Args:
+        detections: of a data set.
+        objects: the truth.
+        num_classes: without background.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        background_threshold: as for :func:`find_errors`.
+        score_threshold: lowest score of the detections that are counted in ``errors shown``.
+
+    Returns:
+        A row for each cause; then a row for all false detections, and a row for all misses. Columns: ``errors``, the
+        number of errors among all detections; ``errors shown``, the number among the detections with at least
+        ``score_threshold`` alone; ``mended``, the mean AP without these errors; ``cost``, the difference to the mean AP
+        with them. AP uses all detections, although low scores weigh little.
 
     Raises:
         ValueError: as :func:`find_errors`.
     """
     errors = find_errors(detections, objects, num_classes, iou_threshold, background_threshold)
-    shown = with_score(detections, score_threshold)
+    shown = select(detections, detections.scores >= score_threshold)
     errors_shown = find_errors(shown, objects, num_classes, iou_threshold, background_threshold)
     has_objects = np.bincount(objects.labels[~objects.difficult], minlength=num_classes + 1)[1:] > 0
 
@@ -232,9 +251,8 @@ def cost_in_ap(
 
     now = mean_ap(detections, objects)
     rows = {cause: mean_ap(*mend(detections, objects, errors, cause)) for cause in CAUSES}
-    is_kept = np.isin(errors.detection_causes, (TRUE, IGNORED))
-    rows[FALSE_DETECTIONS] = mean_ap(_take(detections, np.flatnonzero(is_kept)), objects)
-    rows[MISSES] = mean_ap(detections, _found_or_ignored(objects, errors))
+    rows[FALSE_DETECTIONS] = mean_ap(select(detections, ~errors.is_false), objects)
+    rows[MISSES] = mean_ap(detections, select(objects, ~errors.is_not_found))
     table = pd.DataFrame({"mended": rows}, index=pd.Index(list(rows), name="cause"))
     table.insert(0, "errors", [_count(errors, cause) for cause in rows])
     table.insert(1, "errors shown", [_count(errors_shown, cause) for cause in rows])
@@ -245,67 +263,33 @@ def cost_in_ap(
 def mend(
     detections: DetectionRecords, objects: ObjectRecords, errors: Errors, cause: str
 ) -> tuple[DetectionRecords, ObjectRecords]:
-    """The records without the errors of one cause; see :func:`cost_in_ap` for how.
+    """Return the records without the errors of one cause; see :func:`cost_in_ap` for the rules.
 
     Raises:
-        ValueError: if there is no such cause.
+        ValueError: if ``cause`` is not one of ``CAUSES``.
     """
     if cause not in CAUSES:
         raise ValueError(f"cause: expected one of {', '.join(CAUSES)}, got {cause!r}")
     if cause == MISSED:
-        return detections, _take(objects, np.flatnonzero(errors.object_causes != MISSED))
+        return detections, select(objects, errors.object_causes != MISSED)
     is_cause = errors.detection_causes == cause
     is_kept = ~is_cause
     labels, boxes = detections.labels.copy(), detections.boxes.copy()
     if cause in (CLASSIFICATION, LOCALISATION):
-        is_open = ~np.isin(errors.object_causes, (FOUND, IGNORED))
-        candidates = _best_first(detections, is_cause & np.append(is_open, False)[errors.object_rows])
+        has_open_object = np.append(errors.is_not_found, False)[errors.object_rows]
+        candidates = best_first(detections, np.flatnonzero(is_cause & has_open_object))
         _, first = np.unique(errors.object_rows[candidates], return_index=True)
         mended = candidates[first]
         is_kept[mended] = True
         labels[mended] = objects.labels[errors.object_rows[mended]]
         if cause == LOCALISATION:
             boxes[mended] = objects.boxes[errors.object_rows[mended]]
-    return _take(detections._replace(labels=labels, boxes=boxes), np.flatnonzero(is_kept)), objects
-
-
-def _best_of_other_classes(
-    detections: DetectionRecords, objects: ObjectRecords
-) -> tuple[Int[np.ndarray, " detections"], Float[np.ndarray, " detections"]]:
-    """The object of another class with the highest IoU, the first of equals, and that IoU; -1 and 0 for none."""
-    # With all labels alike, pairs are those of the same image.
-    pairs = pairs_of_same_image_and_class(
-        detections._replace(labels=np.ones_like(detections.labels)),
-        objects._replace(labels=np.ones_like(objects.labels)),
-    )
-    is_other = detections.labels[pairs.detection_rows] != objects.labels[pairs.object_rows]
-    pairs = Pairs(pairs.detection_rows[is_other], pairs.object_rows[is_other])
-    pair_iou = iou_of_pairs(detections.boxes[pairs.detection_rows], objects.boxes[pairs.object_rows])
-    # The sort is stable, and pairs come in the order of the objects.
-    order = np.lexsort((-pair_iou, pairs.detection_rows))
-    rows, first = np.unique(pairs.detection_rows[order], return_index=True)
-    best = order[first]
-    object_rows, iou = np.full(len(detections.labels), -1), np.zeros(len(detections.labels))
-    object_rows[rows], iou[rows] = pairs.object_rows[best], pair_iou[best]
-    return object_rows, iou
-
-
-def _best_first(detections: DetectionRecords, is_meant: Bool[np.ndarray, " detections"]) -> Int[np.ndarray, " rows"]:
-    rows = np.flatnonzero(is_meant)
-    return rows[np.argsort(-detections.scores[rows], kind="stable")]
-
-
-def _take(records: Records, rows: Int[np.ndarray, " rows"]) -> Records:
-    return type(records)(*(column[rows] for column in records))
-
-
-def _found_or_ignored(objects: ObjectRecords, errors: Errors) -> ObjectRecords:
-    return _take(objects, np.flatnonzero(np.isin(errors.object_causes, (FOUND, IGNORED))))
+    return select(detections._replace(labels=labels, boxes=boxes), is_kept), objects
 
 
 def _count(errors: Errors, cause: str) -> int:
     if cause == FALSE_DETECTIONS:
-        return int((~np.isin(errors.detection_causes, (TRUE, IGNORED))).sum())
+        return int(errors.is_false.sum())
     if cause == MISSES:
-        return int((~np.isin(errors.object_causes, (FOUND, IGNORED))).sum())
+        return int(errors.is_not_found.sum())
     return int(((errors.object_causes if cause == MISSED else errors.detection_causes) == cause).sum())

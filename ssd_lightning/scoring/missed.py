@@ -1,4 +1,4 @@
-"""Why SSD missed an object: how far it came on the way from default boxes to detections."""
+"""Reasons why SSD missed an object: the step from default boxes to detections at which the object was lost."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,44 +14,43 @@ from ssd_lightning.detector.boxes import decode, pairwise_iou
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess, non_maximum_suppression
-from ssd_lightning.scoring.errors import FOUND, IGNORED, find_errors
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, Objects, Predictions
+from ssd_lightning.scoring.errors import find_errors
+from ssd_lightning.structures import DetectionRecords, ObjectRecords, Objects, Predictions, select
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import Pictures
 
-
 NO_DEFAULT_BOX = "no default box"
-BACKGROUND = "scored as background"
-OTHER_CLASS = "scored as another class"
+SCORED_AS_BACKGROUND = "scored as background"
+SCORED_AS_OTHER_CLASS = "scored as another class"
 MISPLACED = "placed badly"
 CUT = "cut by top-k"
 SUPPRESSED = "suppressed"
 TAKEN = "taken for another"
 
 REASONS = {
-    NO_DEFAULT_BOX: "none overlaps it enough",
-    BACKGROUND: "its default boxes score its class no higher than the threshold",
-    OTHER_CLASS: "the same, and another class above it",
-    MISPLACED: "they score it, but no box above the threshold is moved onto it",
-    CUT: "a box was on it, but not among the best of its class, or of the picture",
-    SUPPRESSED: "a box was on it, but a better one of its class beside it removed that",
-    TAKEN: "a detection is on it, but counts for another object that it overlaps more",
+    NO_DEFAULT_BOX: "no default box overlaps the object enough",
+    SCORED_AS_BACKGROUND: "its default boxes score its class no higher than the threshold",
+    SCORED_AS_OTHER_CLASS: "the same, and they score another class above the threshold",
+    MISPLACED: "its default boxes score its class, but no box above the threshold is moved onto the object",
+    CUT: "a box was on the object, but not among the best of its class or of the picture",
+    SUPPRESSED: "a box was on the object, but non-maximum suppression kept a better box of the class instead",
+    TAKEN: "a detection is on the object, but counts for another object that it overlaps more",
 }
-"""Every reason, with what it means, in the order in which an object gets as far."""
+"""All reasons, and the meaning of each, in the order of the steps."""
 
 
 class Misses(NamedTuple):
-    """Why each of some objects was missed."""
+    """The reason why each of some objects was missed."""
 
     reasons: np.ndarray
-    """Of ``REASONS``."""
+    """One of ``REASONS``."""
     default_box_iou: Float[np.ndarray, " misses"]
-    """The highest of any default box."""
+    """Highest IoU of any default box with the object."""
     score: Float[np.ndarray, " misses"]
-    """The highest of its class, among the default boxes that are matched to it."""
+    """Highest score of the object's class among the default boxes that are matched to the object."""
     moved_iou: Float[np.ndarray, " misses"]
-    """The highest of any box that scores its class above the threshold, once it is moved; 0 where there is none."""
+    """Highest IoU of any decoded box that scores the object's class above the threshold; 0 without such a box."""
 
 
 def why_missed(
@@ -64,31 +63,34 @@ def why_missed(
     iou_threshold: float = 0.5,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """A row for each object that is not found, with what the model says about it; ``REASONS`` tells what it can be.
+    """Find the reason for each object that is not found, among ``REASONS``.
 
-    The network runs again on the pictures with such objects, and on no others. ``value_counts()`` of the column
-    ``reason`` has all reasons. Other columns: ``image_id``, ``label``, ``side`` (√area in pixels of the network's
-    input), ``cause`` (see :func:`ssd_lightning.review.find_errors`), and the numbers of :class:`Misses`. The index
-    is the row in ``objects``.
+    The network runs again on the pictures with such objects.
 
     Args:
         model: in evaluation mode, on any device.
-        postprocess: how its detections are made. Detections and objects are looked at from its ``score_threshold`` on:
-            with a higher one it says what is not seen in pictures, with the one of scoring what is not found at all.
-        matcher: how it was trained.
+        postprocess: makes the detections. Only detections above its ``score_threshold`` are used: with a high threshold
+            the reasons are those for objects without a drawn detection, with the threshold of scoring those for objects
+            that are not found at all.
+        matcher: of the training.
         pictures: the data set.
         detections: of the model.
-        objects: the truth, boxes in pixels, as stored with the detections. ``image_ids`` are positions in ``pictures``.
-        iou_threshold: from which on a detection finds an object.
-        batch_size: pictures that go through the network at once.
+        objects: the truth as stored with the detections, boxes in pixels. ``image_ids`` are positions in ``pictures``.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        batch_size: number of pictures that go through the network at once.
+
+    Returns:
+        A row for each object that is not found; the index is its row in ``objects``. Columns: ``image_id``, ``label``,
+        ``side`` (√area in pixels of the network's input), ``cause`` (see
+        :func:`ssd_lightning.scoring.find_errors`), ``reason``, categorical, so that ``value_counts()`` has all reasons,
+        and the numbers of :class:`Misses`.
 
     Raises:
-        ValueError: as :func:`ssd_lightning.review.find_errors`, and when the pictures have other objects.
+        ValueError: as :func:`ssd_lightning.scoring.find_errors`, and if the pictures have other objects.
     """
-    is_seen = detections.scores > postprocess.score_threshold
-    seen = DetectionRecords(*(column[is_seen] for column in detections))
-    causes = find_errors(seen, objects, model.num_classes, iou_threshold).object_causes
-    missed = np.flatnonzero(~np.isin(causes, (FOUND, IGNORED)))
+    seen = select(detections, detections.scores > postprocess.score_threshold)
+    errors = find_errors(seen, objects, model.num_classes, iou_threshold)
+    missed = np.flatnonzero(errors.is_not_found)
     images = np.unique(objects.image_ids[missed])
     rows, parts = [missed[:0]], [Misses(*(np.zeros(0, dtype=kind) for kind in (object, float, float, float)))]
     boxes = np.zeros((len(objects.labels), 4), dtype=np.float32)
@@ -97,7 +99,7 @@ def why_missed(
         pixels, truth = _network_input(model, pictures, objects, batch)
         where = np.flatnonzero(np.isin(objects.image_ids, batch))
         is_missed = np.isin(where, missed)
-        # Objects of a picture have kept their order.
+        # The objects of a picture keep their order in the batch.
         image = np.searchsorted(batch, objects.image_ids[where])
         position = np.array([(image[:row] == image[row]).sum() for row in range(len(image))], dtype=np.int64)
         boxes[where] = truth.boxes.cpu().numpy()[image, position]
@@ -105,7 +107,7 @@ def why_missed(
         with torch.inference_mode():
             predictions = model(pixels)
             parts.append(
-                reasons_of(
+                find_reasons(
                     predictions, model.default_boxes, truth, chosen[0], chosen[1], matcher, postprocess, iou_threshold
                 )
             )
@@ -116,7 +118,7 @@ def why_missed(
             "image_id": objects.image_ids[missed],
             "label": objects.labels[missed],
             "side": sides(boxes[missed], model.image_size),
-            "cause": causes[missed],
+            "cause": errors.object_causes[missed],
             "reason": pd.Categorical(misses.reasons, list(REASONS)),
             "default_box_iou": misses.default_box_iou,
             "score": misses.score,
@@ -126,7 +128,7 @@ def why_missed(
     ).sort_index()
 
 
-def reasons_of(
+def find_reasons(
     predictions: Predictions,
     default_boxes: Float[Tensor, "boxes 4"],
     objects: Objects,
@@ -136,22 +138,22 @@ def reasons_of(
     postprocess: PostProcess,
     iou_threshold: float = 0.5,
 ) -> Misses:
-    """Why objects of a batch were missed; ``objects`` are all that the batch has, the others are its background.
+    """Find the reasons why objects of a batch were missed.
 
-    A default box would find an object if it scores its class above the threshold and is moved onto it, at IoU ≥
-    ``iou_threshold``. Where there are such boxes, the reason is the last step that any of them came to: the best of
-    the class, suppression, the best of the picture. Where there is none, the reason is the first of these that is so:
-    no default box reaches it, background or another class, placed badly.
+    A default box would find an object if it scores the object's class above the threshold and its decoded box has
+    IoU ≥ ``iou_threshold``. If there are such boxes, the reason is the last step that any of them reached: the best of
+    the class, suppression, the best of the picture. Otherwise the reason is the first of these that applies: no default
+    box overlaps the object enough, scored as background or as another class, placed badly.
 
     Args:
         predictions: of the network.
         default_boxes: cxcywh.
-        objects: of the batch.
-        images: of each object that was missed.
-        positions: of it within its image.
-        matcher: how the network was trained.
-        postprocess: how detections are made.
-        iou_threshold: from which on a detection finds an object.
+        objects: all objects of the batch.
+        images: image of each missed object.
+        positions: position of each missed object in its image.
+        matcher: of the training.
+        postprocess: makes the detections.
+        iou_threshold: lowest IoU at which a detection finds an object.
     """
     boxes, labels = objects.boxes[images, positions], objects.labels[images, positions]
     scores = predictions.logits.float().softmax(dim=-1)[images, :, 1:]
@@ -165,7 +167,7 @@ def reasons_of(
     iou = torch.where(is_above, pairwise_iou(boxes.unsqueeze(1), moved).squeeze(1), 0)
     finds = is_above & (iou >= iou_threshold)
 
-    # Only those of one class suppress each other, so that a class can be followed without the others.
+    # Only boxes of one class suppress each other, so each class can be processed alone.
     candidate_scores, candidates = ranked.topk(min(postprocess.candidates_per_class, ranked.shape[1]), dim=1)
     is_candidate = finds.gather(1, candidates)
     kept = non_maximum_suppression(
@@ -190,21 +192,18 @@ def reasons_of(
     def numpy(tensor: Tensor) -> np.ndarray:
         return tensor.cpu().numpy()
 
-    came_to = {
-        TAKEN: is_final.any(dim=1),
-        CUT: is_kept.any(dim=1),
-        SUPPRESSED: is_candidate.any(dim=1),
-    }
     reasons = np.select(
         [
-            *map(numpy, came_to.values()),
+            numpy(is_final.any(dim=1)),
+            numpy(is_kept.any(dim=1)),
+            numpy(is_candidate.any(dim=1)),
             numpy(finds.any(dim=1)),
             default_box_iou < matcher.iou_threshold,
             numpy(score > postprocess.score_threshold),
             numpy(other_score > postprocess.score_threshold),
         ],
-        [*came_to, CUT, NO_DEFAULT_BOX, MISPLACED, OTHER_CLASS],
-        default=BACKGROUND,
+        [TAKEN, CUT, SUPPRESSED, CUT, NO_DEFAULT_BOX, MISPLACED, SCORED_AS_OTHER_CLASS],
+        default=SCORED_AS_BACKGROUND,
     )
     return Misses(
         reasons.astype(object),
@@ -217,20 +216,22 @@ def reasons_of(
 def _network_input(
     model: SSD, pictures: "Pictures", objects: ObjectRecords, images: Int[np.ndarray, " images"]
 ) -> tuple[Tensor, Objects]:
-    """Pictures as they are scored, and all their objects, on the device of the model."""
-    # Brings Lightning along.
-    from ssd_lightning.data.datamodule import Key, SampleDataset, collate
+    """Return pictures as the network scores them, and all their objects, on the device of the model."""
+    # The import is here since the datamodule imports Lightning.
+    from ssd_lightning.data.batches import Key, SampleDataset, collate
 
     if images[-1] >= len(pictures):
-        raise ValueError(f"pictures: expected those of the detections, picture {images[-1]} too, got {len(pictures)}")
+        raise ValueError(
+            f"pictures: expected the {images[-1] + 1} or more pictures of the detections, got {len(pictures)}"
+        )
     dataset = SampleDataset(pictures, Augmentation(), model.image_size)
     items = [dataset[Key(0, int(image))] for image in images]
     for image, item in zip(images, items, strict=True):
         stored = objects.labels[objects.image_ids == image]
         if not np.array_equal(item.sample.labels, stored):
             raise ValueError(
-                f"pictures: expected those of the detections, but picture {image} has objects of classes "
-                f"{item.sample.labels.tolist()}, in the detections {stored.tolist()}"
+                f"pictures: expected objects with labels {stored.tolist()} in picture {image}, "
+                f"as stored with the detections, got {item.sample.labels.tolist()}"
             )
     batch = collate(items)
     device = model.default_boxes.device

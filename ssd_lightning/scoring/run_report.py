@@ -1,4 +1,4 @@
-"""What a run folder tells about its scores, in tables and figures."""
+"""The tables and figures of a run folder that report its scores."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,18 +23,18 @@ def write_report(
     iou_threshold: float = 0.5,
     draw_threshold: float = DRAW_THRESHOLD,
 ) -> pd.DataFrame:
-    """Write ``scores.csv``, ``confusion.csv``, ``precision_recall.csv``, ``error_costs.csv``, and figures of the same.
+    """Write ``scores.csv``, ``confusion.csv``, ``precision_recall.csv`` and ``error_costs.csv``, and their figures.
 
     Args:
-        folder: the run folder; figures go to ``figures`` in it.
+        folder: the run folder. Figures go to its subfolder ``figures``.
         detections: of the whole data set, boxes in pixels.
-        objects: its ground truth.
+        objects: the truth.
         classes: names; the class of label n is at n - 1.
-        iou_threshold: from which on a detection finds an object. COCO has its own.
-        draw_threshold: the confusion matrix is of detections with at least this score, and so are the errors shown.
+        iou_threshold: lowest IoU at which a detection finds an object. COCO has its own.
+        draw_threshold: lowest score of the detections in the confusion matrix and in the column ``errors shown``.
 
     Returns:
-        What ``scores.csv`` holds; see :func:`ssd_lightning.review.score_by_class`.
+        The content of ``scores.csv``; see :func:`ssd_lightning.scoring.score_by_class`.
 
     Raises:
         ValueError: as :func:`ssd_lightning.scoring.average_precision.voc_average_precision`.
@@ -59,7 +59,7 @@ def write_report(
 
 
 def _points(curves: PrecisionRecall, classes: Sequence[str]) -> pd.DataFrame:
-    """A row for each detection that counts, by class, the best first."""
+    """Return a row for each detection that counts, by class, the highest score first."""
     parts = [
         pd.DataFrame({"class": name, "score": curve.scores, "recall": curve.recall, "precision": curve.precision})
         for name, curve in zip(classes, curves.curves, strict=True)

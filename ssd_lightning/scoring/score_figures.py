@@ -1,6 +1,6 @@
-"""Figures of the scores of a run: precision and recall, average precision of each class, confusions.
+"""Figures of the scores of a run: precision and recall, average precision of each class, confusion matrix.
 
-They are to be read at the width of a notebook, with one class or with eighty.
+The figures are legible at the width of a notebook, with one class or with eighty.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,13 @@ from ssd_lightning.scoring.average_precision import (
     average_precision_11_point,
     average_precision_area,
 )
-from ssd_lightning.scoring.confusion import BACKGROUND
 from ssd_lightning.scoring.scores import voc_columns
-from ssd_lightning.structures import DRAW_THRESHOLD
+from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD
 
 LINE, POINT = COLOURS[4], COLOURS[5]
+
+PLOTS_IN_A_ROW = {3: 3, 8: 4, 25: 5, 10**9: 8}
+"""Largest numbers of classes, and the plots in a row for them."""
 
 
 def draw_precision_recall(
@@ -36,7 +38,14 @@ def draw_precision_recall(
     iou_threshold: float = 0.5,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> Figure:
-    """A small plot for each class, with the area that is its average precision, and where ``score_threshold`` lies."""
+    """Draw the curve of each class, its area (the average precision), and the point of ``score_threshold``.
+
+    Args:
+        precision_recall: from :func:`ssd_lightning.scoring.precision_recall_curves`.
+        classes: names; the class of label n is at n - 1.
+        iou_threshold: of the curves, for the legend.
+        score_threshold: score whose point is marked on each curve.
+    """
     count = len(classes)
     columns = min(count, next(columns for most, columns in PLOTS_IN_A_ROW.items() if count <= most))
     rows = -(-count // columns)
@@ -50,7 +59,7 @@ def draw_precision_recall(
     for ax, name, curve, objects in zip(
         axes.flat, names, precision_recall.curves, precision_recall.num_objects.tolist(), strict=False
     ):
-        _curve(ax, curve, score_threshold, objects)
+        _draw_curve(ax, curve, score_threshold, objects)
         average = f"{average_precision_area(curve):.3f}" if objects else "–"
         ax.set_title(f"{name}  {average}", fontsize=size, fontfamily=families, parse_math=False, pad=3)
         ax.set(xlim=(0, 1.02), ylim=(0, 1.04), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
@@ -62,7 +71,7 @@ def draw_precision_recall(
     if count == 1 and precision_recall.num_objects[0]:
         eleven = average_precision_11_point(precision_recall.curves[0])
         axes[0, 0].text(0.03, 0.03, f"11-point average {eleven:.3f}", fontsize=size)
-    # Where the last row is not full, the plots above the gap tell the recall.
+    # If the last row is not full, the plots above the gap show the ticks of recall.
     for ax in axes.flat[max(0, count - columns) : count]:
         ax.tick_params(labelbottom=True)
     figure.supxlabel("recall", fontsize=10)
@@ -77,19 +86,20 @@ def draw_precision_recall(
             marker="o",
             linestyle="none",
             markersize=5,
-            label=f"where the score is {score_threshold:g}",
+            label=f"score {score_threshold:g}",
         ),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-PLOTS_IN_A_ROW = {3: 3, 8: 4, 25: 5, 10**9: 8}
-"""By the number of classes up to which it holds."""
-
-
 def draw_average_precision(table: pd.DataFrame, iou_threshold: float = 0.5) -> Figure:
-    """The classes of :func:`ssd_lightning.review.score_by_class`, best first, with the number of their objects."""
+    """Draw the average precision of each class, the best first, and its number of objects.
+
+    Args:
+        table: from :func:`ssd_lightning.scoring.score_by_class`.
+        iou_threshold: of the VOC columns of the table.
+    """
     voc = voc_columns(iou_threshold)[1]
     mean = table.iloc[-1]
     names, families = shown_names(table.index[:-1].tolist(), longest=LONGEST_NAME)
@@ -107,7 +117,7 @@ def draw_average_precision(table: pd.DataFrame, iou_threshold: float = 0.5) -> F
     if not np.isnan(mean[voc]):
         label = f"mean of {voc}: {mean[voc]:.3f}"
         handles.append(ax.axvline(mean[voc], color="black", linestyle="dashed", linewidth=1, label=label))
-    # Numbers stand in columns of their own, where neither bars nor points run through them.
+    # Numbers have columns of their own, away from bars and points.
     for x, title, texts in (
         (1.13, "AP", [f"{value:.3f}" for value in order[voc].fillna(0)]),
         (1.26, "objects", [f"{objects:.0f}" for objects in order["objects"]]),
@@ -133,7 +143,14 @@ def draw_confusion(
     iou_threshold: float = 0.5,
     score_threshold: float = DRAW_THRESHOLD,
 ) -> Figure:
-    """:func:`ssd_lightning.review.confusion_matrix` as a picture: colours are shares of a row, numbers are counts."""
+    """Draw a confusion matrix: colours are shares of a row, numbers are counts.
+
+    Args:
+        counts: from :func:`ssd_lightning.scoring.confusion_matrix`.
+        classes: names; the class of label n is at n - 1.
+        iou_threshold: of the matrix, for the legend.
+        score_threshold: of the matrix, for the axis.
+    """
     counts = np.roll(counts, -1, axis=(0, 1))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names, families = shown_names([*classes, BACKGROUND], longest=LONGEST_NAME)
@@ -144,7 +161,7 @@ def draw_confusion(
     side = max(cell * count, 3.6)
     figure = Figure(figsize=(side + 1.6, side + 2.3), layout="constrained")
     ax = figure.subplots()
-    # The root, so that the few that are confused are seen beside the many that are not.
+    # The root makes the few confusions visible beside the many right detections.
     image = ax.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
     if with_numbers:
         for row, column in np.argwhere(counts):
@@ -164,27 +181,22 @@ def draw_confusion(
     ax.set_xlabel(f"detection (score from {score_threshold:g}; {BACKGROUND}: missed)")
     ax.set_ylabel(f"truth ({BACKGROUND}: false alarms)")
     bar = figure.colorbar(image, ax=ax, location="top", shrink=0.6, aspect=40, pad=0.02)
-    bar.set_label(f"share of the row, objects met at IoU {iou_threshold:g}", fontsize=9)
+    bar.set_label(f"share of the row, matched at IoU ≥ {iou_threshold:g}", fontsize=9)
     bar.ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bar.set_ticks([0, 0.05, 0.25, 0.5, 1])
     bar.ax.tick_params(labelsize=8)
     return figure
 
 
-def _curve(ax: Axes, curve: Curve, score_threshold: float, objects: int) -> None:
+def _draw_curve(ax: Axes, curve: Curve, score_threshold: float, objects: int) -> None:
     if not objects or not len(curve.recall):
         ax.text(0.5, 0.5, "no detections" if objects else "no objects", fontsize=8, ha="center", color="0.4")
         return
     best = np.maximum.accumulate(curve.precision[::-1])[::-1]
     recall = np.concatenate([[0.0], curve.recall])
-    # Between two recalls the area is as high as the best precision from the second on.
+    # Between two recalls the area is as high as the best precision at or beyond the second.
     ax.fill_between(recall, np.append(best[0], best), step="pre", color=LINE, alpha=0.2, linewidth=0)
-    ax.plot(
-        curve.recall,
-        curve.precision,
-        color=LINE,
-        linewidth=1,
-    )
+    ax.plot(curve.recall, curve.precision, color=LINE, linewidth=1)
     above = int((curve.scores >= score_threshold).sum())
     if above:
         ax.plot(curve.recall[above - 1], curve.precision[above - 1], "o", color=POINT, markersize=5, clip_on=False)

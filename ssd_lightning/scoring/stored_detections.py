@@ -1,4 +1,4 @@
-"""The detections of a validation, and its ground truth, in one small file."""
+"""The file ``detections.npz`` of a run folder: the detections of a validation, and its ground truth."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,19 @@ import numpy as np
 
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
+FILE_NAME = "detections.npz"
+"""Name of the file in a run folder."""
+
 
 class StoredDetections(NamedTuple):
-    """Boxes are in pixels of the original pictures; ``image_ids`` are positions in ``paths``."""
+    """Detections and objects of a data set, boxes in pixels of the original pictures."""
 
     detections: DetectionRecords
     objects: ObjectRecords
     paths: tuple[str, ...]
+    """Files of the pictures; ``image_ids`` are positions in it."""
     classes: tuple[str, ...]
+    """Names; the class of label n is at n - 1."""
 
 
 def save_detections(
@@ -25,7 +30,7 @@ def save_detections(
     paths: Sequence[Path | str],
     classes: Sequence[str],
 ) -> None:
-    """Write everything that scoring anew needs, as a compressed ``npz`` without pickled objects."""
+    """Write everything that is needed to score again, as a compressed ``npz`` file without pickled objects."""
     columns = {f"detections.{name}": column for name, column in detections._asdict().items()}
     columns |= {f"objects.{name}": column for name, column in objects._asdict().items()}
     np.savez_compressed(
@@ -34,11 +39,17 @@ def save_detections(
 
 
 def load_detections(path: Path | str) -> StoredDetections:
-    """Read what :func:`save_detections` wrote.
+    """Read a file of :func:`save_detections`.
+
+    Args:
+        path: the file, or the run folder that it is in.
 
     Raises:
-        ValueError: naming the file, if it is missing or something else.
+        ValueError: naming the file, if it is missing or holds something else.
     """
+    path = Path(path)
+    if path.is_dir():
+        path = path / FILE_NAME
     try:
         content = np.load(path, allow_pickle=False)
         if isinstance(content, np.ndarray):
@@ -50,5 +61,8 @@ def load_detections(path: Path | str) -> StoredDetections:
                 tuple(file["paths"].tolist()),
                 tuple(file["classes"].tolist()),
             )
-    except Exception as error:  # numpy and zipfile raise a dozen kinds for files that are something else
-        raise ValueError(f"detections: {path} cannot be read as stored detections ({error})") from error
+    except Exception as error:  # numpy and zipfile raise a dozen types of errors for other files.
+        raise ValueError(
+            f"detections: expected stored detections, got {path}, which cannot be read ({error}). "
+            "Try the folder of a finished run."
+        ) from error

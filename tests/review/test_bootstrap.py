@@ -1,26 +1,29 @@
-"""Comparing two runs by their stored detections."""
+"""Comparison of two runs by their stored detections."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_sweep import CLASSES as BANANAS
+from made_up_sweep import detected
 
-from ssd_lightning.review.bootstrap import compare_runs, resampled_scores
+from ssd_lightning.review.bootstrap import compare_classes, compare_runs, resampled_scores
+from ssd_lightning.review.run_figures import draw_class_differences
 from ssd_lightning.scoring.average_precision import average_curves, voc_average_precision
 from ssd_lightning.scoring.stored_detections import StoredDetections, save_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
+from ssd_lightning.structures import DetectionRecords, ObjectRecords, concatenate, select
 
 CLASSES = ("cat", "dog", "never there")
 
 
 def made_up(pictures: int, seed: int = 0, miss: float = 0.2, classes: tuple[str, ...] = CLASSES) -> StoredDetections:
-    """Objects are the same for all seeds; detections are shifted copies of most of them, and some of nothing."""
+    """Return objects, the same for all seeds, and shifted detections of most of them with some false ones."""
     truth, rng = np.random.default_rng(pictures), np.random.default_rng([7, seed])
     image_ids = np.sort(truth.integers(0, pictures, 2 * pictures))
     corner = truth.integers(0, 200, (2 * pictures, 2)).astype(np.float32)
     boxes = np.concatenate([corner, corner + truth.integers(20, 90, corner.shape)], axis=1).astype(np.float32)
     labels, difficult = truth.integers(1, 3, 2 * pictures), truth.random(2 * pictures) < 0.1
-    found = np.flatnonzero(rng.random(2 * pictures) >= miss).repeat(2)  # everything twice, once too often
+    found = np.flatnonzero(rng.random(2 * pictures) >= miss).repeat(2)  # Each object is found twice.
     shifted = boxes[found] + rng.normal(0, 4, (len(found), 1)).astype(np.float32)
     nothing = rng.integers(0, pictures, pictures)
     scores = rng.permutation(len(found) + pictures) / (len(found) + pictures)
@@ -44,27 +47,24 @@ def written(path: Path, stored: StoredDetections) -> Path:
 
 
 def scores_of_copies(stored: StoredDetections, weights: np.ndarray) -> list[float]:
-    """The slow way: a data set in which each picture is really there as often as it was drawn."""
+    """Score a data set in which each picture is repeated as often as it was drawn."""
     detections, objects = [], []
     copies = np.repeat(np.arange(len(weights)), weights)
     for copy, picture in enumerate(copies):
         for records, rows in ((stored.detections, detections), (stored.objects, objects)):
-            of_picture = np.flatnonzero(records.image_ids == picture)
-            columns = [column[of_picture] for column in records[1:]]
-            rows.append([np.full(len(of_picture), copy), *columns])
-    all_detections = DetectionRecords(*map(np.concatenate, zip(*detections, strict=True)))
-    all_objects = ObjectRecords(*map(np.concatenate, zip(*objects, strict=True)))
-    area = voc_average_precision(all_detections, all_objects, len(stored.classes))
+            of_picture = select(records, records.image_ids == picture)
+            rows.append(of_picture._replace(image_ids=np.full(len(of_picture.labels), copy)))
+    area = voc_average_precision(concatenate(detections), concatenate(objects), len(stored.classes))
     return [average_curves(area.curves, area.num_objects, "11-point").mean, area.mean]
 
 
 def test_weights_are_copies_of_pictures(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ssd_lightning.review.bootstrap.CELLS_AT_ONCE", 100)  # a few draws at a time
+    monkeypatch.setattr("ssd_lightning.review.bootstrap.CELLS_AT_ONCE", 100)  # A few draws at a time.
     stored = made_up(12)
     weights = np.random.default_rng(0).multinomial(12, np.full(12, 1 / 12), size=20)
     weights[0] = 1
     weights[1] = 0
-    weights[1, 3] = 12  # one picture alone
+    weights[1, 3] = 12  # One picture alone.
     expected = [scores_of_copies(stored, row) for row in weights]
     np.testing.assert_allclose(resampled_scores(stored, weights), expected, rtol=0, atol=1e-12)
 
@@ -72,7 +72,7 @@ def test_weights_are_copies_of_pictures(monkeypatch: pytest.MonkeyPatch):
 def test_draws_without_objects_have_no_score():
     stored = made_up(4)
     assert np.isnan(resampled_scores(stored, np.zeros((1, 4), dtype=int))).all()
-    nothing = stored._replace(detections=DetectionRecords(*(column[:0] for column in stored.detections)))
+    nothing = stored._replace(detections=select(stored.detections, slice(0)))
     assert resampled_scores(nothing, np.ones((1, 4), dtype=int)).tolist() == [[0, 0]]
 
 
@@ -87,7 +87,7 @@ def test_a_run_is_no_better_than_itself(tmp_path: Path):
     assert table.loc["VOC12 AP", "a"] == pytest.approx(area.mean, abs=1e-12)
 
 
-def test_a_worse_run_is_told_and_luck_is_not(tmp_path: Path):
+def test_a_worse_run_is_found_and_chance_is_not(tmp_path: Path):
     good, same, bad = (
         written(tmp_path / name, made_up(150, seed, miss))
         for name, seed, miss in (("good", 0, 0.2), ("same", 1, 0.2), ("bad", 2, 0.5))
@@ -103,8 +103,8 @@ def test_a_worse_run_is_told_and_luck_is_not(tmp_path: Path):
     assert luck["low"] < 0 < luck["high"]
 
 
-def test_the_interval_covers_as_often_as_it_says():
-    """Of a run whose difference to another is known: the mean over many data sets lies inside about 9 times of 10."""
+def test_the_interval_covers_as_often_as_stated():
+    """The mean difference over many data sets lies inside about 9 of 10 intervals."""
     differences, inside = [], []
     for number in range(30):
         a, b = (made_up_of(number, miss) for miss in (0.2, 0.3))
@@ -119,14 +119,13 @@ def test_the_interval_covers_as_often_as_it_says():
 
 
 def made_up_of(number: int, miss: float) -> StoredDetections:
-    """Of other pictures for each number: those of a larger data set."""
+    """Return the part of a larger data set with the given number."""
     whole = made_up(1800, seed=int(miss * 100), miss=miss)
     low, high = 60 * number, 60 * (number + 1)
 
     def part(records):
-        rows = (records.image_ids >= low) & (records.image_ids < high)
-        columns = [column[rows] for column in records]
-        return type(records)(columns[0] - low, *columns[1:])
+        mine = select(records, (records.image_ids >= low) & (records.image_ids < high))
+        return mine._replace(image_ids=mine.image_ids - low)
 
     return StoredDetections(part(whole.detections), part(whole.objects), whole.paths[:60], whole.classes)
 
@@ -134,9 +133,9 @@ def made_up_of(number: int, miss: float) -> StoredDetections:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (made_up(8), "expected pictures as of run_a"),
-        (made_up(9, classes=("cat", "horse", "never there")), "expected classes as of run_a"),
-        (made_up(9)._replace(objects=made_up(9, 1).objects._replace(labels=np.ones(18, int))), "expected objects"),
+        (made_up(8), "run_b: expected the pictures of .*, got 8"),
+        (made_up(9, classes=("cat", "horse", "never there")), "run_b: expected the classes of .*horse"),
+        (made_up(9)._replace(objects=made_up(9).objects._replace(labels=np.ones(18, int))), "run_b: .* objects of"),
     ],
 )
 def test_other_pictures_are_refused(tmp_path: Path, other: StoredDetections, message: str):
@@ -146,11 +145,11 @@ def test_other_pictures_are_refused(tmp_path: Path, other: StoredDetections, mes
     assert str(b) in str(caught.value)
 
 
-def test_the_folder_of_the_pictures_may_be_another_and_the_order_of_objects(tmp_path: Path):
+def test_the_folder_of_pictures_and_the_order_of_objects_may_differ(tmp_path: Path):
     stored = made_up(9)
     moved = stored._replace(
         paths=tuple(f"/elsewhere/{path}" for path in stored.paths),
-        objects=ObjectRecords(*(column[::-1] for column in stored.objects)),
+        objects=select(stored.objects, slice(None, None, -1)),
     )
     table = compare_runs(written(tmp_path / "a", stored), written(tmp_path / "b", moved), resamples=5)
     assert table["difference"].tolist() == [0, 0]
@@ -166,5 +165,45 @@ def test_arguments_out_of_range(tmp_path: Path, argument: dict):
 
 
 def test_a_folder_without_detections(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"detections.npz cannot be read"):
+    with pytest.raises(ValueError, match=r"detections: .*detections.npz, which cannot be read"):
         compare_runs(tmp_path, tmp_path)
+
+
+class TestClasses:
+    def test_one_class_equals_the_comparison_of_runs(self, tmp_path: Path, truth: StoredDetections):
+        one = truth._replace(classes=("banana",), objects=truth.objects._replace(labels=np.ones(24, dtype=int)))
+        a, b = detected(one, 9), detected(one, 2, seed=1)
+        for name, stored in (("a", a), ("b", b)):
+            save_detections(tmp_path / f"{name}.npz", *stored)
+        expected = compare_runs(tmp_path / "a.npz", tmp_path / "b.npz").loc["VOC12 AP"]
+        found = compare_classes(a, b).loc["banana"]
+        assert found["objects"] == 24
+        columns = ["a", "b", "difference", "low", "high", "more than noise"]
+        assert found[columns].tolist() == expected[columns].tolist()
+
+    def test_each_class_for_itself(self, truth: StoredDetections):
+        # Only objects of the first class are missing, in pictures 0, 2, 4, …
+        a = detected(truth, 0)
+        rows = (a.detections.labels != 1) | (a.detections.image_ids >= 12)
+        b = a._replace(detections=select(a.detections, rows))
+        table = compare_classes(a, b)
+        assert table["more than noise"].tolist() == [True, False]
+        assert table.loc["banana", "high"] < 0
+        assert table.loc["plantain", ["difference", "low", "high"]].tolist() == [0, 0, 0]
+
+    def test_classes_without_objects_are_left_out(self, truth: StoredDetections):
+        three = detected(truth, 2)._replace(classes=(*BANANAS, "never there"))
+        assert compare_classes(three, three, resamples=5).index.tolist() == list(BANANAS)
+
+    def test_other_pictures_are_refused(self, truth: StoredDetections):
+        with pytest.raises(ValueError, match=r"b: expected the pictures of a, 24 .*, got 23"):
+            compare_classes(truth, truth._replace(paths=truth.paths[1:]))
+
+    def test_figure(self, truth: StoredDetections):
+        table = compare_classes(detected(truth, 9), detected(truth, 2), resamples=50)
+        ax = draw_class_differences(table).axes[0]
+        assert [text.get_text() for text in ax.get_yticklabels()] == table.sort_values(
+            "difference", ascending=False
+        ).index.tolist()
+        low, high = ax.get_xticks().min(), ax.get_xticks().max()
+        assert low < 0 < high

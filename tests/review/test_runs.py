@@ -1,4 +1,4 @@
-"""Run folders as a table, and what is made of it."""
+"""Run folders as a table, and curves, labels and Pareto fronts of it."""
 
 import json
 import re
@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from ssd_lightning.review.run_figures import draw_importance, draw_learning_curves, draw_pareto
+from ssd_lightning.review.run_figures import draw_learning_curves, draw_pareto
 from ssd_lightning.review.runs import (
     learning_curves,
     load_runs,
@@ -23,7 +23,6 @@ from ssd_lightning.review.runs import (
     run_labels,
     settings_of,
 )
-from ssd_lightning.review.settings import importance
 from ssd_lightning.run_folder import replace_text
 
 MULTIBOX = {"_target_": "losses.MultiBoxLoss", "alpha": 1.0, "classification": {"_target_": "losses.Mined", "ratio": 3}}
@@ -56,7 +55,7 @@ def write_run(
     metrics: str | None = None,
     **summary: Any,
 ) -> Path:
-    """A run folder by hand; finished if it has scores."""
+    """Write a run folder by hand. With scores, the run is finished."""
     (folder / ".hydra").mkdir(parents=True)
     plain = {"seed": 0, "loss": MULTIBOX, "optimizer": ADAMW, "pretrained": None, "box_scales": [0.2, 0.5]}
     choices = {"loss": "multibox", "optimizer": "adamw", **(choices or {})}
@@ -76,26 +75,26 @@ METRICS = "step,epoch,train/loss,val/loss,val/map_50\n1,0,9.5,,\n2,0,,8.0,0.1\n3
 
 
 class TestLoadRuns:
-    def test_one_row_for_each_run_with_what_differs(self, tmp_path: Path):
+    def test_one_row_for_each_run_with_the_settings_that_differ(self, tmp_path: Path):
         for number, (loss, name, lr) in enumerate([(MULTIBOX, "multibox", 0.1), (FOCAL, "focal", 0.2)]):
             config = {"loss": loss, "optimizer": {**ADAMW, "lr": lr}}
             write_run(tmp_path / str(number), config, {"loss": name}, {"map_50": 0.5 + lr, "loss": 3.0, "box_mae": 1.0})
         runs = load_runs(tmp_path)
-        # The class of the loss and the keys that one loss alone has are told by its name.
+        # The name of the loss determines its class, and the keys that only one loss has.
         assert settings_of(runs) == ["loss", "optimizer.lr"]
         assert list(runs.columns) == ["loss", "optimizer.lr", "status", "map_50", "val/loss", "box_mae", *RESULTS]
         assert runs.index.tolist() == [str(tmp_path / "0"), str(tmp_path / "1")]
         assert runs.index.name == "run"
-        assert runs.iloc[1].tolist() == ["focal", 0.2, "finished", 0.7, 3.0, 1.0, 1, 10.0, 5.0, 100, 50]
+        assert runs.iloc[1].tolist() == ["focal", 0.2, "finished", 0.7, 3.0, 1.0, 2, 10.0, 5.0, 100, 50]
 
-    def test_keys_within_a_group_that_its_choice_does_not_tell(self, tmp_path: Path):
+    def test_keys_in_a_group_that_its_option_does_not_determine(self, tmp_path: Path):
         for number, (loss, name, alpha) in enumerate(
             [(MULTIBOX, "multibox", 1.0), (MULTIBOX, "multibox", 2.0), (FOCAL, "focal", 1.0)]
         ):
             write_run(tmp_path / str(number), {"loss": {**loss, "alpha": alpha}}, {"loss": name}, {"map_50": 0.5})
         assert settings_of(load_runs(tmp_path)) == ["loss", "loss.alpha"]
 
-    def test_lists_are_text_and_numbers_in_place_of_an_option_count(self, tmp_path: Path):
+    def test_lists_are_text_and_values_in_place_of_an_option_count(self, tmp_path: Path):
         for number, (scales, name) in enumerate([([0.2, 0.5], "tiny"), ([0.1, 0.5], "tiny"), ([0.3], "wide")]):
             write_run(tmp_path / str(number), {"box_scales": scales}, {"box_scales": name}, {"map_50": 0.5})
         runs = load_runs(tmp_path)
@@ -103,7 +102,7 @@ class TestLoadRuns:
         named = load_runs([tmp_path / "0", tmp_path / "2"])
         assert named["box_scales"].tolist() == ["tiny", "wide"]
 
-    def test_a_key_that_only_some_have_is_nan_for_the_others_and_null_is_no_value(self, tmp_path: Path):
+    def test_a_key_that_a_run_lacks_is_nan_and_so_is_null(self, tmp_path: Path):
         write_run(tmp_path / "a", {"pretrained": "x.pth"}, scores={"map_50": 0.5})
         write_run(tmp_path / "b", scores={"map_50": 0.5})
         runs = load_runs(tmp_path)
@@ -111,12 +110,12 @@ class TestLoadRuns:
         assert runs["pretrained"].tolist()[0] == "x.pth"
         assert pd.isna(runs["pretrained"].tolist()[1])
 
-    def test_keys_that_come_together_are_told_by_the_first(self, tmp_path: Path):
+    def test_keys_that_come_together_are_represented_by_the_first(self, tmp_path: Path):
         write_run(tmp_path / "a", {"callbacks": {"ema": {"_target_": "EMA", "decay": 0.9}}}, scores={"map_50": 0.5})
         write_run(tmp_path / "b", {"jobs_at_once": 2}, scores={"map_50": 0.5})
         assert settings_of(load_runs(tmp_path)) == ["callbacks.ema._target_"]
 
-    def test_jobs_come_by_number_and_nothing_is_looked_for_inside_a_run(self, tmp_path: Path):
+    def test_jobs_are_sorted_by_number_and_runs_are_not_searched(self, tmp_path: Path):
         for job in ("10", "9", "1"):
             write_run(tmp_path / "sweep" / job, {"seed": int(job)}, scores={"map_50": 0.5})
         write_run(tmp_path / "sweep" / "1" / "inner", scores={"map_50": 0.5})
@@ -144,14 +143,14 @@ class TestLoadRuns:
         assert "train/loss" not in runs.columns
         assert runs["parameters"].isna().all()
 
-    def test_a_resumed_run_has_the_choices_that_it_was_begun_with(self, tmp_path: Path):
+    def test_a_resumed_run_has_the_choices_of_its_start(self, tmp_path: Path):
         write_run(tmp_path / "a", choices={"loss": "focal"}, scores={"map_50": 0.5})
         resumed = json.loads((tmp_path / "a" / "summary.json").read_text())
         (tmp_path / "a" / "summary.json").write_text(json.dumps({**resumed, "choices": {}}))
         write_run(tmp_path / "b", scores={"map_50": 0.5})
         assert load_runs(tmp_path)["loss"].tolist() == ["focal", "multibox"]
 
-    def test_what_the_job_of_a_sweep_says(self, tmp_path: Path):
+    def test_status_of_a_job_of_a_sweep(self, tmp_path: Path):
         for name, job in (
             ("a", {"status": "failed", "reason": "loss is NaN\nat step 3"}),
             ("b", {"status": "running"}),
@@ -178,7 +177,7 @@ class TestLoadRuns:
             (".hydra/config.yaml", b"\x00", "config.yaml: "),
         ],
     )
-    def test_a_damaged_run_is_told_and_the_others_are_as_they_were(
+    def test_a_damaged_run_is_reported_and_leaves_the_others_alone(
         self, tmp_path: Path, file: str, content: bytes, reason: str
     ):
         for seed in (0, 1, 2):
@@ -191,7 +190,7 @@ class TestLoadRuns:
         assert "\n" not in runs["status"].iloc[2]
 
     @pytest.mark.parametrize("content", ['{"scores": [1]}', '{"choices": 3}', '{"scores": {"val/map_50": "high"}}'])
-    def test_a_summary_of_something_else_is_no_exception(self, tmp_path: Path, content: str):
+    def test_a_summary_of_unexpected_types_is_no_exception(self, tmp_path: Path, content: str):
         write_run(tmp_path / "a", scores={"map_50": 0.5})
         (write_run(tmp_path / "b") / "summary.json").write_text(content)
         runs = load_runs(tmp_path)
@@ -208,7 +207,7 @@ class TestLoadRuns:
         whole = write_run(tmp_path / "whole", scores={"map_50": 0.5}, metrics=METRICS)
         rng = np.random.default_rng(0)
         files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
-        for number in range(60):
+        for number in range(40):
             copy = tmp_path / f"copy{number}"
             shutil.copytree(whole, copy)
             damaged = bytearray((copy / files[number % len(files)]).read_bytes())
@@ -216,23 +215,23 @@ class TestLoadRuns:
                 damaged[place] = rng.integers(256)
             (copy / files[number % len(files)]).write_bytes(damaged)
         runs = load_runs(tmp_path)
-        assert len(runs) == 61
-        assert runs["status"].str.startswith("broken").sum() > 20
+        assert len(runs) == 41
+        assert runs["status"].str.startswith("broken").sum() > 12
 
-    def test_nothing_there(self, tmp_path: Path):
-        with pytest.raises(ValueError, match=f"folders: expected folders with runs, got {tmp_path / 'no'}, which is"):
+    def test_folders_without_runs(self, tmp_path: Path):
+        with pytest.raises(ValueError, match=f"folders: .* got {tmp_path / 'no'}"):
             load_runs(tmp_path / "no")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(ValueError, match="folders: expected runs of ssd-train, found none in"):
+        with pytest.raises(ValueError, match=r"folders: .* got .*empty"):
             load_runs([tmp_path / "empty"])
 
     def test_hundreds_of_runs_take_seconds(self, tmp_path: Path):
         long = {f"part{n}": {f"key{k}": k / 7 for k in range(10)} for n in range(12)}
-        for number in range(200):
+        for number in range(100):
             write_run(tmp_path / str(number), {**long, "seed": number}, scores={"map_50": 0.5}, metrics=METRICS)
         begun = time.process_time()
-        assert len(load_runs(tmp_path)) == 200
-        assert time.process_time() - begun < 10  # half a second when nobody else is there
+        assert len(load_runs(tmp_path)) == 100
+        assert time.process_time() - begun < 5  # Half a second on an idle machine.
 
 
 def test_runs_of_the_command(run: Callable[..., Any], bananas: Path, tmp_path: Path):
@@ -282,10 +281,10 @@ class TestLearningCurves:
         curves = learning_curves(load_runs(tmp_path), ["train/loss", "val/map_50"])
         assert curves.columns.tolist() == ["run", "step", "epoch", "key", "value"]
         assert curves.to_numpy().tolist() == [
-            [run, 1, 0, "train/loss", 9.5],
-            [run, 3, 1, "train/loss", 7.5],
-            [run, 2, 0, "val/map_50", 0.1],
-            [run, 4, 1, "val/map_50", 0.3],
+            [run, 1, 1, "train/loss", 9.5],
+            [run, 3, 2, "train/loss", 7.5],
+            [run, 2, 1, "val/map_50", 0.1],
+            [run, 4, 2, "val/map_50", 0.3],
         ]
 
     def test_runs_without_metrics_have_no_rows(self, tmp_path: Path):
@@ -295,7 +294,7 @@ class TestLearningCurves:
 
     def test_a_key_that_no_run_has(self, tmp_path: Path):
         write_run(tmp_path / "a", metrics=METRICS)
-        with pytest.raises(ValueError, match=r"keys: .*\(train/loss, val/loss, val/map_50\), got 'map_50'"):
+        with pytest.raises(ValueError, match=r"keys: .* train/loss, val/loss, val/map_50, got 'map_50'"):
             learning_curves(load_runs(tmp_path), ["map_50"])
 
     def test_figure(self, tmp_path: Path):
@@ -312,7 +311,7 @@ class TestLearningCurves:
         with pytest.raises(ValueError, match="labels: expected one for each run, got none for"):
             draw_learning_curves(curves, pd.Series(["x"], index=["other"]))
 
-    def test_figure_of_many_tells_the_best_apart(self):
+    def test_figure_of_many_runs_highlights_the_best(self):
         curves = pd.DataFrame(
             [(f"run{n}", 1, 0, "val/map_50", n / 20) for n in range(15)],
             columns=["run", "step", "epoch", "key", "value"],
@@ -370,92 +369,3 @@ class TestPareto:
         numbers = [text.get_text() for text in figure.axes[0].texts]
         assert numbers == ["1", "2", "3"]
         assert "2  0.6 · 2M (+ 1 alike)\n     loss=c" in figure.axes[1].texts[0].get_text()
-
-
-class TestImportance:
-    def test_a_number_that_nearly_all_have_is_no_range(self):
-        rates = [0.005] * 20 + [0.01, 0.02, 0.03, 0.04]
-        result = importance(table([0.5] * 20 + [0.1, 0.2, 0.6, 0.7], **{"optimizer.lr": rates}))
-        assert result.index.tolist() == ["optimizer.lr"]
-        assert result["groups"].tolist() == [5]
-        assert result["explained"].tolist() == pytest.approx([1])
-
-    def test_known(self):
-        # Two by two: the loss makes 0.4, the seed 0.2, and nothing else.
-        runs = table([0.1, 0.3, 0.5, 0.7], loss=["a", "a", "b", "b"], seed=[0, 1, 0, 1])
-        result = importance(runs)
-        assert result.index.tolist() == ["loss", "seed"]
-        assert result["explained"].tolist() == pytest.approx([0.8, 0.2])
-        assert result["by chance"].tolist() == pytest.approx([1 / 3, 1 / 3])
-        assert result["beyond chance"].tolist() == pytest.approx([1 - 0.2 * 3 / 2, 1 - 0.8 * 3 / 2])
-        assert result["spread"].tolist() == pytest.approx([0.4, 0.2])
-        assert result["best"].tolist() == ["b", "1"]
-        assert result["runs"].tolist() == [4, 4]
-        assert result["groups"].tolist() == [2, 2]
-
-    def test_against_a_loop(self):
-        rng = np.random.default_rng(0)
-        score, setting = rng.random(40), rng.integers(0, 4, 40)
-        within = sum((score[i] - score[setting == setting[i]].mean()) ** 2 for i in range(40))
-        total = sum((value - score.mean()) ** 2 for value in score)
-        result = importance(table(score.tolist(), matcher=[f"m{n}" for n in setting]))
-        assert result["explained"].iloc[0] == pytest.approx(1 - within / total)
-
-    def test_what_chance_explains_is_the_mean_over_shuffled_settings(self):
-        rng = np.random.default_rng(0)
-        score, setting = rng.random(9).tolist(), np.array(list("aabbbcccc"))
-        shuffled = [importance(table(score, loss=rng.permutation(setting).tolist())) for _ in range(600)]
-        assert np.mean([one["explained"].iloc[0] for one in shuffled]) == pytest.approx(2 / 8, abs=0.02)
-        assert np.mean([one["beyond chance"].iloc[0] for one in shuffled]) == pytest.approx(0, abs=0.03)
-
-    def test_numbers_with_many_values_are_cut_into_ranges(self):
-        lr = [float(n) for n in range(1, 17)]
-        result = importance(table([n / 16 for n in lr], **{"optimizer.lr": lr}))
-        assert result["groups"].tolist() == [4]
-        assert result["best"].tolist() == ["13 to 16"]
-
-    def test_each_run_in_a_group_of_its_own_says_nothing(self):
-        result = importance(table([0.1, 0.5], loss=["a", "b"]))
-        assert result["explained"].tolist() == result["by chance"].tolist() == [1.0]
-        assert result["beyond chance"].isna().all()
-
-    def test_settings_that_group_alike_name_each_other(self):
-        result = importance(table([0.1, 0.2, 0.3], model=list("aab"), backbone=list("xxy"), seed=[0, 1, 0]))
-        assert result["same as"].to_dict() == {"model": "backbone", "backbone": "model", "seed": ""}
-
-    def test_a_missing_value_is_a_group(self):
-        result = importance(table([0.1, 0.2, 0.3, 0.4], decay=[np.nan, np.nan, 0.5, 0.5]))
-        assert result["groups"].tolist() == [2]
-
-    def test_a_loss_is_best_where_it_is_small(self):
-        runs = table([0.1, 0.5], loss=["a", "b"]).assign(**{"val/loss": [2.0, 1.0]})
-        assert importance(runs, "val/loss")["best"].tolist() == ["b"]
-
-    def test_runs_that_are_not_finished_or_have_no_score_are_left_out(self):
-        runs = table([0.1, 0.3, np.nan, 0.9], loss=["a", "b", "a", "c"])
-        runs.loc[3, "status"] = "unfinished"
-        result = importance(runs)
-        assert result["runs"].tolist() == [2]
-        assert result["best"].tolist() == ["b"]
-
-    def test_equal_scores_have_nothing_to_explain(self):
-        assert importance(table([0.5, 0.5, 0.5], loss=["a", "b", "b"]))["explained"].isna().all()
-
-    def test_nothing_differs(self):
-        result = importance(table([0.1, 0.2]))
-        assert len(result) == 0
-        draw_importance(result)
-
-    def test_refusals(self):
-        with pytest.raises(ValueError, match=r"runs: expected at least 2 that are finished and have map_50, got 1"):
-            importance(table([0.5], loss=["a"]))
-        with pytest.raises(ValueError, match=r"settings: expected columns of the table, got 'lr'"):
-            importance(table([0.5, 0.6]), settings=["lr"])
-        with pytest.raises(ValueError, match=r"runs: expected the table of load_runs"):
-            importance(table([0.5, 0.6]).drop(columns="status"))
-
-    def test_figure(self):
-        result = importance(table([0.1, 0.3, 0.5, 0.7], loss=["a", "a", "b", "b"], seed=[0, 1, 0, 1]))
-        ax = draw_importance(result).axes[0]
-        assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.8, 0.2])
-        assert [label.get_text() for label in ax.get_yticklabels()] == ["loss", "seed"]

@@ -1,20 +1,21 @@
-"""Scores collected batch by batch: against records written by hand and the pure functions on them."""
+"""Scores collected batch by batch, against records by hand and the pure functions on them."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from records import detection_records, object_records
 
 from ssd_lightning.scoring.average_precision import coco_average_precision, voc_average_precision
 from ssd_lightning.scoring.scores import DetectionScores, score
-from ssd_lightning.structures import Batch, DetectionRecords, Detections, ObjectRecords, Objects
+from ssd_lightning.structures import Batch, Detections, Objects
 
 
 def make_batch(
     image_ids: list[int], objects: list[list[tuple]], sizes: list[tuple[int, int]] | None = None, slots: int = 3
 ) -> Batch:
-    """From a list of (label, (left, top, right, bottom), difficult) for each image; sizes are (height, width)."""
+    """Return a batch from a list of (label, box, difficult) for each image; sizes are (height, width)."""
     columns = Objects(
         torch.full((len(objects), slots, 4), 0.7),
         torch.zeros(len(objects), slots, dtype=torch.int64),
@@ -34,7 +35,7 @@ def make_batch(
 
 
 def make_detections(found: list[list[tuple]], slots: int = 4) -> Detections:
-    """From a list of (label, (left, top, right, bottom), score) for each image."""
+    """Return detections from a list of (label, box, score) for each image."""
     columns = Detections(
         torch.zeros(len(found), slots, 4),
         torch.zeros(len(found), slots, dtype=torch.int64),
@@ -66,7 +67,7 @@ FOUND = [
 
 
 def collect(image_ids: list[list[int]], num_classes: int = 3) -> DetectionScores:
-    """Scores of the pictures above, in batches of these ids."""
+    """Collect the scores of the pictures above in batches of these ids."""
     scores = DetectionScores(num_classes)
     for ids in image_ids:
         scores.update(make_batch(ids, [PICTURES[i] for i in ids]), make_detections([FOUND[i] for i in ids]))
@@ -74,19 +75,17 @@ def collect(image_ids: list[list[int]], num_classes: int = 3) -> DetectionScores
 
 
 def test_as_the_records_written_by_hand():
-    """100 × 100 pixels. Class 1 has recall ½ at precision ½; class 2 has 1, and class 3 but for the difficult."""
+    """Pictures have 100 × 100 pixels. Class 1 has recall ½ at precision ½; classes 2 and 3 are perfect."""
     left, right, middle = (0, 0, 40, 100), (50, 25, 100, 75), (25, 25, 75, 75)
-    objects = ObjectRecords(
-        np.array([0, 0, 1, 3, 3]),
-        np.array([1, 2, 1, 3, 3]),
-        np.array([left, right, right, middle, left], dtype=np.float32),
-        np.array([False, False, False, True, False]),
-    )
-    detections = DetectionRecords(
-        np.array([0, 0, 0, 1, 2, 3, 3]),
-        np.array([1, 2, 2, 2, 1, 3, 3]),
-        np.array([left, right, right, right, middle, middle, left], dtype=np.float32),
-        np.array([0.9, 0.8, 0.7, 0.3, 0.95, 0.99, 0.5], dtype=np.float32),
+    objects = object_records((0, 1, left), (0, 2, right), (1, 1, right), (3, 3, middle, True), (3, 3, left))
+    detections = detection_records(
+        (0, 1, left, 0.9),
+        (0, 2, right, 0.8),
+        (0, 2, right, 0.7),
+        (1, 2, right, 0.3),
+        (2, 1, middle, 0.95),
+        (3, 3, middle, 0.99),
+        (3, 3, left, 0.5),
     )
     scores = collect([[0, 1], [2, 3]])
     for ours, expected in zip((*scores.objects(), *scores.detections()), (*objects, *detections), strict=True):
@@ -131,7 +130,7 @@ def test_a_picture_counts_once(image_ids):
 
 
 def test_boxes_are_in_pixels_of_the_picture():
-    """50 rows and 200 columns, then 300 and 10."""
+    """The first picture has 50 rows and 200 columns, the second 300 and 10."""
     scores = DetectionScores(1)
     box = (0.1, 0.2, 0.5, 0.8)
     scores.update(

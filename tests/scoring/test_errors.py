@@ -1,4 +1,4 @@
-"""Causes of errors: hand-made cases, slow loops, and a network's predictions followed step by step."""
+"""Causes of errors and reasons of misses, against cases by hand and slow loops."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +9,7 @@ import pytest
 import torch
 from in_memory import InMemoryPictures
 from random_boxes import random_boxes
+from records import detection_records, object_records
 from torchvision.ops import box_iou
 
 from ssd_lightning.detector.backbones.tiny import Tiny
@@ -21,67 +22,45 @@ from ssd_lightning.scoring.average_precision import voc_average_precision
 from ssd_lightning.scoring.error_figures import draw_error_costs, draw_worst_pictures, picture_weights
 from ssd_lightning.scoring.errors import CAUSES, cost_in_ap, error_table, find_errors, mend
 from ssd_lightning.scoring.missed import (
-    BACKGROUND,
     CUT,
     MISPLACED,
     NO_DEFAULT_BOX,
-    OTHER_CLASS,
     REASONS,
+    SCORED_AS_BACKGROUND,
+    SCORED_AS_OTHER_CLASS,
     SUPPRESSED,
     TAKEN,
-    reasons_of,
+    find_reasons,
     why_missed,
 )
 from ssd_lightning.structures import DetectionRecords, ObjectRecords, Objects, Predictions, Sample
 
 ON, NEAR, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 30.0], [50.0, 50.0, 60.0, 60.0]
-"""A box, one with IoU 1/3, one with none."""
-
-
-def detections_of(*rows: tuple[int, int, list[float], float]) -> DetectionRecords:
-    """(image, label, box, score)"""
-    images, labels, boxes, scores = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return DetectionRecords(
-        np.array(images, dtype=np.int64),
-        np.array(labels, dtype=np.int64),
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.array(scores, dtype=np.float32),
-    )
-
-
-def objects_of(*rows: tuple[int, int, list[float]], difficult: tuple[int, ...] = ()) -> ObjectRecords:
-    """(image, label, box)"""
-    images, labels, boxes = zip(*rows, strict=True) if rows else ((), (), ())
-    return ObjectRecords(
-        np.array(images, dtype=np.int64),
-        np.array(labels, dtype=np.int64),
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.isin(np.arange(len(rows)), difficult),
-    )
+"""A box, a box with IoU 1/3 with the first, and a box without overlap."""
 
 
 # Of each cause one error, with mean AP before and after by hand. Class 1 and class 2 are scored.
 ONE_OF_EACH = {
     # Class 1: nothing found. Class 2: false at 0.9, true at 0.8, so precision 1/2.
     "classification": (
-        detections_of((0, 2, ON, 0.9), (1, 2, ON, 0.8)),
-        objects_of((0, 1, ON), (1, 2, ON)),
+        detection_records((0, 2, ON, 0.9), (1, 2, ON, 0.8)),
+        object_records((0, 1, ON), (1, 2, ON)),
         ["classification", "true"],
         ["classification", "found"],
         0.25,
         1.0,
     ),
     "localisation": (
-        detections_of((0, 1, NEAR, 0.9), (1, 2, ON, 0.8)),
-        objects_of((0, 1, ON), (1, 2, ON)),
+        detection_records((0, 1, NEAR, 0.9), (1, 2, ON, 0.8)),
+        object_records((0, 1, ON), (1, 2, ON)),
         ["localisation", "true"],
         ["localisation", "found"],
         0.5,
         1.0,
     ),
     "both": (
-        detections_of((0, 2, NEAR, 0.9), (0, 1, ON, 0.7), (1, 2, ON, 0.8)),
-        objects_of((0, 1, ON), (1, 2, ON)),
+        detection_records((0, 2, NEAR, 0.9), (0, 1, ON, 0.7), (1, 2, ON, 0.8)),
+        object_records((0, 1, ON), (1, 2, ON)),
         ["both", "true", "true"],
         ["found", "found"],
         0.75,
@@ -89,24 +68,24 @@ ONE_OF_EACH = {
     ),
     # Class 1: true, false, true: 1/2 + 1/2 · 2/3. No object of class 2.
     "duplicate": (
-        detections_of((0, 1, ON, 0.9), (0, 1, ON, 0.8), (1, 1, ON, 0.7)),
-        objects_of((0, 1, ON), (1, 1, ON)),
+        detection_records((0, 1, ON, 0.9), (0, 1, ON, 0.8), (1, 1, ON, 0.7)),
+        object_records((0, 1, ON), (1, 1, ON)),
         ["true", "duplicate", "true"],
         ["found", "found"],
         5 / 6,
         1.0,
     ),
     "background": (
-        detections_of((0, 1, FAR, 0.9), (0, 1, ON, 0.8), (0, 2, ON, 0.6)),
-        objects_of((0, 1, ON), (0, 2, ON)),
+        detection_records((0, 1, FAR, 0.9), (0, 1, ON, 0.8), (0, 2, ON, 0.6)),
+        object_records((0, 1, ON), (0, 2, ON)),
         ["background", "true", "true"],
         ["found", "found"],
         0.75,
         1.0,
     ),
     "missed": (
-        detections_of((0, 1, ON, 0.9)),
-        objects_of((0, 1, ON), (1, 1, ON)),
+        detection_records((0, 1, ON, 0.9)),
+        object_records((0, 1, ON), (1, 1, ON)),
         ["true"],
         ["found", "missed"],
         0.5,
@@ -130,9 +109,9 @@ class TestByHand:
         assert costs.loc[others, "errors"].tolist() == [0] * 5
         assert costs.loc[others, "cost"].tolist() == [0] * 5
 
-    def test_the_better_placed_cause_comes_first_and_its_own_class_before_others(self):
+    def test_higher_overlap_comes_first_and_its_own_class_before_others(self):
         # In one picture two objects, class 1 at ON and class 2 elsewhere.
-        objects = objects_of((0, 1, ON), (0, 2, [0.0, 12.0, 10.0, 22.0]))
+        objects = object_records((0, 1, ON), (0, 2, [0.0, 12.0, 10.0, 22.0]))
         for box, label, cause, row in (
             (ON, 2, "classification", 0),
             ([0.0, 1.0, 10.0, 22.0], 1, "localisation", 0),  # 9/22 with its own, 10/21 with the other
@@ -140,20 +119,20 @@ class TestByHand:
             ([0.0, 9.5, 10.0, 14.5], 1, "both", 1),  # 0.5/14.5 with its own, 2.5/12.5 with the other
             ([0.0, 9.5, 10.0, 12.5], 1, "background", -1),
         ):
-            errors = find_errors(detections_of((0, label, box, 0.9)), objects, 2)
+            errors = find_errors(detection_records((0, label, box, 0.9)), objects, 2)
             assert errors.detection_causes.tolist() == [cause]
             assert errors.object_rows.tolist() == [row]
 
     def test_a_duplicate_that_also_lies_on_another_class(self):
-        detections = detections_of((0, 1, ON, 0.9), (0, 1, ON, 0.8))
-        errors = find_errors(detections, objects_of((0, 1, ON), (0, 2, ON)), 2)
+        detections = detection_records((0, 1, ON, 0.9), (0, 1, ON, 0.8))
+        errors = find_errors(detections, object_records((0, 1, ON), (0, 2, ON)), 2)
         assert errors.detection_causes.tolist() == ["true", "duplicate"]
         assert errors.object_causes.tolist() == ["found", "missed"]
 
     def test_only_the_best_detection_is_mended_and_what_was_found_is_left(self):
         # Three badly placed detections of the first object, one of the second, which is found.
-        objects = objects_of((0, 1, ON), (1, 1, ON))
-        detections = detections_of(
+        objects = object_records((0, 1, ON), (1, 1, ON))
+        detections = detection_records(
             (0, 1, NEAR, 0.5), (0, 1, NEAR, 0.9), (0, 1, NEAR, 0.7), (1, 1, NEAR, 0.8), (1, 1, ON, 0.6)
         )
         mended, _ = mend(detections, objects, find_errors(detections, objects, 1), "localisation")
@@ -162,14 +141,14 @@ class TestByHand:
         np.testing.assert_array_equal(detections.boxes[1], np.float32(NEAR))
 
     def test_an_object_is_put_down_to_the_better_detection(self):
-        objects = objects_of((0, 1, ON))
+        objects = object_records((0, 1, ON))
         for wrong, bad, cause in ((0.9, 0.8, "classification"), (0.7, 0.8, "localisation")):
-            detections = detections_of((0, 2, ON, wrong), (0, 1, NEAR, bad))
+            detections = detection_records((0, 2, ON, wrong), (0, 1, NEAR, bad))
             assert find_errors(detections, objects, 2).object_causes.tolist() == [cause]
 
     def test_difficult_objects_are_neither_found_nor_missed(self):
-        objects = objects_of((0, 1, ON), (1, 1, ON), (2, 1, ON), (3, 1, ON), difficult=(0, 1, 2, 3))
-        detections = detections_of((0, 1, ON, 0.9), (1, 1, NEAR, 0.8), (2, 2, ON, 0.7))
+        objects = object_records(*((image, 1, ON, True) for image in range(4)))
+        detections = detection_records((0, 1, ON, 0.9), (1, 1, NEAR, 0.8), (2, 2, ON, 0.7))
         errors = find_errors(detections, objects, 2)
         assert errors.detection_causes.tolist() == ["ignored", "localisation", "classification"]
         assert errors.object_causes.tolist() == ["ignored"] * 4
@@ -178,55 +157,59 @@ class TestByHand:
         for cause, left in (("localisation", [0.9, 0.7]), ("classification", [0.9, 0.8])):
             np.testing.assert_array_equal(mend(detections, objects, errors, cause)[0].scores, np.float32(left))
 
-    def test_without_all_missed_objects_a_class_that_has_no_others_counts_as_0(self):
-        detections, objects = detections_of((0, 1, ON, 0.9)), objects_of((0, 1, ON), (0, 2, FAR))
+    def test_a_class_that_loses_all_its_objects_counts_as_0(self):
+        detections, objects = detection_records((0, 1, ON, 0.9)), object_records((0, 1, ON), (0, 2, FAR))
         costs = cost_in_ap(detections, objects, 2)
         assert costs.loc["missed", ["errors", "mended", "cost"]].tolist() == [1, 0.5, 0.0]
 
     def test_all_false_detections_and_all_misses(self):
-        detections = detections_of((0, 1, NEAR, 0.9), (1, 1, ON, 0.8))
-        costs = cost_in_ap(detections, objects_of((0, 1, ON), (1, 1, ON), (2, 1, ON)), 1)
+        detections = detection_records((0, 1, NEAR, 0.9), (1, 1, ON, 0.8))
+        costs = cost_in_ap(detections, object_records((0, 1, ON), (1, 1, ON), (2, 1, ON)), 1)
         # Now: precision 1/2 at recall 1/3. Without false: 1 at 1/3. Without misses: 1/2 at recall 1.
         assert costs.loc["all false detections", ["errors", "mended"]].tolist() == [1, pytest.approx(1 / 3)]
         assert costs.loc["all misses", ["errors", "mended"]].tolist() == [2, pytest.approx(1 / 2)]
         assert costs["cost"].iloc[-2:].tolist() == pytest.approx([1 / 6, 1 / 3])
 
-    def test_those_shown_are_the_errors_of_the_higher_scores_alone(self):
-        detections, objects = detections_of((0, 1, ON, 0.2), (0, 1, FAR, 0.7)), objects_of((0, 1, ON))
+    def test_errors_shown_are_those_of_the_higher_scores_alone(self):
+        detections, objects = detection_records((0, 1, ON, 0.2), (0, 1, FAR, 0.7)), object_records((0, 1, ON))
         costs = cost_in_ap(detections, objects, 1, score_threshold=0.5)
         assert costs.loc["missed", ["errors", "errors shown"]].tolist() == [0, 1]
         assert costs.loc["background", ["errors", "errors shown"]].tolist() == [1, 1]
 
     def test_the_threshold_itself_counts(self):
         half = [0.0, 0.0, 10.0, 20.0]
-        objects = objects_of((0, 1, ON))
-        assert find_errors(detections_of((0, 2, half, 0.9)), objects, 2).detection_causes.tolist() == ["classification"]
+        objects = object_records((0, 1, ON))
+        assert find_errors(detection_records((0, 2, half, 0.9)), objects, 2).detection_causes.tolist() == [
+            "classification"
+        ]
         tenth = [0.0, 0.0, 10.0, 100.0]
-        assert find_errors(detections_of((0, 1, tenth, 0.9)), objects, 2).detection_causes.tolist() == ["localisation"]
+        assert find_errors(detection_records((0, 1, tenth, 0.9)), objects, 2).detection_causes.tolist() == [
+            "localisation"
+        ]
 
     def test_nothing(self):
-        detections, objects = detections_of((0, 1, ON, 0.9)), objects_of((0, 1, ON))
-        assert find_errors(detections, objects_of(), 1).detection_causes.tolist() == ["background"]
-        assert find_errors(detections_of(), objects, 1).object_causes.tolist() == ["missed"]
-        assert len(find_errors(detections_of(), objects_of(), 1).object_rows) == 0
-        assert cost_in_ap(detections_of(), objects, 1)["cost"].tolist() == [0] * 8
-        assert len(error_table(detections_of(), objects_of(), ["a"])) == 0
+        detections, objects = detection_records((0, 1, ON, 0.9)), object_records((0, 1, ON))
+        assert find_errors(detections, object_records(), 1).detection_causes.tolist() == ["background"]
+        assert find_errors(detection_records(), objects, 1).object_causes.tolist() == ["missed"]
+        assert len(find_errors(detection_records(), object_records(), 1).object_rows) == 0
+        assert cost_in_ap(detection_records(), objects, 1)["cost"].tolist() == [0] * 8
+        assert len(error_table(detection_records(), object_records(), ["a"])) == 0
 
     def test_background_begins_no_higher_than_finding(self):
         box = (0, 0, 10, 10)
-        records = detections_of((0, 1, box, 0.9)), objects_of((0, 1, (0, 0, 10, 7)), (0, 1, (9, 9, 19, 19)))
+        records = detection_records((0, 1, box, 0.9)), object_records((0, 1, (0, 0, 10, 7)), (0, 1, (9, 9, 19, 19)))
         for threshold in (0.05, 0.8):
             by_default, given = (find_errors(*records, 1, threshold, other) for other in (None, min(0.1, threshold)))
             assert by_default.detection_causes.tolist() == given.detection_causes.tolist()
 
     def test_refusals(self):
-        records = detections_of((0, 1, ON, 0.9)), objects_of((0, 1, ON))
+        records = detection_records((0, 1, ON, 0.9)), object_records((0, 1, ON))
         with pytest.raises(ValueError, match=r"iou_threshold: expected a number in \(0, 1\], got 0"):
             find_errors(*records, 1, iou_threshold=0)
         with pytest.raises(ValueError, match=r"background_threshold: .*\(0, iou_threshold = 0.5\], got 0.6"):
             find_errors(*records, 1, background_threshold=0.6)
-        with pytest.raises(ValueError, match=r"`detections.labels` to be in 1 … 1"):
-            find_errors(detections_of((0, 2, ON, 0.9)), records[1], 1)
+        with pytest.raises(ValueError, match=r"detections\.labels: expected 1 … 1, got 2"):
+            find_errors(detection_records((0, 2, ON, 0.9)), records[1], 1)
         with pytest.raises(ValueError, match=r"cause: expected one of classification, .*, got 'noise'"):
             mend(*records, find_errors(*records, 1), "noise")
 
@@ -279,7 +262,7 @@ def slow_errors(detections: DetectionRecords, objects: ObjectRecords) -> tuple[l
 
 
 def slow_cost(detections: DetectionRecords, objects: ObjectRecords, num_classes: int, cause: str) -> float:
-    """Average precision from what is true and false after mending, without boxes meeting objects again."""
+    """Compute the cost from true and false after mending, without assigning boxes to objects again."""
     causes, of, of_objects = slow_errors(detections, objects)
 
     def mean_ap(mended: str) -> float:
@@ -318,7 +301,7 @@ def slow_cost(detections: DetectionRecords, objects: ObjectRecords, num_classes:
     return mean_ap(cause) - mean_ap("nothing")
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_against_a_slow_loop(seed: int):
     rng = np.random.default_rng(seed)
     count, images, classes = 40, 8, 3
@@ -353,8 +336,8 @@ def test_against_a_slow_loop(seed: int):
 
 
 def test_table_of_errors():
-    detections = detections_of((0, 1, ON, 0.9), (0, 2, ON, 0.7), (1, 2, FAR, 0.8), (1, 1, FAR, 0.3))
-    table = error_table(detections, objects_of((0, 1, ON), (1, 1, ON)), ["cat", "dog"])
+    detections = detection_records((0, 1, ON, 0.9), (0, 2, ON, 0.7), (1, 2, FAR, 0.8), (1, 1, FAR, 0.3))
+    table = error_table(detections, object_records((0, 1, ON), (1, 1, ON)), ["cat", "dog"])
     assert table["cause"].tolist() == ["background", "classification", "missed"]
     assert table["cause"].value_counts()[["both", "missed"]].tolist() == [0, 1]
     assert table["detected"].fillna("").tolist() == ["dog", "dog", ""]
@@ -366,7 +349,7 @@ def test_table_of_errors():
 
 
 class TestWhyMissed:
-    """Seven default boxes, in the first of which the object is; the second overlaps it, the others are elsewhere."""
+    """Of seven default boxes, the first equals the object, the second overlaps it, and the others are elsewhere."""
 
     BOXES = torch.tensor(
         [
@@ -377,7 +360,7 @@ class TestWhyMissed:
     POSTPROCESS = PostProcess(score_threshold=0.1, nms_threshold=0.45, candidates_per_class=3, max_detections=4)
 
     def reason(self, scores: dict[int, dict[int, float]], moved: dict[int, float] | None = None, side: float = 0.2):
-        """``scores`` of (default box, class), ``moved`` by how much to the right, in fractions of the picture."""
+        """Return the reason from scores of (default box, class) and from shifts to the right in picture widths."""
         probability = torch.zeros(7, 3)
         for box, of_classes in scores.items():
             for label, score in of_classes.items():
@@ -388,7 +371,7 @@ class TestWhyMissed:
             offsets[box, 0] = distance / 0.2 / 0.1
         yes = torch.ones(1, 1, dtype=torch.bool)
         box = torch.tensor([[[0.2 - side / 2, 0.2 - side / 2, 0.2 + side / 2, 0.2 + side / 2]]])
-        misses = reasons_of(
+        misses = find_reasons(
             Predictions(probability.clamp(min=1e-6).log()[None], offsets[None]),
             self.BOXES,
             Objects(box, yes.long(), ~yes, yes),
@@ -406,11 +389,11 @@ class TestWhyMissed:
 
     def test_scored_as_background(self):
         reason, reached, score, moved = self.reason({0: {1: 0.05, 2: 0.06}, 1: {1: 0.08}, 2: {1: 0.9}})
-        assert reason == BACKGROUND
+        assert reason == SCORED_AS_BACKGROUND
         assert (reached, score, moved) == pytest.approx((1.0, 0.08, 0.0), abs=1e-5)
 
     def test_scored_as_another_class(self):
-        assert self.reason({0: {1: 0.05, 2: 0.9}})[0] == OTHER_CLASS
+        assert self.reason({0: {1: 0.05, 2: 0.9}})[0] == SCORED_AS_OTHER_CLASS
 
     def test_placed_badly(self):
         reason, _, score, moved = self.reason({0: {1: 0.9}}, {0: 0.1})
@@ -454,7 +437,7 @@ class TestWhyMissed:
         everything = {"max_detections": 3 * count, "candidates_per_class": count, "nms_threshold": 1.0}
         limits = {"candidates_per_class": candidates, "nms_threshold": 0.3, "max_detections": 6}
         postprocess = PostProcess(**settings, **limits)
-        misses = reasons_of(predictions, default_boxes, objects, images, positions, BoxMatcher(), postprocess)
+        misses = find_reasons(predictions, default_boxes, objects, images, positions, BoxMatcher(), postprocess)
 
         def is_found(**steps: float) -> np.ndarray:
             found = PostProcess(**settings, **{**everything, **steps})(predictions, default_boxes)
@@ -472,7 +455,7 @@ class TestWhyMissed:
             if any(came_to):
                 assert misses.reasons[row] == furthest[max(n for n, yes in enumerate(came_to) if yes)]
             else:
-                assert misses.reasons[row] in (NO_DEFAULT_BOX, BACKGROUND, OTHER_CLASS, MISPLACED)
+                assert misses.reasons[row] in (NO_DEFAULT_BOX, SCORED_AS_BACKGROUND, SCORED_AS_OTHER_CLASS, MISPLACED)
         assert len(set(misses.reasons)) == len(REASONS)
         unreached = misses.reasons == NO_DEFAULT_BOX
         assert (misses.default_box_iou[unreached] < 0.5).all()
@@ -492,7 +475,7 @@ class TestWhyMissed:
 
 
 class Squares(InMemoryPictures):
-    """Grey pictures with squares; the last but one has none."""
+    """Grey pictures with squares. The last but one has none."""
 
     def __init__(self) -> None:
         self.paths = [Path(f"{number}.png") for number in range(5)]
@@ -511,7 +494,7 @@ class Squares(InMemoryPictures):
 
 @pytest.fixture
 def squares() -> SimpleNamespace:
-    """A model that has learned nothing, and its detections where it has any."""
+    """An untrained model, pictures, and detections by hand."""
     torch.manual_seed(0)
     scales = [0.2, 0.37, 0.54, 0.71, 0.88, 1.05]
     model = SSD(Tiny(), DefaultBoxes(scales, [[2]] * 5), num_classes=2, image_size=64).eval()
@@ -522,14 +505,14 @@ def squares() -> SimpleNamespace:
         for index in range(5)
         for box, label in zip(pictures[index].boxes, pictures[index].labels, strict=True)
     ]
-    objects = objects_of(*truth, difficult=(2,))
+    objects = object_records(*((*row, number == 2) for number, row in enumerate(truth)))
     # The objects of the first picture are found, those of the others are not; one is difficult.
-    detections = detections_of(*((*row, 0.9) for row in truth[:2]), (4, 1, [0, 0, 3, 3], 0.8))
+    detections = detection_records(*((*row, 0.9) for row in truth[:2]), (4, 1, [0, 0, 3, 3], 0.8))
     return SimpleNamespace(model=model, pictures=pictures, detections=detections, objects=objects)
 
 
 class TestWhyMissedInADataSet:
-    @pytest.mark.parametrize("batch_size", [1, 2, 16])
+    @pytest.mark.parametrize("batch_size", [1, 2])
     def test_a_row_for_each_missed_object_whatever_the_batch(self, squares: SimpleNamespace, batch_size: int):
         table = why_missed(
             squares.model,
@@ -562,22 +545,22 @@ class TestWhyMissedInADataSet:
         pd.testing.assert_frame_equal(table, expected, rtol=1e-4)
 
     def test_each_object_is_looked_at_in_its_own_picture(self, squares: SimpleNamespace):
-        """The bias of the head says class 1 everywhere, or nowhere."""
+        """The bias of the head makes all scores equal, or class 1 likely everywhere."""
         arguments = (BoxMatcher(), squares.pictures, squares.detections, squares.objects)
         with torch.no_grad():
             for convolution in squares.model.head.classification:
                 convolution.weight.zero_()
                 convolution.bias.zero_()
             table = why_missed(squares.model, PostProcess(score_threshold=0.4), *arguments)
-            assert set(table["reason"]) <= {BACKGROUND, NO_DEFAULT_BOX}
+            assert set(table["reason"]) <= {SCORED_AS_BACKGROUND, NO_DEFAULT_BOX}
             np.testing.assert_allclose(table["score"], 1 / 3, rtol=1e-5)
             for convolution in squares.model.head.classification:
                 convolution.bias.view(-1, 3)[:, 1] = 5
             table = why_missed(squares.model, PostProcess(score_threshold=0.4), *arguments)
-            assert not set(table["reason"]) & {BACKGROUND, OTHER_CLASS}
+            assert not set(table["reason"]) & {SCORED_AS_BACKGROUND, SCORED_AS_OTHER_CLASS}
 
     def test_nothing_is_missed(self, squares: SimpleNamespace):
-        found = detections_of(
+        found = detection_records(
             *((i, n, box, 0.9) for i, n, box in zip(*(c.tolist() for c in squares.objects[:3]), strict=True))
         )
         table = why_missed(squares.model, PostProcess(), BoxMatcher(), squares.pictures, found, squares.objects)
@@ -588,9 +571,9 @@ class TestWhyMissedInADataSet:
     def test_pictures_of_another_data_set(self, squares: SimpleNamespace):
         arguments = squares.model, PostProcess(), BoxMatcher(), squares.pictures, squares.detections
         labels = 3 - squares.objects.labels
-        with pytest.raises(ValueError, match=r"pictures: expected those of the detections, but picture 0 has"):
+        with pytest.raises(ValueError, match=r"pictures: .* picture 0"):
             why_missed(*arguments, squares.objects._replace(labels=labels))
-        with pytest.raises(ValueError, match=r"pictures: expected those of the detections, picture 9 too, got 5"):
+        with pytest.raises(ValueError, match=r"pictures: .* 10 .* got 5"):
             why_missed(*arguments, squares.objects._replace(image_ids=squares.objects.image_ids + 5))
 
 
@@ -605,7 +588,7 @@ class TestFigures:
         assert truth.get_bbox().bounds == pytest.approx((40, 25.6, 32, 32), rel=1e-5)
 
     def test_no_errors(self, squares: SimpleNamespace):
-        figure = draw_worst_pictures(squares.pictures, detections_of(), objects_of(), ["cat", "dog"])
+        figure = draw_worst_pictures(squares.pictures, detection_records(), object_records(), ["cat", "dog"])
         assert "no picture has an error" in figure.axes[0].texts[0].get_text()
 
     @pytest.mark.parametrize("cause", ONE_OF_EACH)
@@ -616,6 +599,6 @@ class TestFigures:
         assert [label.get_text() for label in ax.get_yticklabels()] == list(costs.index)
 
     def test_costs_of_nothing(self):
-        figure = draw_error_costs(cost_in_ap(detections_of(), objects_of(), 1))
+        figure = draw_error_costs(cost_in_ap(detection_records(), object_records(), 1))
         figure.draw_without_rendering()
         assert [bar.get_width() for ax in figure.axes for bar in ax.patches if bar.get_width() > 0] == []
