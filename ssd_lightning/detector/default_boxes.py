@@ -150,8 +150,7 @@ class DefaultBoxes:
             raise ValueError(f"scales: expected at least 2 numbers, for one level, got {self.scales}")
         if len(self.scales) != self.levels + 1:
             raise ValueError(
-                f"scales: expected {self.levels + 1} numbers, one more than aspect_ratios has levels, "
-                f"got {self.scales}"
+                f"scales: expected {self.levels + 1} numbers, one more than aspect_ratios has levels, got {self.scales}"
             )
         for name, values in (("scales", self.scales), ("steps", self.steps or [])):
             if not all(math.isfinite(value) and value > 0 for value in values):
