@@ -1,4 +1,4 @@
-"""A tiny data set in the layout of d2l.ai's bananas, written in milliseconds, for all tests that read one."""
+"""A tiny data set in the layout of d2l.ai's bananas, which tests write in milliseconds."""
 
 import csv
 from pathlib import Path
@@ -10,8 +10,8 @@ from PIL import Image
 def write_banana_folder(root: Path, num_train: int = 12, num_val: int = 4, side: int = 256) -> Path:
     """Write ``bananas_train`` and ``bananas_val`` into ``root``, and return it.
 
-    Every picture is grey noise with one yellow rectangle, a quarter to a half of the picture wide and high, and its box
-    in ``label.csv``. The same arguments give the same files.
+    Every picture is grey noise with one yellow rectangle, whose sides are a quarter to a half of the picture. Its box
+    is in ``label.csv``. The same arguments give the same files.
     """
     for split, count in (("bananas_train", num_train), ("bananas_val", num_val)):
         images = root / split / "images"

@@ -1,4 +1,4 @@
-"""Figures are looked at as a program can: pixels where lines must be, and what matplotlib was asked to draw."""
+"""Tests of drawings: colours of pixels where lines must be, and the objects that matplotlib draws."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from banana_folder import write_banana_folder
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+from ssd_lightning import drawing
 from ssd_lightning.data.augmentation.pipeline import Augmentation
 from ssd_lightning.data.augmentation.windows import ZoomIn
 from ssd_lightning.data.bananas.dataset import Bananas
@@ -47,7 +48,7 @@ def test_the_border_of_a_box_has_the_colour_of_its_class() -> None:
         assert drawn[bottom + 1, x].tolist() == drawn[y, right + 1].tolist() == [7, 7, 7]  # outside
 
 
-def test_the_picture_itself_is_left_alone() -> None:
+def test_the_input_picture_is_not_changed() -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     before = image.copy()
     drawn = drawn_on(image, (10, 10, 50, 50))
@@ -57,8 +58,8 @@ def test_the_picture_itself_is_left_alone() -> None:
     assert drawn.dtype == np.uint8
 
 
-def test_a_picture_that_cannot_be_written_to(tmp_path: Path) -> None:
-    """As Pillow hands them out."""
+def test_a_read_only_picture(tmp_path: Path) -> None:
+    """Pillow returns read-only arrays."""
     root = write_banana_folder(tmp_path, 1, 1, side=64)
     image = read_picture(root / "bananas_train" / "images" / "0.png")
     image.flags.writeable = False
@@ -74,28 +75,25 @@ def test_no_boxes_give_a_copy() -> None:
 
 
 def test_class_and_score_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd_lightning import drawing as visualize
+    written = {}
 
-    asked = {}
-    real = visualize.draw_bounding_boxes
+    def record(picture, *args, **kwargs):
+        written.update(kwargs)
+        return picture
 
-    def listen(*args, **kwargs):
-        asked.update(kwargs)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(visualize, "draw_bounding_boxes", listen)
+    monkeypatch.setattr(drawing, "draw_bounding_boxes", record)
     drawn_on(np.zeros((50, 50, 3), dtype=np.uint8), (1, 1, 20, 20), (20, 20, 40, 40), labels=[2, 1])
-    assert asked["labels"] == ["plantain 0.90", "banana 0.50"]
+    assert written["labels"] == ["plantain 0.90", "banana 0.50"]
 
 
 def test_lines_grow_with_the_picture() -> None:
     def painted_share(side: int) -> float:
         box = (0.2 * side, 0.2 * side, 0.8 * side, 0.8 * side)
         drawn = drawn_on(np.zeros((side, side, 3), dtype=np.uint8), box)
-        middle = drawn[side // 2]  # crosses the left and the right border
+        middle = drawn[side // 2]  # This row crosses the left and the right border.
         return (middle == rgb(COLOURS[0])).all(axis=1).sum() / side
 
-    assert painted_share(1000) == pytest.approx(painted_share(4000))
+    assert painted_share(1000) == pytest.approx(painted_share(2000))
 
 
 def test_boxes_at_the_edge_and_tiny_pictures() -> None:
@@ -131,7 +129,7 @@ class GreyPictures:
 
 
 def detections(*rows: tuple[int, int, float]) -> DetectionRecords:
-    """Of each: picture, label, score. The boxes are all the same."""
+    """Build detections from rows of picture, label and score; all have the same box."""
     ids, labels, scores = zip(*rows, strict=True) if rows else ((), (), ())
     boxes = np.tile(np.array([5, 6, 25, 16], dtype=np.float32), (len(rows), 1))
     return DetectionRecords(
@@ -148,7 +146,7 @@ def objects(*ids: int) -> ObjectRecords:
 
 
 def rectangles(figure: Figure, index: int) -> list[tuple[tuple[float, ...], str, str]]:
-    """Edges, colour and line style of what is drawn on one picture."""
+    """Return the edges, colour and line style of each rectangle on one picture."""
     return [
         (
             (*patch.get_xy(), patch.get_x() + patch.get_width(), patch.get_y() + patch.get_height()),
@@ -175,7 +173,7 @@ def test_truth_is_dashed_and_detections_are_solid() -> None:
         assert (figure.axes[index].images[0].get_array() == 10 * index).all()
 
 
-def test_the_threshold_is_the_callers() -> None:
+def test_the_threshold_can_be_chosen() -> None:
     figure = draw_detections(GreyPictures(1), detections((0, 1, 0.3)), objects(), CLASSES, threshold=0.25)
     assert len(rectangles(figure, 0)) == 1
     assert "0.25" in figure.legends[0].get_texts()[1].get_text()
@@ -220,7 +218,7 @@ def metrics_file(folder: Path, *rows: dict[str, float]) -> Path:
 
 
 def curves(figure: Figure) -> list[dict[str, list[tuple[float, float]]]]:
-    """For each of the two axes, the points of each line by its label."""
+    """Return the points of each line by its label, for each of the two axes."""
     return [
         {str(line.get_label()): list(zip(*line.get_data(), strict=True)) for line in ax.lines} for ax in figure.axes
     ]
@@ -254,7 +252,7 @@ def test_curves_of_a_run_that_logged_little_or_nothing(tmp_path: Path) -> None:
     "rows", [[], [{"train/loss": 1.0}], [{"train/loss": 0.0}, {"train/loss": float("inf")}, {"val/map": float("nan")}]]
 )
 @pytest.mark.filterwarnings("ignore:Data has no positive values")
-def test_such_curves_can_be_saved(tmp_path: Path, rows: list[dict[str, float]]) -> None:
+def test_empty_and_non_finite_curves_can_be_saved(tmp_path: Path, rows: list[dict[str, float]]) -> None:
     figure = draw_curves(metrics_file(tmp_path, *rows))
     save_figure(figure, tmp_path / "new" / "folder" / "curves.png")
     image = read_picture(tmp_path / "new" / "folder" / "curves.png")
@@ -262,7 +260,7 @@ def test_such_curves_can_be_saved(tmp_path: Path, rows: list[dict[str, float]]) 
 
 
 def test_no_backend_is_chosen(tmp_path: Path) -> None:
-    """A notebook's choice stays, and no window opens."""
+    """A notebook keeps its backend, and no window opens."""
     before = matplotlib.rcParams._get_backend_or_none()
     save_figure(draw_detections(GreyPictures(2), detections(), objects(0), CLASSES), str(tmp_path / "a.png"))
     assert matplotlib.rcParams._get_backend_or_none() == before

