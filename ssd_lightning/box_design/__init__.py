@@ -1,1 +1,1 @@
-"""Coverage of a data set by default boxes, and a search for better default boxes."""
+"""Coverage of a data set by default boxes, and a search for default boxes that fit it better."""

@@ -1,4 +1,7 @@
-"""Whether default boxes reach the objects of a data set, before any training."""
+"""Coverage of the objects of a data set by default boxes, measured before any training.
+
+A default box *reaches* an object if their IoU is at least the matcher's threshold.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,26 +16,26 @@ from torch import Tensor
 
 from ssd_lightning.data.augmentation.pipeline import Augmentation, mirror_boxes
 from ssd_lightning.data.augmentation.windows import truth_in_window
-from ssd_lightning.data.formats.annotations import AnnotatedPictures
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, pairwise_iou
 from ssd_lightning.detector.default_boxes import Grid
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.structures import Objects
 
 CHUNK = 32
-"""Objects that are compared with all default boxes at once: few enough for the cache of a core."""
+"""Number of objects compared with all default boxes at once; small enough for the cache of a core."""
 
 SIDES = (0, 16, 32, 64, 128, 256, np.inf)
-"""Where classes of size begin: square root of the area, in pixels of the network's input."""
+"""Bounds of the size groups: square root of the area, in pixels of the network's input."""
 
 SHAPES = {"below 1:4": 0, "1:4 to 1:2": 1 / 4, "1:2 to 1:1": 1 / 2, "1:1 to 2:1": 1, "2:1 to 4:1": 2, "from 4:1": 4}
-"""Where classes of shape begin: width to height in pixels of the network's input."""
+"""Lower bounds of the shape groups: width over height, in pixels of the network's input."""
 
 
 def best_ious(
     boxes: Float[np.ndarray, "objects 4"], default_boxes: Float[Tensor, "boxes 4"]
 ) -> Float[np.ndarray, " objects"]:
-    """The highest IoU of each object (xyxy) with any default box (cxcywh)."""
+    """Return the highest IoU of each object (xyxy) with any default box (cxcywh)."""
     edges = cxcywh_to_xyxy(default_boxes).unsqueeze(0)
 
     def best(chunk: Tensor) -> np.ndarray:
@@ -44,16 +47,16 @@ def best_ious(
 
 
 class ObjectMatches(NamedTuple):
-    """How default boxes answer for the objects of a data set; a row for each object."""
+    """The default boxes matched to the objects of a data set, with one row per object."""
 
     best_iou: Float[np.ndarray, " objects"]
-    """With any default box."""
+    """Highest IoU with any default box."""
     best_box: Int[np.ndarray, " objects"]
-    """The first default box with that IoU."""
+    """Index of the first default box with the highest IoU."""
     positives: Int[np.ndarray, "objects levels"]
-    """Default boxes of each level that are trained on it."""
+    """Number of default boxes on each level that are trained on the object."""
     by_claim_alone: Bool[np.ndarray, " objects"]
-    """Whether its only positive is the default box that it claims, whose IoU is below the matcher's threshold."""
+    """True if the only positive is the claimed default box (the forced match) and its IoU is below the threshold."""
 
 
 def match_objects(
@@ -63,14 +66,14 @@ def match_objects(
     boxes_of_level: Sequence[int],
     matcher: BoxMatcher,
 ) -> ObjectMatches:
-    """Match all pictures as training does.
+    """Match the objects of all pictures as training does.
 
     Args:
-        boxes: xyxy of the objects, one picture's after the other's.
-        counts: objects of each picture.
-        default_boxes: cxcywh.
-        boxes_of_level: default boxes on each level, in their order.
-        matcher: of the training.
+        boxes: boxes of the objects (xyxy), in the order of the pictures.
+        counts: number of objects in each picture.
+        default_boxes: default boxes (cxcywh), in the order of the levels.
+        boxes_of_level: number of default boxes on each level.
+        matcher: the matcher that training uses.
     """
     levels = len(boxes_of_level)
     edges = cxcywh_to_xyxy(default_boxes).unsqueeze(0)
@@ -96,15 +99,15 @@ def match_objects(
         np.zeros((len(boxes), levels), dtype=np.int64),
         np.zeros(len(boxes), dtype=bool),
     )
-    batches = list(_pictures_alike(counts))
-    for rows, of_batch in zip(batches, _in_threads(match, batches), strict=True):
-        for column, values in zip(matched, of_batch, strict=True):
+    batches = list(_batches_of_equal_count(counts))
+    for rows, batch_matches in zip(batches, _in_threads(match, batches), strict=True):
+        for column, values in zip(matched, batch_matches, strict=True):
             column[rows.ravel()] = values
     return matched
 
 
 def sharing_pictures(matches: ObjectMatches, counts: Int[np.ndarray, " pictures"]) -> Bool[np.ndarray, " pictures"]:
-    """Whether two objects of a picture have the same best default box, so that one has to take another."""
+    """Find the pictures where two objects have the same best default box, so that one must claim another box."""
     touching = matches.best_iou > 0
     picture = np.repeat(np.arange(len(counts)), counts)[touching]
     pairs, objects = np.unique(np.stack((picture, matches.best_box[touching])), axis=1, return_counts=True)
@@ -114,7 +117,10 @@ def sharing_pictures(matches: ObjectMatches, counts: Int[np.ndarray, " pictures"
 def augmented(
     pictures: AnnotatedPictures, augmentation: Augmentation, seed: int = 0, epoch: int = 0
 ) -> AnnotatedPictures:
-    """The truth of all pictures as a training with that seed sees it in that epoch; no picture is decoded."""
+    """Augment the annotations of all pictures as a training with this seed does in this epoch.
+
+    No picture is decoded.
+    """
     truths = []
     for position in range(len(pictures)):
         truth = pictures.truth(position)
@@ -133,13 +139,13 @@ def augmented(
 
 
 def sides(boxes: Float[np.ndarray, "objects 4"], image_size: tuple[int, int]) -> Float[np.ndarray, " objects"]:
-    """Square root of the area of each object in pixels of the network's input."""
+    """Return the square root of the area of each object, in pixels of the network's input."""
     height, width = image_size
     return np.sqrt((boxes[:, 2] - boxes[:, 0]) * width * (boxes[:, 3] - boxes[:, 1]) * height)
 
 
 def shapes(boxes: Float[np.ndarray, "objects 4"], image_size: tuple[int, int]) -> Float[np.ndarray, " objects"]:
-    """Width over height of each object in pixels of the network's input."""
+    """Return width over height of each object, in pixels of the network's input."""
     height, width = image_size
     return (boxes[:, 2] - boxes[:, 0]) * width / ((boxes[:, 3] - boxes[:, 1]) * height)
 
@@ -151,18 +157,38 @@ def coverage_by_class(
     iou_threshold: float = 0.5,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """Objects, and the share that no default box reaches with ``iou_threshold``, of each class and of all.
+    """Tabulate the number of objects and the share that no default box reaches, by class and for all classes.
 
-    Such an object is trained by the one default box that it claims, and seldom found. ``more`` are further columns:
-    means of a number that each object has.
+    An unreached object is trained through its claimed default box alone and is rarely found.
+
+    Args:
+        labels: class of each object, 1 … C.
+        best: highest IoU of each object with any default box.
+        classes: class names, without background.
+        iou_threshold: IoU from which a default box reaches an object.
+        more: further columns by name, with one value per object; the table holds their means.
     """
     table = _coverage(np.array([*classes])[labels - 1], best, iou_threshold, more).reindex(list(classes))
     table["objects"] = table["objects"].fillna(0).astype(int)
     values = _columns(best, iou_threshold, more).values()
-    of_all = [len(best), *(column.mean() if len(best) else np.nan for column in values)]
-    last = pd.DataFrame([of_all], columns=table.columns, index=["all"])
-    # Not by table.loc: a class may have that name.
+    overall = [len(best), *(column.mean() if len(best) else np.nan for column in values)]
+    last = pd.DataFrame([overall], columns=table.columns, index=["all"])
+    # table.loc["all"] would overwrite a class with the name "all".
     return pd.concat([table, last]).astype({"objects": int}).rename_axis("class")
+
+
+def worst_classes(table: pd.DataFrame, reached: pd.Series, most: int = 20) -> pd.DataFrame:
+    """Return the rows of the classes with the lowest values of ``reached``, and the last row, which is of all classes.
+
+    Args:
+        table: a table with a row for each class and a last row for all classes.
+        reached: a value for each row, such as a column of the table.
+        most: highest number of classes. A table with at most as many classes is returned whole.
+    """
+    if len(table) <= most + 1:
+        return table
+    worst = np.argsort(reached.to_numpy()[:-1], kind="stable")[:most]
+    return table.iloc[[*worst, -1]]
 
 
 def coverage_by_size(
@@ -171,7 +197,7 @@ def coverage_by_size(
     iou_threshold: float = 0.5,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """The same by size, in pixels of the network's input."""
+    """Tabulate the same columns by size, see :func:`sides`; groups without objects are left out."""
     names = [f"{low:g} to {high:g}" if np.isfinite(high) else f"from {low:g}" for low, high in pairwise(SIDES)]
     rows = np.searchsorted(SIDES, side, side="right") - 1
     table = _coverage(np.array(names)[rows], best, iou_threshold, more)
@@ -184,7 +210,7 @@ def coverage_by_shape(
     iou_threshold: float = 0.5,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """The same by width over height, in pixels of the network's input."""
+    """Tabulate the same columns by shape, see :func:`shapes`; groups without objects are left out."""
     rows = np.searchsorted([*SHAPES.values()], shape, side="right") - 1
     table = _coverage(np.array([*SHAPES])[rows], best, iou_threshold, more)
     return table.reindex([name for name in SHAPES if name in table.index]).rename_axis("width to height")
@@ -193,8 +219,7 @@ def coverage_by_shape(
 def coverage_by_level(
     matches: ObjectMatches, grids: Sequence[Grid], boxes_of_level: Sequence[int], pictures: int
 ) -> pd.DataFrame:
-    """What each level answers for: for how many objects it has the best default box, and how many of its default boxes
-    are positives."""
+    """Tabulate, for each level, the objects that it matches best and the number of its positives."""
     level_of_best = np.searchsorted(np.cumsum(boxes_of_level), matches.best_box, side="right")
     positives = matches.positives.sum(axis=0)
     table = pd.DataFrame(
@@ -225,13 +250,13 @@ def _columns(best: np.ndarray, iou_threshold: float, more: Mapping[str, np.ndarr
 
 
 def _objects(boxes: Float[Tensor, "batch objects 4"]) -> Objects:
-    """All of one class: which objects a default box is trained on does not depend on it."""
+    """Build a batch with one class, because matching does not depend on the class."""
     valid = torch.ones(boxes.shape[:2], dtype=torch.bool)
     return Objects(boxes, valid.long(), ~valid, valid)
 
 
-def _pictures_alike(counts: Int[np.ndarray, " pictures"]) -> Iterator[Int[np.ndarray, "some_pictures objects"]]:
-    """Rows of the objects of pictures with equally many, so that nothing is padded."""
+def _batches_of_equal_count(counts: Int[np.ndarray, " pictures"]) -> Iterator[Int[np.ndarray, "some_pictures objects"]]:
+    """Yield the row numbers of the objects of pictures with equal counts, which need no padding."""
     first = np.cumsum(counts) - counts
     for count in np.unique(counts[counts > 0]):
         rows = first[counts == count][:, None] + np.arange(count)
@@ -243,8 +268,10 @@ Result = TypeVar("Result")
 
 
 def _in_threads(work: Callable[[Chunk], Result], chunks: Sequence[Chunk]) -> list[Result]:
-    """Each chunk on one core. Cores that share every small operation wait for each other instead, for many times as
-    long where they are busy with something else too."""
+    """Process each chunk on one core.
+
+    With several cores per operation, the cores wait for each other, many times as long on a busy machine.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,8 @@
-"""Objects and the default boxes that reach them, in a figure; one for two sets of default boxes side by side."""
+"""Figures of default boxes, alone and over the objects of a data set; one figure compares two sets of default boxes."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -10,21 +11,36 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, PercentFormatter
-
-if TYPE_CHECKING:
-    from ssd_lightning.detector.model import SSD
-from collections.abc import Mapping
-from itertools import pairwise
-from typing import NamedTuple
-
 from torch import Tensor
 
 from ssd_lightning.box_design.coverage import SIDES, ObjectMatches, sides
-from ssd_lightning.drawing import COLOURS, LONGEST_NAME, WIDTH, picture_grid, add_rectangle, class_colour, shown_names
+from ssd_lightning.detector.model import SSD
+from ssd_lightning.drawing import COLOURS, LONGEST_NAME, WIDTH, add_rectangle, class_colour, picture_grid, shown_names
+
+MOST_CLASSES = 25
+"""Number of classes with room for a bar; of more classes, the figure shows the least reached ones."""
+
+MOST_POINTS = 3000
+"""Largest number of objects drawn as points; of more objects, the figure shows every n-th."""
+
+REACHED, UNREACHED = COLOURS[1], COLOURS[5]
+
+PRESENT_AND_DESIGNED = (COLOURS[0], COLOURS[4])
+
+MARKERS = "os^DvPX*"
+"""Markers of the levels, repeated after the last."""
 
 
-def draw_default_boxes(model: "SSD", picture: UInt8[np.ndarray, "height width 3"]) -> Figure:
-    """Level by level the default boxes of a cell in the middle, over a picture; dots are the centres of all cells."""
+class MatchedBoxes(NamedTuple):
+    """A set of default boxes and their matches with the objects of a data set."""
+
+    shapes: Sequence[Float[Tensor, "shapes 2"]]
+    """Shapes (width, height) of a cell's boxes on each level, see ``DefaultBoxes.shapes``."""
+    matches: ObjectMatches
+
+
+def draw_default_boxes(model: SSD, picture: UInt8[np.ndarray, "height width 3"]) -> Figure:
+    """Draw the default boxes of a central cell of each level over a picture, with dots at the centres of all cells."""
     height, width = picture.shape[:2]
     figure, axes = picture_grid(len(model.grids), columns=len(model.grids))
     boxes = model.default_boxes.cpu().numpy() * (width, height, width, height)
@@ -41,65 +57,49 @@ def draw_default_boxes(model: "SSD", picture: UInt8[np.ndarray, "height width 3"
     return figure
 
 
-MOST_CLASSES = 25
-"""Bars for which there is room; of more, those that are reached least."""
-
-MOST_POINTS = 3000
-"""Objects that are drawn as points; of more, every so-manieth."""
-
-REACHED, UNREACHED = COLOURS[1], COLOURS[5]
-
-MARKERS = "os^DvPX*"
-"""Of the levels, round and round."""
-
-
-class Laid(NamedTuple):
-    """Default boxes, and what they are to the objects of a data set."""
-
-    shapes: Sequence[Float[Tensor, "shapes 2"]]
-    """(width, height) of a cell's boxes on each level, as :meth:`~ssd_lightning.detector.default_boxes.DefaultBoxes.shapes`
-    gives them."""
-    matches: ObjectMatches
-
-
 def draw_coverage(
     boxes: Float[np.ndarray, "objects 4"],
     labels: Int[np.ndarray, " objects"],
     classes: Sequence[str],
-    laid: Laid,
+    matched: MatchedBoxes,
     image_size: tuple[int, int],
     iou_threshold: float = 0.5,
 ) -> Figure:
-    """Sizes of objects and default boxes, what is reached of each class, best IoUs, and positives by size and level."""
+    """Draw the coverage of a data set by default boxes.
+
+    Four plots show the sizes of objects and default boxes, the reached share of each class, the best IoUs, and the
+    positives by size and level.
+    """
     figure = Figure(figsize=(WIDTH, 8.4), layout="constrained")
     (plane, by_class), (by_iou, by_level) = figure.subplots(2, 2)
-    _plane(plane, boxes, laid, image_size, iou_threshold, _limits(boxes, image_size, laid))
-    reached = laid.matches.best_iou >= iou_threshold
+    _plane(plane, boxes, matched, image_size, iou_threshold, _limits(boxes, image_size, matched))
+    reached = matched.matches.best_iou >= iou_threshold
     _classes(by_class, labels, reached, classes, iou_threshold)
-    _best_ious(by_iou, laid.matches.best_iou, iou_threshold)
-    _positives(by_level, sides(boxes, image_size), laid.matches)
-    _finish(figure, laid, iou_threshold)
+    _best_ious(by_iou, matched.matches.best_iou, iou_threshold)
+    _positives(by_level, sides(boxes, image_size), matched.matches)
+    _finish(figure, matched, iou_threshold)
     return figure
 
 
 def draw_design(
     boxes: Float[np.ndarray, "objects 4"],
-    present: Laid,
-    designed: Laid,
+    present: MatchedBoxes,
+    designed: MatchedBoxes,
     val_best: tuple[Float[np.ndarray, " val_objects"], Float[np.ndarray, " val_objects"]],
     image_size: tuple[int, int],
     iou_threshold: float = 0.5,
 ) -> Figure:
-    """Both side by side over the objects, what they reach by size, and how well, on pictures to score on too.
+    """Compare the present and the designed default boxes.
 
-    ``val_best`` are the highest IoUs of the objects of those pictures, with the present and the designed boxes.
+    Four plots show both sets over the objects, the reached share by size, and the distribution of best IoUs.
+    ``val_best`` holds the best IoUs of the validation objects, with the present and with the designed boxes.
     """
     figure = Figure(figsize=(WIDTH, 8.4), layout="constrained")
     (left, right), (by_size, by_iou) = figure.subplots(2, 2)
     limits = _limits(boxes, image_size, present, designed)
-    for ax, laid, name in ((left, present, "present"), (right, designed, "designed")):
-        _plane(ax, boxes, laid, image_size, iou_threshold, limits)
-        share = (laid.matches.best_iou >= iou_threshold).mean()
+    for ax, matched, name in ((left, present, "present"), (right, designed, "designed")):
+        _plane(ax, boxes, matched, image_size, iou_threshold, limits)
+        share = (matched.matches.best_iou >= iou_threshold).mean()
         ax.set_title(f"{name} default boxes: {share:.1%} are reached", fontsize=10)
     best = {"present": present.matches.best_iou, "designed": designed.matches.best_iou}
     _reached_by_size(by_size, sides(boxes, image_size), best, iou_threshold)
@@ -108,10 +108,12 @@ def draw_design(
     return figure
 
 
-def _limits(boxes: Float[np.ndarray, "objects 4"], image_size: tuple[int, int], *all_laid: Laid) -> tuple[float, float]:
-    """Pixels between which all sides of objects and default boxes lie."""
+def _limits(
+    boxes: Float[np.ndarray, "objects 4"], image_size: tuple[int, int], *all_matched: MatchedBoxes
+) -> tuple[float, float]:
+    """Return bounds, in pixels, of the sides of all objects and default boxes."""
     pixels = np.array(image_size[::-1])
-    shapes = np.concatenate([level.numpy() for laid in all_laid for level in laid.shapes]) * pixels
+    shapes = np.concatenate([level.numpy() for matched in all_matched for level in matched.shapes]) * pixels
     objects = (boxes[:, 2:] - boxes[:, :2]) * pixels
     return max(1.0, float(min(shapes.min(), objects.min())) / 1.2), 1.15 * float(max(shapes.max(), objects.max()))
 
@@ -119,7 +121,7 @@ def _limits(boxes: Float[np.ndarray, "objects 4"], image_size: tuple[int, int], 
 def _plane(
     ax: Axes,
     boxes: Float[np.ndarray, "objects 4"],
-    laid: Laid,
+    matched: MatchedBoxes,
     image_size: tuple[int, int],
     iou_threshold: float,
     limits: tuple[float, float],
@@ -127,10 +129,10 @@ def _plane(
     pixels = np.array(image_size[::-1])
     shown = slice(None, None, -(-len(boxes) // MOST_POINTS))
     sizes = ((boxes[:, 2:] - boxes[:, :2]) * pixels)[shown]
-    reached = laid.matches.best_iou[shown] >= iou_threshold
+    reached = matched.matches.best_iou[shown] >= iou_threshold
     for rows, colour in ((reached, REACHED), (~reached, UNREACHED)):
         ax.scatter(sizes[rows, 0], sizes[rows, 1], s=5, color=colour, alpha=0.6, linewidths=0)
-    for level, shapes in enumerate(laid.shapes):
+    for level, shapes in enumerate(matched.shapes):
         widths, heights = (shapes.numpy() * pixels).T
         marker = MARKERS[level % len(MARKERS)]
         ax.scatter(widths, heights, s=26, marker=marker, facecolor="white", edgecolor="black", zorder=3)
@@ -158,8 +160,8 @@ def _classes(
     for place, row in zip(places, shown, strict=True):
         if objects[row] == 0:
             ax.barh(place, 1, color="0.9", height=0.7)
-        told = f"{shares[row]:.0%} of {objects[row]}" if objects[row] else "no objects"
-        ax.text(0.01, float(place), told, va="center", fontsize=7)
+        label = f"{shares[row]:.0%} of {objects[row]}" if objects[row] else "no objects"
+        ax.text(0.01, float(place), label, va="center", fontsize=7)
     ax.set_yticks(places, names, fontsize=8, fontfamily=families, parse_math=False)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -176,10 +178,16 @@ def _best_ious(ax: Axes, best: Float[np.ndarray, " objects"], iou_threshold: flo
     ax.set(xlim=(0, 1), xlabel="IoU of an object and its best default box", ylabel="objects")
 
 
-def _positives(ax: Axes, side: Float[np.ndarray, " objects"], matches: ObjectMatches) -> None:
+def _size_groups(side: Float[np.ndarray, " objects"]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the size group of each object, the groups with objects, and the names of these groups."""
     rows = np.searchsorted(SIDES, side, side="right") - 1
     present = np.unique(rows)
     names = [f"{low:g}–{high:g}" if np.isfinite(high) else f"≥ {low:g}" for low, high in pairwise(SIDES)]
+    return rows, present, [names[row] for row in present]
+
+
+def _positives(ax: Axes, side: Float[np.ndarray, " objects"], matches: ObjectMatches) -> None:
+    rows, present, names = _size_groups(side)
     means = np.array([matches.positives[rows == row].mean(axis=0) for row in present])
     levels = means.shape[1]
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, levels))
@@ -190,10 +198,10 @@ def _positives(ax: Axes, side: Float[np.ndarray, " objects"], matches: ObjectMat
     for place, row in enumerate(present):
         alone = matches.by_claim_alone[rows == row].mean()
         ax.text(place, below[place], f"{alone:.0%}", ha="center", va="bottom", fontsize=8)
-    ax.set_xticks(np.arange(len(present)), [names[row] for row in present])
+    ax.set_xticks(np.arange(len(present)), names)
     ax.set_ylim(0, 1.12 * below.max())
     ax.set(
-        xlabel="√area in pixels of the network's input\n(number: share matched by their claim alone)",
+        xlabel="√area in pixels of the network's input\n(number: share with a forced match alone)",
         ylabel="positives of an object",
     )
     ax.legend(title="level", fontsize=8, title_fontsize=8, framealpha=0.8, edgecolor="none", ncols=2, loc="upper left")
@@ -202,15 +210,15 @@ def _positives(ax: Axes, side: Float[np.ndarray, " objects"], matches: ObjectMat
 def _reached_by_size(
     ax: Axes, side: Float[np.ndarray, " objects"], best: Mapping[str, np.ndarray], iou_threshold: float
 ) -> None:
-    rows = np.searchsorted(SIDES, side, side="right") - 1
-    present = np.unique(rows)
-    names = [f"{low:g}–{high:g}" if np.isfinite(high) else f"≥ {low:g}" for low, high in pairwise(SIDES)]
+    rows, present, names = _size_groups(side)
     places = np.arange(len(present))
     for number, (name, values) in enumerate(best.items()):
         shares = [(values[rows == row] >= iou_threshold).mean() for row in present]
-        bars = ax.bar(places + 0.4 * (number - 0.5), shares, width=0.38, color=PAIR[number], label=name)
+        bars = ax.bar(places + 0.4 * (number - 0.5), shares, width=0.38, color=PRESENT_AND_DESIGNED[number], label=name)
         ax.bar_label(bars, [f"{share:.0%}" for share in shares], fontsize=6.5)
-    ax.set_xticks(places, [f"{names[row]}\n({(rows == row).sum()})" for row in present], fontsize=8)
+    ax.set_xticks(
+        places, [f"{name}\n({(rows == row).sum()})" for name, row in zip(names, present, strict=True)], fontsize=8
+    )
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(ylim=(0, 1.2), yticks=np.arange(6) / 5)
     ax.set(xlabel="√area in pixels of the network's input (objects)", ylabel=f"share reached at IoU {iou_threshold:g}")
@@ -219,7 +227,7 @@ def _reached_by_size(
 
 def _cumulated(ax: Axes, train: Mapping[str, np.ndarray], val: Mapping[str, np.ndarray], iou_threshold: float) -> None:
     for style, what, parts in (("solid", "training", train), ("dotted", "scoring", val)):
-        for colour, (name, values) in zip(PAIR, parts.items(), strict=True):
+        for colour, (name, values) in zip(PRESENT_AND_DESIGNED, parts.items(), strict=True):
             if len(values):
                 shares = np.arange(len(values), -1, -1) / len(values)
                 ax.step(np.append(np.sort(values), 1), shares, color=colour, linestyle=style, label=f"{name}, {what}")
@@ -229,11 +237,7 @@ def _cumulated(ax: Axes, train: Mapping[str, np.ndarray], val: Mapping[str, np.n
     ax.legend(fontsize=8, frameon=False, loc="lower left")
 
 
-PAIR = (COLOURS[0], COLOURS[4])
-"""Present and designed."""
-
-
-def _finish(figure: Figure, laid: Laid, iou_threshold: float) -> None:
+def _finish(figure: Figure, matched: MatchedBoxes, iou_threshold: float) -> None:
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
     dots = {f"object with a default box of IoU {iou_threshold:g} or more": REACHED, "object without": UNREACHED}
@@ -241,10 +245,10 @@ def _finish(figure: Figure, laid: Laid, iou_threshold: float) -> None:
         *(Line2D([], [], marker="o", color=colour, linestyle="none", label=label) for label, colour in dots.items()),
         *(
             Line2D([], [], marker=MARKERS[level % len(MARKERS)], markerfacecolor="white", color="black", linestyle="")
-            for level in range(len(laid.shapes))
+            for level in range(len(matched.shapes))
         ),
     ]
-    labels = [*dots, *(f"level {level + 1}" for level in range(len(laid.shapes)))]
+    labels = [*dots, *(f"level {level + 1}" for level in range(len(matched.shapes)))]
     figure.legend(
         handles,
         labels,

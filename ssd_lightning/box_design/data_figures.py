@@ -1,4 +1,4 @@
-"""A data set and the default boxes for it, in one figure."""
+"""A figure of a data set and the default boxes of a model."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from ssd_lightning.box_design.coverage import sides
-from ssd_lightning.data.formats.annotations import AnnotatedPictures
+from ssd_lightning.box_design.coverage import shapes, sides
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import COLOURS, LONGEST_NAME, WIDTH, shown_names
 
 MOST_CLASSES = 30
-"""Bars for which there is room."""
+"""Number of classes with room for a bar."""
 
 TRAIN, VAL, UNREACHED = COLOURS[4], COLOURS[1], COLOURS[5]
 
@@ -28,19 +28,17 @@ def draw_data_set(
     best: Float[np.ndarray, " objects"],
     iou_threshold: float = 0.5,
 ) -> Figure:
-    """Objects by class, by size and shape in the network's input, and by picture.
+    """Draw the objects of a data set by class, by picture, and by size and shape in the network's input.
 
-    ``best`` is the highest IoU of each object of ``train``, then of ``val``, with any default box of the model.
+    ``best`` holds the highest IoU of each object with any default box, first for ``train``, then for ``val``.
     """
     figure = Figure(figsize=(WIDTH, 7.2), layout="constrained")
     (by_class, by_size), (by_picture, by_shape) = figure.subplots(2, 2)
     _classes(by_class, train, val, classes)
     boxes = np.concatenate((train.boxes, val.boxes))
     reached = best >= iou_threshold
-    height, width = model.image_size
     _sizes(by_size, sides(boxes, model.image_size), reached, model)
-    shape = (boxes[:, 2] - boxes[:, 0]) * width / ((boxes[:, 3] - boxes[:, 1]) * height)
-    _shapes(by_shape, shape, reached, model)
+    _shapes(by_shape, shapes(boxes, model.image_size), reached, model)
     _pictures(by_picture, train, val)
     unreached = f"none has ({(~reached).mean():.1%} of the objects)" if len(best) else "none has"
     by_size.legend(
@@ -77,7 +75,7 @@ def _sizes(ax: Axes, side: Float[np.ndarray, " objects"], reached: Bool[np.ndarr
     most = float(np.sqrt(np.prod(model.image_size)))
     edges = np.geomspace(min(4.0, most / 2), most, 36)
     _stacked(ax, side, reached, edges)
-    # Sizes of the default boxes of a level, from the smallest to the largest.
+    # A grey bar for each level spans the sizes of its default boxes.
     sizes = model.default_boxes.cpu().numpy()[:, 2:] * model.image_size[::-1]
     for number, level in enumerate(np.split(np.sqrt(sizes.prod(axis=1)), np.cumsum(model.boxes_of_level)[:-1])):
         place = -0.04 - 0.022 * (number % 2)

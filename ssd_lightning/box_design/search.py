@@ -1,4 +1,4 @@
-"""Scales and aspect ratios for a data set, searched for under a budget of default boxes."""
+"""A search for scales and aspect ratios that fit a data set, within a budget of default boxes."""
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,40 +13,44 @@ from ssd_lightning.box_design.coverage import best_ious
 from ssd_lightning.detector.default_boxes import AspectRatios, DefaultBoxes, Grid
 
 RATIOS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-"""To choose from, beside those of the present default boxes."""
+"""Aspect ratios to choose from, in addition to the ratios of the present default boxes."""
 
 MOST_RATIOS = 6
-"""Of a cell, inverses counted; each has two squares as well."""
+"""Largest number of aspect ratios in a cell, counting inverses; a cell has two squares as well."""
 
 SMALLEST_SCALE, LARGEST_SCALE = 0.005, 1.5
 
 DECIMALS = 4
-"""Of scales and ratios that are tried, so that they are what is written."""
+"""Number of decimals of scales and ratios during the search, so that the written values are the tried ones."""
 
 STEPS = (1.3, 1.15, 1.07, 1.03, 1.01)
-"""Factors by which scales are moved, the coarse ones first."""
+"""Factors for changing scales, from coarse to fine."""
 
 RESTARTS = 30
-"""Times that the search begins anew near the best that it has found."""
+"""Number of restarts near the best shapes so far."""
 
 JITTER = 0.15
-"""How near: standard deviation of the scales' logarithms."""
+"""Standard deviation of the scales' logarithms at a restart."""
 
 MOST_OBJECTS = 20_000
-"""That the search looks at; of more objects a part is drawn."""
+"""Largest number of objects that the search uses; from more objects it draws a sample."""
 
 
 class BoxShapes(NamedTuple):
-    """Shapes of default boxes in the form in which they are searched for and written."""
+    """The shapes of default boxes, in the form that the search changes and writes."""
 
     scales: tuple[float, ...]
     ratios: tuple[tuple[float, ...], ...]
-    """With inverses: those of each level that are above 1. Without: those of the inner levels, then of the outer
-    ones, as :class:`~ssd_lightning.detector.default_boxes.AspectRatios` tells them apart."""
+    """Aspect ratios in groups.
+
+    With inverses there is one group per level, of ratios above 1. Without inverses there are two groups, of the inner
+    and of the outer levels, as in :class:`~ssd_lightning.detector.default_boxes.AspectRatios`.
+    """
     inverses: bool
 
     @classmethod
     def of(cls, default_boxes: DefaultBoxes) -> "BoxShapes":
+        """Return the shapes of existing default boxes."""
         scales = tuple(default_boxes.scales)
         halves = tuple(tuple(level[::2]) for level in default_boxes.ratios)
         if [[r for half in level for r in (half, 1 / half)] for level in halves] == default_boxes.ratios and all(
@@ -58,40 +62,40 @@ class BoxShapes(NamedTuple):
         return cls(scales, (by_group.get(0, ()), by_group[1]), inverses=False)
 
     def default_boxes(self, like: DefaultBoxes) -> DefaultBoxes:
-        """With the steps and the clipping of others."""
+        """Create default boxes of these shapes, with the steps and the clipping of ``like``."""
         if self.inverses:
             return DefaultBoxes(self.scales, self.ratios, like.steps, like.clip)
         inner, outer = self.ratios
         return DefaultBoxes(self.scales, AspectRatios(inner, outer, inverses=False), like.steps, like.clip)
 
     def write(self, folder: Path, name: str, comment: str) -> None:
-        """As options of the config groups ``box_scales`` and ``aspect_ratios`` in a folder of configs."""
+        """Write the shapes as options of the config groups ``box_scales`` and ``aspect_ratios``."""
         ratios = [_as_yaml(group) for group in self.ratios]
         if self.inverses:
             rule = f"[{', '.join(ratios)}]\n"
         else:
-            target = f"_target_: {AspectRatios.__module__}.{AspectRatios.__name__}"
-            rule = f"{target}\ninner: {ratios[0]}\nouter: {ratios[1]}\ninverses: false\n"
+            rule = f"_target_: ssd_lightning.AspectRatios\ninner: {ratios[0]}\nouter: {ratios[1]}\ninverses: false\n"
         for group, text in (("box_scales", f"{_as_yaml(self.scales)}\n"), ("aspect_ratios", rule)):
             (folder / group).mkdir(parents=True, exist_ok=True)
             (folder / group / f"{name}.yaml").write_text(f"# {comment}\n{text}", encoding="utf-8")
 
 
 Neighbours = Callable[[BoxShapes], Iterator[BoxShapes]]
-"""What is one change away from some shapes."""
+"""A function that yields all shapes one change away from the given ones."""
 
 
 class Reach(NamedTuple):
-    """How well default boxes reach objects; the more, the better."""
+    """The objective of the search; larger is better, and the number of objects counts first."""
 
     objects: int
-    """With whom a default box has the wanted IoU."""
+    """Number of objects that a default box reaches."""
     mean_iou: float
-    """Of each object and its best default box."""
+    """Mean of each object's highest IoU with a default box."""
 
     @classmethod
     def of(cls, best: Float[np.ndarray, " objects"], iou_threshold: float) -> "Reach":
-        # Rounded, because a search that follows ever smaller gains does not end.
+        """Compute the objective from the highest IoU of each object."""
+        # Without rounding, the search would follow ever smaller gains and take very long.
         return cls(int((best >= iou_threshold).sum()), round(float(best.mean(dtype=np.float64)), 5))
 
 
@@ -105,27 +109,27 @@ def design_boxes(
     seed: int = 0,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
 ) -> BoxShapes:
-    """Search for the shapes that reach most objects, and of those for the highest mean of their best IoU.
+    """Search for the shapes that reach most objects and, among these, have the highest mean best IoU.
 
-    From several starts, one scale or one aspect ratio is changed at a time, or a ratio is given up for another one
-    elsewhere, as long as it helps. Ratios come with their inverses on each level, or without on inner and outer levels.
+    The search climbs from several starts. One step changes a scale, changes or adds an aspect ratio, or moves a ratio
+    to another group. Ratios either come with their inverses, per level, or without, for inner and outer levels.
 
     Args:
-        boxes: xyxy of the objects.
-        present: what there is. Its number of levels, its steps and its clipping stay, and what is found is no worse
-            for these objects if the budget allows for it.
+        boxes: boxes of the objects (xyxy).
+        present: the present default boxes. The result has the same number of levels, steps and clipping. It reaches
+            these objects at least as well, if the budget permits the present boxes.
         grids: (height, width) of each level in cells.
-        image_size: (height, width) in pixels of the network's input.
-        budget: most default boxes; ``None``: as many as there are at present.
-        iou_threshold: from which a default box reaches an object.
-        seed: of the objects that are drawn if there are too many, and of restarts.
-        track: to show progress, wrapped around the numbers of the starts.
+        image_size: (height, width) of the network's input in pixels.
+        budget: largest number of default boxes; ``None`` means the present number.
+        iou_threshold: IoU from which a default box reaches an object.
+        seed: seed of the sample of objects and of the restarts.
+        track: a wrapper around the sequence of starts that shows progress.
 
     Raises:
-        ValueError: if there are no objects, or the budget is less than two squares in each cell.
+        ValueError: if there are no objects, or if the budget is below two squares per cell.
     """
     if len(boxes) == 0:
-        raise ValueError("data: expected at least one object to design default boxes for, got none")
+        raise ValueError("data: expected at least one object, got none")
     cells = [rows * columns for rows, columns in grids]
     at_present = BoxShapes.of(present)
     most = _count(at_present, cells) if budget is None else budget
@@ -154,7 +158,7 @@ def design_boxes(
         found.append(_climb(start, reach, neighbourhoods))
     best = max(found, key=ShapesReach(boxes, present, grids, image_size, iou_threshold))
     if can_stay:
-        # By the default boxes themselves, where it matters.
+        # ShapesReach is not exact for clipped boxes, so the last comparison uses the default boxes themselves.
         exact = [
             Reach.of(best_ious(boxes, shapes.default_boxes(present)(grids, image_size)), iou_threshold)
             for shapes in (best, at_present)
@@ -164,11 +168,10 @@ def design_boxes(
 
 
 class ShapesReach:
-    """How well shapes reach objects, without laying them over the grids.
+    """A fast evaluation of shapes that does not place a box in every cell.
 
-    Of all default boxes of one shape on one level, the one with the nearest centre has the highest IoU: its overlap is
-    the longest both across and down, and their areas are all the same. (Those that are cut at the border differ; for
-    them this is close, not exact.)
+    All default boxes of one shape on one level have the same area, so the box with the nearest centre has the highest
+    IoU. For boxes that are clipped at the border the result is approximate.
     """
 
     def __init__(
@@ -195,6 +198,7 @@ class ShapesReach:
         self.reach = functools.lru_cache(100_000)(self._reach)
 
     def __call__(self, shapes: BoxShapes) -> Reach:
+        """Evaluate the shapes; results are cached."""
         return self.reach(shapes)
 
     def _reach(self, shapes: BoxShapes) -> Reach:
@@ -218,7 +222,7 @@ class ShapesReach:
         return functools.reduce(np.maximum, (self.best_of_shape(level, *size) for size in sizes))
 
     def _best_of_shape(self, level: int, width: float, height: float) -> Float[np.ndarray, " objects"]:
-        # Of numpy's own type, because Python's numbers would be float64 in some versions and float32 in others.
+        # The result type for Python floats differs between versions of numpy, so the type is explicit.
         mine = np.minimum((width, height), self.largest).astype(np.float32)
         common = np.ones_like(self.area)
         for own, side, distance in zip(mine, self.size, self.distances[level], strict=True):
@@ -229,7 +233,7 @@ class ShapesReach:
 def _distances(
     places: Float[np.ndarray, " objects"], centres: Float[np.ndarray, " cells"]
 ) -> Float[np.ndarray, " objects"]:
-    """From each place to the nearest of the centres, which ascend."""
+    """Return the distance from each place to the nearest centre; centres are in ascending order."""
     after = np.searchsorted(centres, places).clip(max=len(centres) - 1)
     return np.minimum(np.abs(places - centres[after]), np.abs(places - centres[(after - 1).clip(0)]))
 
@@ -239,10 +243,10 @@ def _climb(
     reach: Callable[[BoxShapes], Reach],
     neighbourhoods: Sequence[Neighbours],
 ) -> BoxShapes:
-    """To the best neighbour, again and again, until no neighbourhood has a better one."""
-    best, stands = start, None
-    while stands != best:
-        stands = best
+    """Move to the best neighbour until no neighbourhood has a better one."""
+    best, previous = start, None
+    while previous != best:
+        previous = best
         for neighbours in neighbourhoods:
             while reach(candidate := max(neighbours(best), key=reach, default=best)) > reach(best):
                 best = candidate
@@ -250,7 +254,7 @@ def _climb(
 
 
 def _starts(boxes: Float[np.ndarray, "objects 4"], present: tuple[float, ...]) -> Iterator[BoxShapes]:
-    """Squares alone: of the present scales, as the sides of the objects are distributed, and over their whole range."""
+    """Yield starts with squares alone: present scales, quantiles of the objects' sides, and the range of the sides."""
     side = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))
     number = len(present)
     spread = np.quantile(side, (np.arange(number) + 0.5) / number)
@@ -262,12 +266,13 @@ def _starts(boxes: Float[np.ndarray, "objects 4"], present: tuple[float, ...]) -
 
 
 def _jittered(shapes: BoxShapes, rng: np.random.Generator) -> BoxShapes:
+    """Change all scales at random."""
     scales = np.array(shapes.scales) * np.exp(rng.normal(0, JITTER, len(shapes.scales)))
     return shapes._replace(scales=_ascending(np.sort(scales)))
 
 
 def _ascending(scales: Sequence[float] | np.ndarray) -> tuple[float, ...]:
-    """Within bounds, and each a little above the one before it."""
+    """Clip scales to the bounds and make each a little larger than the previous one."""
     result: list[float] = []
     for scale in np.clip(scales, SMALLEST_SCALE, 1.0).tolist():
         least = 1.02 * result[-1] + 10**-DECIMALS if result else 0.0
@@ -276,7 +281,7 @@ def _ascending(scales: Sequence[float] | np.ndarray) -> tuple[float, ...]:
 
 
 def _moved_scales(shapes: BoxShapes, step: float) -> Iterator[BoxShapes]:
-    """One scale larger or smaller, or all of them."""
+    """Yield shapes with one scale or all scales made larger or smaller by a factor."""
     scales = shapes.scales
     for factor in (step, 1 / step):
         moved = tuple(round(scale * factor, DECIMALS) for scale in scales)
@@ -287,7 +292,7 @@ def _moved_scales(shapes: BoxShapes, step: float) -> Iterator[BoxShapes]:
 
 
 def _other_ratios(shapes: BoxShapes, palette: Sequence[float]) -> Iterator[BoxShapes]:
-    """One ratio more, or another one in the place of one."""
+    """Yield shapes with one more aspect ratio, or with one ratio replaced."""
     for group, ratios in enumerate(shapes.ratios):
         for ratio in _new_ratios(shapes, group, palette):
             if _has_room(shapes, group):
@@ -297,7 +302,7 @@ def _other_ratios(shapes: BoxShapes, palette: Sequence[float]) -> Iterator[BoxSh
 
 
 def _exchanged_ratios(shapes: BoxShapes, palette: Sequence[float]) -> Iterator[BoxShapes]:
-    """One ratio less somewhere, and one more elsewhere."""
+    """Yield shapes with one ratio removed from a group and one added to another group."""
     for giving, given in ((g, ratio) for g, ratios in enumerate(shapes.ratios) for ratio in ratios):
         less = _with_ratios(shapes, giving, _without(shapes.ratios[giving], given))
         for group in range(len(shapes.ratios)):
@@ -307,6 +312,7 @@ def _exchanged_ratios(shapes: BoxShapes, palette: Sequence[float]) -> Iterator[B
 
 
 def _new_ratios(shapes: BoxShapes, group: int, palette: Sequence[float]) -> list[float]:
+    """Return the ratios of the palette that the group does not have yet."""
     both = palette if shapes.inverses else [*palette, *(round(1 / ratio, DECIMALS) for ratio in palette)]
     has = shapes.ratios[group]
     return [ratio for ratio in both if not any(abs(ratio - old) < 10**-DECIMALS for old in has)]
@@ -326,18 +332,18 @@ def _without(ratios: Sequence[float], given: float) -> list[float]:
 
 
 def _groups(levels: int, inverses: bool) -> list[int]:
-    """Which of the ratios each level has."""
+    """Return the group of aspect ratios that each level uses."""
     if inverses:
         return list(range(levels))
     return [len(ratios) for ratios in AspectRatios([], [2], inverses=False).of(levels)]
 
 
 def _count(shapes: BoxShapes, cells: Sequence[int]) -> int:
-    """Default boxes."""
+    """Count the default boxes."""
     each = [len(shapes.ratios[group]) * (1 + shapes.inverses) for group in _groups(len(cells), shapes.inverses)]
     return sum(number * (2 + ratios) for number, ratios in zip(cells, each, strict=True))
 
 
 def _as_yaml(values: Sequence[float]) -> str:
-    """All digits, and no more."""
+    """Write a list of numbers with as many digits as they need."""
     return f"[{', '.join(f'{value:g}' if float(f'{value:g}') == value else repr(value) for value in values)}]"

@@ -1,4 +1,4 @@
-"""What ``ssd-boxes`` does once its config is composed."""
+"""The command ``ssd-boxes``: coverage of a data set by default boxes, and the search for better ones."""
 
 import functools
 import re
@@ -28,20 +28,18 @@ from ssd_lightning.box_design.coverage import (
     shapes,
     sharing_pictures,
     sides,
+    worst_classes,
 )
-from ssd_lightning.box_design.coverage_figures import Laid, draw_coverage, draw_design
+from ssd_lightning.box_design.coverage_figures import MatchedBoxes, draw_coverage, draw_design
 from ssd_lightning.box_design.search import BoxShapes, design_boxes
 from ssd_lightning.cli.build import build_datamodule, plain_values, without_weights
-from ssd_lightning.data.formats.annotations import AnnotatedPictures
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.detector.default_boxes import DefaultBoxes, Grid
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.require import require_number
-
-MOST_CLASSES = 20
-"""Rows of a table on the terminal; the file has all."""
 
 FORMATS = {
     "reached": "{:.1%}",
@@ -54,7 +52,7 @@ FORMATS = {
     "positives": "{:.1f}",
     "per picture": "{:.2f}",
 }
-"""Of columns that are no counts."""
+"""Formats of the columns that are not counts."""
 
 NOT_OF_TRAINING = (
     "augmented",
@@ -67,33 +65,35 @@ NOT_OF_TRAINING = (
     "model.default_boxes.scales",
     "model.default_boxes.aspect_ratios",
 )
-"""Keys of arguments."""
+"""Keys of arguments that the suggested ``ssd-train`` command leaves out."""
 
 
-class Subject(NamedTuple):
-    """What is looked at: pictures, and what is laid over them."""
+class Inputs(NamedTuple):
+    """The pictures and the default boxes to examine."""
 
     train: AnnotatedPictures
-    """As they are or, if that was asked for, as augmentation shows them."""
+    """Training annotations, augmented with ``augmented=true``."""
     val: AnnotatedPictures
     classes: tuple[str, ...]
     present: DefaultBoxes
     grids: list[Grid]
     image_size: tuple[int, int]
     matcher: BoxMatcher
-    told: str
-    """In words."""
+    summary: str
+    """One sentence for the terminal and for the written configs."""
 
     def boxes_of_level(self, default_boxes: DefaultBoxes) -> list[int]:
+        """Return the number of default boxes on each level."""
         cells = [rows * columns for rows, columns in self.grids]
         return [number * each for number, each in zip(cells, default_boxes.boxes_per_cell, strict=True)]
 
     def match(self, pictures: AnnotatedPictures, default_boxes: DefaultBoxes) -> ObjectMatches:
-        laid = default_boxes(self.grids, self.image_size)
-        return match_objects(pictures.boxes, pictures.counts, laid, self.boxes_of_level(default_boxes), self.matcher)
+        """Match the objects of all pictures to the default boxes."""
+        boxes = default_boxes(self.grids, self.image_size)
+        return match_objects(pictures.boxes, pictures.counts, boxes, self.boxes_of_level(default_boxes), self.matcher)
 
     def tables(self, matches: ObjectMatches) -> dict[str, pd.DataFrame]:
-        """What is reached of the training objects, by class, by size and by shape."""
+        """Tabulate the reached training objects by class, by size and by shape."""
         boxes, best, threshold = self.train.boxes, matches.best_iou, self.matcher.iou_threshold
         more = {"positives": matches.positives.sum(axis=1), "claim alone": matches.by_claim_alone}
         tables = {
@@ -107,87 +107,96 @@ class Subject(NamedTuple):
 
 
 def cover(config: DictConfig) -> None:
-    """Tables and a figure of what the default boxes reach; an error if that is too little."""
-    folder, console, subject = _begin(config)
-    train, threshold = subject.train, subject.matcher.iou_threshold
-    matches = subject.match(train, subject.present)
-    tables = subject.tables(matches)
-    levels = coverage_by_level(matches, subject.grids, subject.boxes_of_level(subject.present), len(train))
+    """Report the coverage of the training objects, as tables and a figure.
+
+    Raises:
+        ValueError: if fewer objects are reached than ``least_reached`` requires.
+    """
+    folder, console, inputs = _begin(config)
+    train, threshold = inputs.train, inputs.matcher.iou_threshold
+    matches = inputs.match(train, inputs.present)
+    tables = inputs.tables(matches)
+    levels = coverage_by_level(matches, inputs.grids, inputs.boxes_of_level(inputs.present), len(train))
     for name, table in {**tables, "levels": levels}.items():
         table.to_csv(folder / f"{name}.csv")
-    laid = Laid(subject.present.shapes(), matches)
-    figure = draw_coverage(train.boxes, train.labels, subject.classes, laid, subject.image_size, threshold)
+    matched = MatchedBoxes(inputs.present.shapes(), matches)
+    figure = draw_coverage(train.boxes, train.labels, inputs.classes, matched, inputs.image_size, threshold)
     save_figure(figure, folder / "figures" / "coverage.png")
 
-    for table in (_worst(tables["classes"], "reached"), tables["sizes"], tables["shapes"], levels):
+    classes = worst_classes(tables["classes"], tables["classes"]["reached"])
+    for table in (classes, tables["sizes"], tables["shapes"], levels):
         console.print(_table(table, f"By {table.index.name}", threshold))
     sharing = sharing_pictures(matches, train.counts)
-    _tell(console, f"Pictures where two objects have the same best default box: {sharing.sum()} ({sharing.mean():.1%})")
+    _print(console, f"Pictures where two objects share their best default box: {sharing.sum()} ({sharing.mean():.1%})")
     untrained = int((matches.positives.sum(axis=1) == 0).sum())
     if untrained:
-        _tell(console, f"Objects that no default box is trained on, since others took all of theirs: {untrained}")
-    _tell(console, f"Results: {folder} (look at figures/coverage.png)")
+        _print(console, f"Objects without any positive, because other objects took their default boxes: {untrained}")
+    _print(console, f"Results: {folder} (look at figures/coverage.png)")
     _require(config.least_reached, tables["classes"]["reached"].iloc[-1])
-    _tell(console, "Next:    ssd-boxes design with the same arguments looks for better ones")
+    _print(console, "Next:    ssd-boxes design with the same arguments searches for better default boxes")
 
 
 def design(config: DictConfig) -> None:
-    """Search, write what is found as options that ``ssd-train`` takes, and compare it with what there is."""
+    """Search for better default boxes, write them as config options, and compare them with the present ones.
+
+    Raises:
+        ValueError: if an argument is wrong, or if fewer objects are reached than ``least_reached`` requires.
+    """
     _check_design(config)
-    folder, console, subject = _begin(config)
-    present, train, threshold = subject.present, subject.train, subject.matcher.iou_threshold
+    folder, console, inputs = _begin(config)
+    present, train, threshold = inputs.present, inputs.train, inputs.matcher.iou_threshold
     found = design_boxes(
         train.boxes,
         present,
-        subject.grids,
-        subject.image_size,
+        inputs.grids,
+        inputs.image_size,
         config.boxes_budget,
         threshold,
         config.seed,
         functools.partial(track, description="Searching", console=console, transient=True),
     )
     sets = {"present": present, "designed": found.default_boxes(present)}
-    of_train = {name: subject.match(train, boxes) for name, boxes in sets.items()}
-    of_val = {name: subject.match(subject.val, boxes) for name, boxes in sets.items()}
+    train_matches = {name: inputs.match(train, boxes) for name, boxes in sets.items()}
+    val_matches = {name: inputs.match(inputs.val, boxes) for name, boxes in sets.items()}
     summary = pd.DataFrame.from_dict(
         {
             f"{what}, {name}": {
-                "default boxes": sum(subject.boxes_of_level(boxes)),
+                "default boxes": sum(inputs.boxes_of_level(boxes)),
                 **_summary(matches[name], pictures.counts, threshold),
             }
-            for what, pictures, matches in (("training", train, of_train), ("scoring", subject.val, of_val))
+            for what, pictures, matches in (("training", train, train_matches), ("scoring", inputs.val, val_matches))
             for name, boxes in sets.items()
         },
         orient="index",
     ).astype({"default boxes": int, "objects": int})
     summary.rename_axis("pictures, boxes").to_csv(folder / "design.csv")
     tables = {
-        name: _compared(table, subject.tables(of_train["designed"])[name])
-        for name, table in subject.tables(of_train["present"]).items()
+        name: _compared(table, inputs.tables(train_matches["designed"])[name])
+        for name, table in inputs.tables(train_matches["present"]).items()
     }
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv")
     reached = float(summary.loc["training, designed", "reached"])
     options, name = folder / "conf", config.design_name
-    found.write(options, name, f"Found by ssd-boxes design: reaches {reached:.1%} of {subject.told}.")
-    laid = [Laid(boxes.shapes(), of_train[name]) for name, boxes in sets.items()]
-    val_best = of_val["present"].best_iou, of_val["designed"].best_iou
-    figure = draw_design(train.boxes, laid[0], laid[1], val_best, subject.image_size, threshold)
+    found.write(options, name, f"Found by ssd-boxes design: reaches {reached:.1%} of {inputs.summary}.")
+    matched = [MatchedBoxes(boxes.shapes(), train_matches[name]) for name, boxes in sets.items()]
+    val_best = val_matches["present"].best_iou, val_matches["designed"].best_iou
+    figure = draw_design(train.boxes, matched[0], matched[1], val_best, inputs.image_size, threshold)
     save_figure(figure, folder / "figures" / "design.png")
 
-    for table in (_worst(tables["classes"], "present"), tables["sizes"], tables["shapes"]):
+    for table in (worst_classes(tables["classes"], tables["classes"]["present"]), tables["sizes"], tables["shapes"]):
         console.print(_table(table, f"Reached at IoU {threshold:g}, by {table.index.name}", threshold))
     console.print(_transposed(summary, f"Default boxes, and the objects they reach at IoU {threshold:g}"))
     if found == BoxShapes.of(present):
-        _tell(console, "Nothing better was found than what there is.")
-    _tell(console, f"Results: {folder} (look at figures/design.png)")
+        _print(console, "The search found nothing better than the present default boxes.")
+    _print(console, f"Results: {folder} (look at figures/design.png)")
     _require(config.least_reached, reached)
-    arguments = ["--config-dir", str(options), *_of_training(), f"box_scales={name}", f"aspect_ratios={name}"]
-    _tell(console, f"Next:    ssd-train {shlex.join(arguments)}")
+    arguments = ["--config-dir", str(options), *_training_arguments(), f"box_scales={name}", f"aspect_ratios={name}"]
+    _print(console, f"Next:    ssd-train {shlex.join(arguments)}")
 
 
-def _of_training() -> list[str]:
-    """The arguments that ``ssd-train`` takes too, but for those that say what is designed."""
+def _training_arguments() -> list[str]:
+    """Return the arguments for ``ssd-train``, without those that the design replaces."""
     arguments = HydraConfig.get().overrides.task
     return [
         argument
@@ -196,33 +205,34 @@ def _of_training() -> list[str]:
     ]
 
 
-def _begin(config: DictConfig) -> tuple[Path, Console, Subject]:
+def _begin(config: DictConfig) -> tuple[Path, Console, Inputs]:
+    """Check the config, build what it names, and print the summary."""
     if config.resume:
-        raise ValueError(f"resume: {config.resume} is for ssd-train; a run goes on with the default boxes that it has")
+        raise ValueError(f"resume: expected null, got {config.resume}. Try ssd-train, which resumes a run.")
     if config.least_reached is not None:
         require_number("least_reached", config.least_reached, "[0, 1]")
     datamodule = build_datamodule(config)
     train, val = datamodule.train_pictures, datamodule.val_pictures
     if not (isinstance(train, AnnotatedPictures) and isinstance(val, AnnotatedPictures)):
-        raise ValueError(f"data: expected AnnotatedPictures to look at, got {type(train).__name__}")
+        raise ValueError(f"data: expected AnnotatedPictures, got {type(train).__name__}")
     choices = HydraConfig.get().runtime.choices
-    how = ""
+    view = ""
     if config.augmented:
         train = augmented(train, datamodule.augmentation, config.seed)
-        how = f" as augmentation={choices['augmentation']} shows them"
+        view = f" as augmentation={choices['augmentation']} shows them"
     if len(train.labels) == 0:
         raise ValueError("data: expected at least one object in the training pictures, got none")
     with open_dict(config):
         config.model.num_classes = len(datamodule.classes)
     plain = without_weights(plain_values(config.model))
     model: SSD = instantiate(plain, _convert_="all")
-    told = (
-        f"{len(train.labels)} objects of {len(datamodule.classes)} classes in {len(train)} training pictures{how}, "
+    summary = (
+        f"{len(train.labels)} objects of {len(datamodule.classes)} classes in {len(train)} training pictures{view}, "
         f"model={choices['model']}"
     )
     console = Console()
-    _tell(console, f"{told}: {len(model.default_boxes)} default boxes")
-    subject = Subject(
+    _print(console, f"{summary}: {len(model.default_boxes)} default boxes")
+    inputs = Inputs(
         train,
         val,
         datamodule.classes,
@@ -230,26 +240,27 @@ def _begin(config: DictConfig) -> tuple[Path, Console, Subject]:
         model.grids,
         model.image_size,
         instantiate(config.matcher, _convert_="all"),
-        told,
+        summary,
     )
-    return Path(HydraConfig.get().runtime.output_dir), console, subject
+    return Path(HydraConfig.get().runtime.output_dir), console, inputs
 
 
 def _check_design(config: DictConfig) -> None:
+    """Check the arguments of a design before the data is read."""
     name, budget = str(config.design_name), config.boxes_budget
     if not re.fullmatch(r"[A-Za-z][\w-]*", name, flags=re.ASCII):
-        raise ValueError(f"design_name: expected letters, digits, _ and -, a letter first, got {name!r}")
+        raise ValueError(f"design_name: expected a letter, then letters, digits, _ and -, got {name!r}")
     for group in ("box_scales", "aspect_ratios"):
         if (CONFIG_FOLDER / group / f"{name}.yaml").exists():
-            raise ValueError(f"design_name: expected a name that is no option of {group}, got {name!r}")
+            raise ValueError(f"design_name: expected a name that is not an option of {group}, got {name!r}")
     if budget is not None and not isinstance(budget, int):
         raise ValueError(f"boxes_budget: expected a whole number or null, got {budget}")
 
 
 def _require(least: float | None, reached: float) -> None:
-    """Raises: ValueError: if too few objects are reached."""
+    """Raise ValueError if too few objects are reached."""
     if least is not None and reached < least:
-        raise ValueError(f"least_reached: expected {least:.2%} of the objects or more, {reached:.2%} are reached")
+        raise ValueError(f"least_reached: expected at least {least:.2%} of the objects reached, got {reached:.2%}")
 
 
 def _summary(matches: ObjectMatches, counts: Int[np.ndarray, " pictures"], threshold: float) -> dict[str, float]:
@@ -265,17 +276,10 @@ def _summary(matches: ObjectMatches, counts: Int[np.ndarray, " pictures"], thres
 
 
 def _compared(present: pd.DataFrame, designed: pd.DataFrame) -> pd.DataFrame:
-    """The shares that are reached, side by side."""
+    """Put the reached shares of both sets side by side."""
     shares = {"present": present["reached"], "designed": designed["reached"]}
     gain = shares["designed"] - shares["present"]
     return pd.DataFrame({"objects": present["objects"], **shares, "gain": gain}).rename_axis(present.index.name)
-
-
-def _worst(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """All rows if they are few, else those with the least in a column, and the last one, which is of all."""
-    if len(table) <= MOST_CLASSES + 1:
-        return table
-    return pd.concat([table.iloc[:-1].nsmallest(MOST_CLASSES, column), table.iloc[-1:]])
 
 
 def _table(content: pd.DataFrame, title: str, threshold: float) -> Table:
@@ -289,7 +293,7 @@ def _table(content: pd.DataFrame, title: str, threshold: float) -> Table:
 
 
 def _transposed(content: pd.DataFrame, title: str) -> Table:
-    """A line for each column, since these are more than the rows."""
+    """Build a table with one line per column, because there are more columns than rows."""
     table = Table(title=title)
     for name in ("", *content.index):
         table.add_column(name, justify="right" if name else "left")
@@ -299,10 +303,10 @@ def _transposed(content: pd.DataFrame, title: str) -> Table:
 
 
 def _cells(content: pd.DataFrame) -> list[list[str]]:
-    """Of each row. Whole numbers are counts, whatever their column is called; what is not known is left empty."""
+    """Format all cells: floats by their column, counts and names as they are, and NaN as an empty cell."""
 
     def cell(column: str, value: str | float) -> str:
-        if value != value:
+        if value != value:  # NaN.
             return ""
         return FORMATS[column].format(value) if isinstance(value, float) else str(value)
 
@@ -312,5 +316,5 @@ def _cells(content: pd.DataFrame) -> list[list[str]]:
     ]
 
 
-def _tell(console: Console, line: str) -> None:
+def _print(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)

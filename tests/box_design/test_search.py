@@ -1,6 +1,7 @@
-"""Default boxes that are searched for reach more than others, and are what ``ssd-train`` gets."""
+"""Tests of the search for default boxes, and of ``ssd-boxes design``, which writes them for ``ssd-train``."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
-from ssd_lightning.box_design import search as box_design
+from ssd_lightning.box_design import search
 from ssd_lightning.box_design.coverage import best_ious
 from ssd_lightning.box_design.search import BoxShapes, Reach, ShapesReach, design_boxes
 from ssd_lightning.data.bananas.dataset import Bananas
@@ -25,12 +27,13 @@ QUICK = ["model.image_size=64", "trainer=cpu", "num_workers=0", "batch_size=4", 
 
 
 @pytest.fixture(autouse=True)
-def few_restarts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(box_design, "RESTARTS", 3)
+def short_search(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "RESTARTS", 1)
+    monkeypatch.setattr(search, "STEPS", (1.3, 1.1, 1.03))
 
 
 def objects_of(sizes: list[tuple[float, float]], each: int, seed: int = 0) -> np.ndarray:
-    """Objects of these (width, height), anywhere in their pictures."""
+    """Place objects of these (width, height) at random."""
     rng = np.random.default_rng(seed)
     size = np.repeat(sizes, each, axis=0)
     corner = rng.random(size.shape) * (1 - size)
@@ -48,8 +51,8 @@ def count(default_boxes: DefaultBoxes) -> int:
 @pytest.mark.parametrize("clip", [None, "size", "centre_and_size"])
 @pytest.mark.parametrize("steps", [None, [8, 16, 30, 70, 150]])
 @pytest.mark.parametrize("inverses", [True, False])
-def test_what_shapes_reach_is_what_their_boxes_reach(clip, steps, inverses: bool):
-    """With steps by which some centres are outside of the picture."""
+def test_the_fast_evaluation_agrees_with_the_default_boxes(clip, steps, inverses: bool):
+    """The steps put some centres outside the picture."""
     like = DefaultBoxes(TINY.scales, [[]] * 5, steps, clip)
     ratios = ((2.0, 3.0), (), (1.5,), (7.0,), (2.0,)) if inverses else ((0.3, 2.5), (4.0,))
     shapes = BoxShapes((0.11, 0.2, 0.42, 0.7, 0.95, 1.3), ratios, inverses)
@@ -62,7 +65,7 @@ def test_what_shapes_reach_is_what_their_boxes_reach(clip, steps, inverses: bool
 
 
 def test_planted_sizes_are_found():
-    """Squares that lie in the middle of cells, one size for each level: the present boxes reach hardly any."""
+    """The objects are squares in the middle of cells, one size per level; the present boxes reach few of them."""
     scales = [0.05, 0.1, 0.21, 0.44, 0.9]
     rng = np.random.default_rng(0)
     boxes = []
@@ -80,9 +83,9 @@ def test_planted_sizes_are_found():
     assert count(found) <= count(TINY)
 
 
-def test_planted_shapes_are_found_on_one_side_where_the_budget_is_small():
-    """Lying boxes as of words. With inverses half of the boxes would be wasted."""
-    boxes = objects_of([(0.25, 0.05), (0.5, 0.1), (0.8, 0.16)], 150)
+def test_a_small_budget_is_not_spent_on_useless_inverses():
+    """All objects are wide, such as words, so tall boxes would be wasted."""
+    boxes = objects_of([(0.25, 0.05), (0.5, 0.1), (0.8, 0.16)], 50)
     budget = 3 * sum(rows * columns for rows, columns in GRIDS) + 10
     found = design_boxes(boxes, TINY, GRIDS, SIZE, budget)
     assert not found.inverses
@@ -92,14 +95,14 @@ def test_planted_shapes_are_found_on_one_side_where_the_budget_is_small():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_is_never_worse_than_what_there_is(monkeypatch: pytest.MonkeyPatch, seed: int):
-    """Also where the search sees few of the objects, and where there is little to gain."""
-    monkeypatch.setattr(box_design, "MOST_OBJECTS", [5, 20, 1000, 1000][seed])
+def test_the_result_is_never_worse_than_the_present_boxes(monkeypatch: pytest.MonkeyPatch, seed: int):
+    """This holds even if the search samples few objects, or if the present boxes fit well."""
+    monkeypatch.setattr(search, "MOST_OBJECTS", [5, 20, 1000, 1000][seed])
     rng = np.random.default_rng(seed)
     present = [TINY, DefaultBoxes(TINY.scales, AspectRatios([2, 5], inverses=False), clip="border")][seed % 2]
     shapes = BoxShapes.of(present)
     sides = [(w, h) for level in present.shapes() for w, h in level.clamp(max=1).tolist()]
-    boxes = objects_of(sides if seed < 2 else rng.uniform(0.02, 0.9, (40, 2)).tolist(), 4, seed)
+    boxes = objects_of(sides if seed < 2 else rng.uniform(0.02, 0.9, (40, 2)).tolist(), 2, seed)
     found = design_boxes(boxes, present, GRIDS, SIZE, seed=seed)
     designed = found.default_boxes(present)
     assert reach_of(boxes, designed) >= reach_of(boxes, present)
@@ -108,20 +111,20 @@ def test_is_never_worse_than_what_there_is(monkeypatch: pytest.MonkeyPatch, seed
     assert (designed.clip, designed.levels) == (present.clip, present.levels)
 
 
-def test_what_cannot_be_bettered_stays(monkeypatch: pytest.MonkeyPatch):
-    """Where all that is found is worse, since nothing is looked for."""
-    monkeypatch.setattr(box_design, "_climb", lambda start, *_: start._replace(scales=(1.0, 1.1, 1.2, 1.3, 1.4, 1.5)))
+def test_the_present_boxes_stay_if_the_search_finds_worse_ones(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "_climb", lambda start, *_: start._replace(scales=(1.0, 1.1, 1.2, 1.3, 1.4, 1.5)))
     assert design_boxes(objects_of([(0.2, 0.2)], 30), TINY, GRIDS, SIZE) == BoxShapes.of(TINY)
 
 
-def test_same_seed_same_boxes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(box_design, "MOST_OBJECTS", 50)
-    boxes = objects_of(np.random.default_rng(1).uniform(0.02, 0.9, (40, 2)).tolist(), 5)
-    first, again, other = (design_boxes(boxes, TINY, GRIDS, SIZE, seed=seed) for seed in (0, 0, 1))
+def test_the_seed_determines_the_result(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search, "MOST_OBJECTS", 20)
+    boxes = objects_of(np.random.default_rng(1).uniform(0.1, 0.9, (20, 2)).tolist(), 3)
+    present = DefaultBoxes([0.2, 0.5, 0.8, 1.0], AspectRatios([2]))
+    first, again, other = (design_boxes(boxes, present, GRIDS[2:], SIZE, seed=seed) for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_progress_is_told():
+def test_progress_is_reported():
     seen = []
 
     def track(numbers):
@@ -131,57 +134,55 @@ def test_progress_is_told():
 
     design_boxes(objects_of([(0.2, 0.2)], 5), TINY, GRIDS, SIZE, track=track)
     assert seen == list(range(len(seen)))
-    assert len(seen) > box_design.RESTARTS
+    assert len(seen) > search.RESTARTS
 
 
 @pytest.mark.parametrize("budget", [-1, 681])
-def test_budget_is_two_squares_in_each_cell_at_least(budget: int):
-    with pytest.raises(ValueError, match=f"boxes_budget: expected at least 682, two in each cell, got {budget}"):
+def test_the_budget_is_at_least_two_squares_per_cell(budget: int):
+    with pytest.raises(ValueError, match=f"boxes_budget: .*682.*got {budget}"):
         design_boxes(objects_of([(0.2, 0.2)], 5), TINY, GRIDS, SIZE, budget)
     assert design_boxes(objects_of([(0.2, 0.2)], 5), TINY, GRIDS, SIZE, 682).ratios in (((),) * 5, ((), ()))
 
 
-def test_a_present_above_the_budget_does_not_stay():
+def test_present_boxes_above_the_budget_do_not_stay():
     found = design_boxes(objects_of([(0.3, 0.1), (0.1, 0.3)], 20), TINY, GRIDS, SIZE, budget=900)
     assert 682 <= count(found.default_boxes(TINY)) <= 900 < count(TINY)
 
 
-def test_no_objects():
-    with pytest.raises(ValueError, match="data: expected at least one object"):
+def test_no_objects_are_an_error():
+    with pytest.raises(ValueError, match="data: "):
         design_boxes(np.zeros((0, 4), dtype=np.float32), TINY, GRIDS, SIZE)
 
 
 @pytest.mark.parametrize("boxes", [[[0, 0, 1, 1]], [[0.5, 0.5, 0.502, 0.501]], [[0, 0, 1, 1]] * 9])
 def test_few_objects_of_one_size(boxes: list):
-    found = design_boxes(np.array(boxes, dtype=np.float32), TINY, GRIDS, SIZE)
-    assert reach_of(np.array(boxes, dtype=np.float32), found.default_boxes(TINY)) >= reach_of(
-        np.array(boxes, dtype=np.float32), TINY
-    )
+    objects = np.array(boxes, dtype=np.float32)
+    found = design_boxes(objects, TINY, GRIDS, SIZE)
+    assert reach_of(objects, found.default_boxes(TINY)) >= reach_of(objects, TINY)
 
 
 OPTIONS = sorted(path.stem for path in (CONFIG_FOLDER / "aspect_ratios").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("levels", [2, 3, 6])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_is_said_as_shapes_and_written_and_read(tmp_path: Path, option: str, levels: int):
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        ratios = instantiate(compose("train", [f"aspect_ratios={option}"]).aspect_ratios, _convert_="all")
-    present = DefaultBoxes(np.geomspace(0.1, 1 / 0.7, levels + 1).tolist(), ratios, [8.5] * levels, "size")
-    shapes = BoxShapes.of(present)
-    assert shapes.default_boxes(present).__dict__ == present.__dict__
-    shapes.write(tmp_path / "a folder", "mine", "Objects: 5 %, [x] #1")
-    search = f"hydra.searchpath=['file://{tmp_path / 'a folder'}']"
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", ["box_scales=mine", "aspect_ratios=mine", search])
-    read = instantiate(config.model.default_boxes, _convert_="all")
-    assert (read.scales, read.ratios) == (present.scales, present.ratios)
+def test_every_option_survives_conversion_writing_and_reading(tmp_path: Path, option: str):
+    ratios = instantiate(OmegaConf.load(CONFIG_FOLDER / "aspect_ratios" / f"{option}.yaml"), _convert_="all")
+    for levels in (2, 3, 6):
+        present = DefaultBoxes(np.geomspace(0.1, 1 / 0.7, levels + 1).tolist(), ratios, [8.5] * levels, "size")
+        shapes = BoxShapes.of(present)
+        assert shapes.default_boxes(present).__dict__ == present.__dict__
+        shapes.write(tmp_path / "a folder", f"mine{levels}", "Objects: 5 %, [x] #1")
+        search_path = f"hydra.searchpath=['file://{tmp_path / 'a folder'}']"
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = compose("boxes", [f"box_scales=mine{levels}", f"aspect_ratios=mine{levels}", search_path])
+        read = instantiate(config.model.default_boxes, _convert_="all")
+        assert (read.scales, read.ratios) == (present.scales, present.ratios)
 
 
 class TestCommand:
-    def test_what_is_designed_is_what_is_trained(self, run, bananas: Path, tmp_path: Path):
+    def test_the_suggested_command_trains_the_designed_boxes(self, run, bananas: Path, tmp_path: Path):
         arguments = ["data=banana", f"data.root={bananas}", *QUICK]
-        # Too small for any of the bananas.
+        # These scales are too small for all bananas.
         small = "model.default_boxes.scales=[0.04,0.06,0.08,0.1,0.12,0.14]"
         outcome = run("ssd-boxes", "design", *arguments, small, "design_name=mine", "hydra.run.dir=a folder")
         assert outcome.exit_code == 0, outcome.error
@@ -192,13 +193,14 @@ class TestCommand:
         choices = json.loads((tmp_path / "run/summary.json").read_text())["choices"]
         assert choices["box_scales"] == choices["aspect_ratios"] == "mine"
 
-        laid = load_detector(tmp_path / "run/checkpoints/best.ckpt").model.default_boxes
+        trained_boxes = load_detector(tmp_path / "run/checkpoints/best.ckpt").model.default_boxes
         summary = pd.read_csv(tmp_path / "a folder/design.csv", index_col=0)
         data = Bananas(bananas)
         for what, boxes in (("training", data.train().boxes), ("scoring", data.val().boxes)):
-            best = best_ious(boxes, laid)
+            best = best_ious(boxes, trained_boxes)
             row = summary.loc[f"{what}, designed"]
-            assert row["default boxes"] == len(laid) <= summary.loc[f"{what}, present", "default boxes"] == 344
+            assert row["default boxes"] == len(trained_boxes) <= 344
+            assert summary.loc[f"{what}, present", "default boxes"] == 344
             assert row["objects"] == len(boxes)
             assert row["reached"] == pytest.approx((best >= 0.5).mean())
             assert row["mean best IoU"] == pytest.approx(best.mean(), abs=1e-6)
@@ -208,27 +210,29 @@ class TestCommand:
         assert classes.loc["all", ["present", "designed", "gain"]].tolist() == [0, 1, 1]
         assert (tmp_path / "a folder/figures/design.png").stat().st_size > 10_000
 
-    def test_too_few_reached_by_the_best_that_there_is(self, run, bananas: Path, tmp_path: Path):
+    def test_too_few_reached_by_the_design_are_an_error(self, run, bananas: Path, tmp_path: Path):
         arguments = ["data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=boxes"]
         outcome = run("ssd-boxes", "design=true", *arguments, "+matcher.iou_threshold=0.99", "least_reached=0.9")
         assert outcome.exit_code == 1
-        assert "least_reached: expected 90.00% of the objects or more" in outcome.error
+        assert re.search(r"least_reached: .*90\.00%", outcome.error)
         assert (tmp_path / "boxes/conf/box_scales/designed.yaml").exists()
 
     @pytest.mark.parametrize(
         ("argument", "text"),
         [
-            ("design_name=voc", "design_name: expected a name that is no option of box_scales, got 'voc'"),
-            ("design_name=wide", "design_name: expected a name that is no option of aspect_ratios, got 'wide'"),
-            ("design_name=../mine", "design_name: expected letters, digits, _ and -, a letter first, got '../mine'"),
-            ("boxes_budget=many", "boxes_budget: expected a whole number or null, got many"),
-            ("boxes_budget=100", "boxes_budget: expected at least 172, two in each cell, got 100"),
+            ("design_name=voc", "design_name: .* box_scales, got 'voc'"),
+            ("design_name=wide", "design_name: .* aspect_ratios, got 'wide'"),
+            ("design_name=../mine", "design_name: .*got '../mine'"),
+            ("boxes_budget=many", "boxes_budget: .*got many"),
+            ("boxes_budget=100", "boxes_budget: .*172.*got 100"),
         ],
     )
-    def test_what_is_wrong_is_told_in_a_line(self, run, bananas: Path, tmp_path: Path, argument: str, text: str):
+    def test_a_wrong_argument_is_reported_in_one_line(
+        self, run, bananas: Path, tmp_path: Path, argument: str, text: str
+    ):
         arguments = ["data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=boxes"]
         outcome = run("ssd-boxes", "design", *arguments, argument)
         assert outcome.exit_code == 1
-        assert text in outcome.error.splitlines()[-1]
+        assert re.search(text, outcome.error.splitlines()[-1])
         assert "Traceback" not in outcome.error
         assert not (tmp_path / "boxes").exists()
