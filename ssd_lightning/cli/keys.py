@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -52,7 +53,12 @@ def check_keys(command: Command, arguments: list[str]) -> list[str]:
     values = [override for override in overrides if _is_value(override)]
     if not values:
         return arguments
-    config = _compose(folder, name, [o.input_line or "" for o in overrides if not _is_value(o)])
+    choices = [override.input_line or "" for override in overrides if not _is_value(override)]
+    for option in ("--config-dir", "-cd"):
+        if option in arguments:
+            own_options = Path(arguments[arguments.index(option) + 1]).absolute()
+            choices.append(f"hydra.searchpath=['file://{own_options}']")
+    config = _compose(folder, name, choices)
     given = {override.key_or_group for override in values}
     renamed = {}
     for override in values:
@@ -84,7 +90,8 @@ def _compose(folder: str, name: str, choices: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(folder, version_base="1.3"):
             # One option of each swept group is enough to look for keys.
-            return compose(name, [_first_option(choice) for choice in choices if not choice.startswith("hydra")])
+            kept = [choice for choice in choices if not choice.startswith("hydra") or "searchpath" in choice]
+            return compose(name, [_first_option(choice) for choice in kept])
     finally:
         GlobalHydra.instance().clear()
 
