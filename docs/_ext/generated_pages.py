@@ -15,7 +15,7 @@ import yaml
 from sphinx.application import Sphinx
 
 from ssd_lightning.cli.commands import COMMANDS
-from ssd_lightning.cli.help import GROUPS, Command
+from ssd_lightning.cli.help import GROUPS, Command, Key, main_config
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 
 ROOT = Path(__file__).parents[2]
@@ -70,64 +70,15 @@ def write(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-class Key(NamedTuple):
-    """A key of a main config."""
-
-    name: str
-    default: Any
-    about: str
-    """The comment above it."""
-
-
-class MainConfig(NamedTuple):
-    """A main config, with those that it includes."""
-
-    groups: dict[str, str | None]
-    """The chosen option of each group."""
-    keys: dict[str, Key]
-
-
-def read_main_config(name: str) -> MainConfig:
-    path = CONFIG_FOLDER / f"{name}.yaml"
-    values = yaml.safe_load(path.read_text())
-    comments = comments_of_keys(path.read_text())
-    groups: dict[str, str | None] = {}
-    keys: dict[str, Key] = {}
-    for entry in values.pop("defaults", []):
-        if isinstance(entry, dict):
-            groups |= {group.removeprefix("optional "): option for group, option in entry.items()}
-        elif entry != "_self_":
-            included = read_main_config(entry)
-            groups, keys = groups | included.groups, keys | included.keys
-    values.pop("hydra", None)
-    own = {key: Key(key, value, comments.get(key) or SHARED_KEYS.get(key, "")) for key, value in values.items()}
-    return MainConfig(groups, keys | own)
-
-
-SHARED_KEYS = {
-    "batch_size": "Number of pictures in a batch.",
-    "num_workers": "Processes that load pictures; null: as many as cores are free.",
-    "seed": "Seed of the initial weights, the order of the pictures and their augmentation.",
-    "data_dir": "Where data sets are looked for, made and downloaded to. The variable SSD_DATA sets it, too.",
+DESCRIPTIONS = {
     "checkpoint": "The checkpoint to use, such as checkpoints/best.ckpt of a run folder.",
-    "draw": "Whether drawings are written.",
+    "draw": "Write drawings.",
 }
-"""Descriptions of keys that have no comment in their config."""
+"""Descriptions of keys without a comment in their own config and in that of ``ssd-train``."""
 
 
-def comments_of_keys(text: str) -> dict[str, str]:
-    """The comment above each top-level key; a comment belongs to the key on the next line."""
-    comments: dict[str, str] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("#"):
-            lines.append(line.removeprefix("#").strip())
-        elif found := re.match(r"([a-z_]+):", line):
-            comments[found[1]] = " ".join(lines)
-            lines = []
-        else:
-            lines = []
-    return comments
+def described(key: Key) -> str:
+    return key.about or main_config("train")[1].get(key.name, key).about or DESCRIPTIONS.get(key.name, "")
 
 
 def first_comment(text: str) -> str:
@@ -180,29 +131,37 @@ def options_of(group: str) -> list[Path]:
 
 
 def command_page(command: Command) -> str:
-    config = read_main_config(command.config)
+    defaults, keys = main_config(command.config)
     about = command.about[0].upper() + command.about[1:]
-    lines = [f"# {command.name}", "", f"{about}.", "", "```text", f"{command.name} [key=value ...]", "```", ""]
+    lines = [f"# {command.name}", "", f"{about}.", "", "```text", usage(command), "```", ""]
+    if command.positional:
+        names = " and ".join(f"`{name}`" for name in command.positional)
+        lines += [f"Values of {names} may be given in this order without the key.", ""]
     lines += ["## Examples", "", "```bash", *explained(command.examples), "```", "", "## Keys", ""]
     lines += ["| key | default | meaning |", "|---|---|---|"]
-    lines += [f"| `{key.name}` | {shown(key.default)} | {markdown(key.about)} |" for key in config.keys.values()]
-    if config.groups:
+    lines += [f"| `{key.name}` | {shown(key.default)} | {markdown(described(key))} |" for key in keys.values()]
+    if defaults:
         lines += ["", "## Groups", "", "Each group takes the name of one of its options, such as "]
         lines[-1] += "`loss=focal`. The page of a group shows what its options contain."
         lines += ["", "| group | decides | default |", "|---|---|---|"]
         for group in GROUPS:
-            if group in config.groups:
-                default = config.groups[group]
+            if group in defaults:
+                default = defaults[group]
                 lines.append(
                     f"| [{group}](../groups/{group}.md) | {escaped(GROUPS[group])} | "
                     f"{f'`{default}`' if default else 'none'} |"
                 )
-    lines += ["", "## Options of Hydra", "", "```text"]
-    lines += [f"{command.name} --help            list groups, options and keys"]
-    lines += [f"{command.name} --cfg job         show the whole config without running"]
-    lines += [f"{command.name} -m key=a,b,c      run once for each value"]
-    lines += [f"{command.name} --hydra-help      list all options of Hydra", "```"]
+    lines += ["", "## Other options", "", "```text"]
+    lines += [f"{command.name} --help               list groups, options and keys"]
+    lines += [f"{command.name} --help group=option  list the settings of an option"] if defaults else []
+    lines += [f"{command.name} --cfg job            show the whole config without running"]
+    lines += [f"{command.name} -m key=a,b,c         run once for each value"]
+    lines += [f"{command.name} --hydra-help         list all options of Hydra", "```"]
     return "\n".join(lines) + "\n"
+
+
+def usage(command: Command) -> str:
+    return " ".join([command.name, *(f"[{name}]" for name in command.positional), "[key=value ...]"])
 
 
 def explained(examples: list[str]) -> Iterator[str]:
@@ -215,7 +174,12 @@ def explained(examples: list[str]) -> Iterator[str]:
 
 
 def commands_page() -> str:
-    lines = ["# Commands", "", "Every command takes `key=value` arguments in any order.", ""]
+    lines = [
+        "# Commands",
+        "",
+        "Every command takes `key=value` arguments in any order. A key that nothing reads is refused.",
+        "",
+    ]
     lines += ["| command | use |", "|---|---|"]
     lines += [f"| [{name}]({name}.md) | {command.about} |" for name, command in COMMANDS.items()]
     lines += ["", *toctree(COMMANDS)]
@@ -225,12 +189,13 @@ def commands_page() -> str:
 def group_page(group: str) -> str:
     purpose = GROUPS[group][0].upper() + GROUPS[group][1:]
     lines = [f"# {group}", "", f"{markdown(purpose)}.", ""]
-    used_by = [name for name, command in COMMANDS.items() if group in read_main_config(command.config).groups]
+    used_by = [name for name, command in COMMANDS.items() if group in main_config(command.config)[0]]
     links = ", ".join(f"[{name}](../commands/{name}.md)" for name in used_by)
     lines += [f"Commands with this group: {links}.", ""]
-    default = read_main_config("train").groups.get(group)
+    default = main_config("train")[0].get(group)
     if default:
         lines += [f"`ssd-train` uses `{group}={default}` unless another option is given.", ""]
+    lines += [f"`ssd-train --help {group}=<option>` lists the settings of an option with their defaults.", ""]
     for path in options_of(group):
         text = path.read_text()
         content = "\n".join(line for line in without_first_comment(text))
