@@ -1,61 +1,82 @@
-"""Turns the shapes in the package's signatures into checks, and keeps out of the user's cache."""
+"""Shape checks for every test, and the fixtures that tests of several rooms share."""
 
-import importlib
-import logging
+import contextlib
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Tests run side by side already. Before torch is imported, and for the commands that tests start.
+    # The tests themselves run in parallel. Set before torch is imported, and for the commands that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from banana_folder import write_banana_folder
+from command_line import QUICK, run_command
+from filelock import FileLock
 from jaxtyping import install_import_hook
+from matplotlib.figure import Figure
+from run_folder import Trained
 
 install_import_hook("ssd_lightning", "typechecker.typechecker")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
-    """No test reads what is cached for somebody's own data sets, or adds to it; commands that are started neither."""
+    """Keep tests, and the commands that they start, out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSD_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
-class Outcome(NamedTuple):
-    exit_code: int
-    out: str
-    error: str
-
-
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Run a command in this process, from an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    # Hydra's handlers write to what pytest captures, which is closed afterwards.
-    monkeypatch.setattr(logging.root, "handlers", list(logging.root.handlers))
-
-    def run_command(name: str, *arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
-        exit_code = 0
-        try:
-            getattr(importlib.import_module("ssd_lightning.cli.commands"), name.removeprefix("ssd-"))()
-        except SystemExit as exit_:
-            exit_code = exit_.code if isinstance(exit_.code, int) else 1
-        finally:
-            monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        captured = capsys.readouterr()
-        return Outcome(exit_code, captured.out, captured.err)
-
     return run_command
 
 
+@pytest.fixture
+def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write figures as empty files: drawing takes longer than a short training."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **settings: Path(path).touch())
+
+
 @pytest.fixture(scope="session")
-def bananas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_banana_folder(tmp_path_factory.mktemp("data") / "bananas", num_train=12, num_val=4, side=64)
+def made_once(tmp_path_factory: pytest.TempPathFactory):
+    """Make a folder with a given name once, for all of pytest's processes, and return its path."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bananas(made_once) -> Path:
+    return made_once("bananas", lambda folder: write_banana_folder(folder, num_train=12, num_val=4, side=64))
+
+
+@pytest.fixture(scope="session")
+def trained(bananas: Path, made_once) -> Trained:
+    """A run of two epochs. Tests that change its files work on a copy."""
+
+    def train(folder: Path) -> None:
+        with contextlib.chdir(folder):
+            outcome = run_command(
+                "ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "trainer.max_epochs=2", "hydra.run.dir=run"
+            )
+        assert outcome.exit_code == 0, outcome.error
+        (folder / "out.txt").write_text(outcome.out)
+
+    folder = made_once("trained", train)
+    return Trained(folder / "run", (folder / "out.txt").read_text())

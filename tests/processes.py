@@ -1,16 +1,73 @@
-"""Groups of processes and free ports."""
+"""Processes of their own: started, watched and awaited."""
 
 import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from places import TESTS
+
+TRAIN = ("-m", "ssd_lightning.cli.train")
+"""Arguments of Python that run ``ssd-train``."""
+
+PATIENCE = 300.0
+"""Seconds after which something that should happen counts as hanging."""
+
+
+def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start Python in a folder, as the first of a new group of processes that can import what tests can."""
+    importable = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | importable | variables,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], exit_code: int = 0) -> tuple[str, str]:
+    """Wait for the end of a process and of its whole group. Return what the process wrote to stdout and stderr."""
+    try:
+        out, error = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == exit_code, out + error
+    wait_for(lambda: not is_running(process.pid), patience=10)
+    return out, error
+
+
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen[str] | None = None, patience: float = PATIENCE
+) -> None:
+    """Wait until a condition holds, as long as a process runs."""
+    end = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.02)
 
 
 def is_running(group: int) -> bool:
-    """Whether any process of a group is."""
+    """Return True if a group has a process left."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
     return True
+
+
+def catches(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+    """Return True if a process has a handler of its own for a signal."""
+    [mask] = [line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigCgt" in line]
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 
 
 def free_port() -> str:

@@ -1,8 +1,8 @@
-"""What a finished run leaves."""
+"""The files of a finished run."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 COMPLETE = {
     ".hydra/config.yaml",
@@ -24,6 +24,24 @@ COMPLETE = {
     "scores.csv",
     "summary.json",
 }
+
+
+class Trained(NamedTuple):
+    """A finished run."""
+
+    folder: Path
+    out: str
+    """What it printed."""
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the best epoch."""
+        return self.folder / "checkpoints" / "best.ckpt"
+
+    @property
+    def checkpoint(self) -> str:
+        """The argument that names this checkpoint."""
+        return f"checkpoint={self.best}"
 
 
 def files_of(folder: Path) -> set[str]:

@@ -74,7 +74,7 @@ def check_keys(command: Command, arguments: list[str]) -> list[str]:
 
 def _is_key_value(argument: str) -> bool:
     """Return True for an override, and False for an option such as ``--cfg`` or the value of one."""
-    return "=" in argument and not argument.startswith("-")
+    return "=" in argument and not argument.startswith(("-", "/"))
 
 
 def _is_value(override: Override) -> bool:

@@ -1,5 +1,6 @@
-"""Names of files on the command line, whatever they look like and wherever one stands."""
+"""Names of files on the command line: any name, from any folder."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from banana_folder import write_banana_folder
+from command_line import QUICK, run_command
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, QuotedString
 from omegaconf import OmegaConf
 from PIL import Image
+from run_folder import Trained
 
 from ssd_lightning.cli import overrides as paths
 from ssd_lightning.cli import train as train_run
@@ -30,7 +33,7 @@ PLAIN = [
 
 
 def read(argument: str) -> object:
-    """As Hydra does."""
+    """Return the value of an argument as Hydra reads it."""
     return OverridesParser.create().parse_override(argument).value()
 
 
@@ -108,7 +111,7 @@ def test_folders_of_data_do_not_depend_on_where_one_stands(tmp_path: Path, monke
 
 
 def test_what_lies_in_data_dir_goes_on_saying_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Ranks are compared without it, and it can be given anew."""
+    """Ranks are compared without ``data_dir``, and a later command may set it."""
     monkeypatch.chdir(tmp_path)
     config = OmegaConf.create({"data_dir": "data", "data": {"root": "${data_dir}/banana"}})
     paths.make_data_folders_absolute(config)
@@ -130,7 +133,7 @@ def test_ranks_may_have_their_data_elsewhere():
         datamodule = object.__new__(DetectionDataModule)
         datamodule.train_pictures = datamodule.val_pictures = []
         config = OmegaConf.create({"data_dir": root, "data": data, "batch_size": 4})
-        return train_run._what_ranks_share(config, datamodule)
+        return train_run._settings_of_all_ranks(config, datamodule)
 
     assert shared("/first", 0) == shared("/second", 0)
     assert shared("/first", 0) != shared("/first", 1)
@@ -138,37 +141,31 @@ def test_ranks_may_have_their_data_elsewhere():
 
 STRANGE = "Läufe (1), a=b [x] it's"
 
-QUICK = ["model.image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.max_epochs=1"]
 
-
+@pytest.mark.usefixtures("empty_figures")
 class TestStrangeNames:
-    """A run whose folders have such names, made from relative paths."""
+    """A run whose folders have strange names, made from relative paths."""
 
     @pytest.fixture(scope="class")
-    def work(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return tmp_path_factory.mktemp("work")
-
-    @pytest.fixture
-    def trained(self, run, work: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str]:
-        """The run's folder, and its last line."""
-        told = work / "last_line"
-        if not told.exists():
-            write_banana_folder(work / STRANGE / "2024", num_train=4, num_val=2, side=64)
-            monkeypatch.chdir(work / STRANGE)
+    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+        folder = tmp_path_factory.mktemp("work") / STRANGE
+        write_banana_folder(folder / "2024", num_train=4, num_val=2, side=64)
+        with contextlib.chdir(folder):
             arguments = ["data=banana", "data.root=2024", *QUICK, f"hydra.run.dir={STRANGE}"]
-            outcome = run("ssd-train", *arguments)
-            assert outcome.exit_code == 0, outcome.error
-            told.write_text(outcome.out.strip().splitlines()[-1])
-        monkeypatch.setattr(banana, "download_and_extract", lambda *args, **kwargs: pytest.fail("a download"))
-        return work / STRANGE / STRANGE, told.read_text()
+            outcome = run_command("ssd-train", *arguments)
+        assert outcome.exit_code == 0, outcome.error
+        return Trained(folder / STRANGE, outcome.out)
 
-    def test_the_next_command_can_be_pasted(self, run, trained: tuple[Path, str], tmp_path: Path, monkeypatch):
-        folder, told = trained
-        monkeypatch.chdir(tmp_path)
+    @pytest.fixture(autouse=True)
+    def no_download(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(banana, "download_and_extract", lambda *args, **kwargs: pytest.fail("a download"))
+
+    def test_the_next_command_can_be_pasted(self, run, trained: Trained, tmp_path: Path):
+        told = trained.out.strip().splitlines()[-1]
         (tmp_path / STRANGE).mkdir()
         Image.fromarray(np.zeros((64, 64, 3), dtype=np.uint8)).save(tmp_path / STRANGE / "IMG (1).png")
         name, checkpoint = shlex.split(told.removeprefix("Next:").replace("source=<a picture or a folder>", ""))
-        assert (name, checkpoint) == ("ssd-predict", f"checkpoint={folder}/checkpoints/best.ckpt")
+        assert (name, checkpoint) == ("ssd-predict", trained.checkpoint)
         settings = ["num_workers=0", "draw=false"]
         for number, source in enumerate(
             (STRANGE, f"{STRANGE}/IMG (1).png", f"{STRANGE.replace('[x]', '[[]x]')}/*.png")
@@ -178,13 +175,12 @@ class TestStrangeNames:
             [image] = json.loads((tmp_path / str(number) / "predictions.json").read_text())["images"]
             assert image["file_name"] == str(tmp_path / STRANGE / "IMG (1).png")
 
-    def test_data_is_found_from_elsewhere(self, run, trained: tuple[Path, str], tmp_path: Path, monkeypatch):
-        folder, _ = trained
-        monkeypatch.chdir(tmp_path)
+    def test_data_is_found_from_elsewhere(self, run, trained: Trained, tmp_path: Path):
+        folder = trained.folder
         data = str(folder.parent / "2024")
         assert OmegaConf.load(folder / ".hydra/config.yaml").data.root == data
         assert read_checkpoint(folder / "checkpoints/last.ckpt")[CONFIG_KEY]["config"]["data"]["root"] == data
-        arguments = [f"checkpoint={folder}/checkpoints/best.ckpt", "num_workers=0", "trainer=cpu"]
+        arguments = [trained.checkpoint, "num_workers=0", "trainer=cpu"]
         outcome = run("ssd-evaluate", *arguments, "hydra.run.dir=scores (ü)")
         assert outcome.exit_code == 0, outcome.error
         name, *arguments = shlex.split(outcome.out.strip().splitlines()[-1].removeprefix("Next:"))
@@ -192,12 +188,10 @@ class TestStrangeNames:
         assert run(name, *arguments, "hydra.run.dir=again").exit_code == 0
         assert {path.name for path in tmp_path.iterdir()} == {"scores (ü)", "again"}
 
-    @pytest.mark.parametrize("typed", [str, paths.quote])
-    def test_a_run_goes_on_from_elsewhere(self, run, trained, tmp_path: Path, monkeypatch, typed):
+    def test_a_run_is_resumed_from_elsewhere(self, run, trained: Trained, tmp_path: Path):
         copy = tmp_path / STRANGE
-        shutil.copytree(trained[0], copy)
-        monkeypatch.chdir(tmp_path)
-        outcome = run("ssd-train", f"resume={typed(STRANGE)}", "trainer.max_epochs=2")
+        shutil.copytree(trained.folder, copy)
+        outcome = run("ssd-train", f"resume={paths.quote(STRANGE)}", "trainer.max_epochs=2")
         assert outcome.exit_code == 0, outcome.error
         assert json.loads((copy / "summary.json").read_text())["steps"] == 2
         assert os.listdir(tmp_path) == [STRANGE]
