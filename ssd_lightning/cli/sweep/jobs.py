@@ -1,10 +1,10 @@
-"""``ssd-train -m``: every job of a sweep is a process of its own.
+"""``ssd-train -m``: every job of a sweep runs in a process of its own.
 
-Hydra composes the jobs and saves the config of each in its folder; here a child process runs that config as an ordinary
-single run. So a job may have any number of devices, and nothing of one job is left in memory for the next. The process
-of the sweep itself imports neither torch nor Lightning.
+Hydra composes the jobs and saves the config of each job in the job's folder. A child process then runs that config as
+an ordinary single run. So a job may use any number of devices, and no job leaves anything in memory for the next. The
+process of the sweep imports neither torch nor Lightning.
 
-What is known of a job lies in its folder, in ``job.json`` beside the files of its run; the table is made from those.
+The state of a job is in ``job.json`` in the job's folder, beside the files of the run.
 """
 
 import contextlib
@@ -30,24 +30,24 @@ from ssd_lightning.run_folder import JOB_FILE, replace_text
 NAME = "ssd-train"
 
 CHILD = [sys.executable, "-m", "ssd_lightning.cli.train"]
-"""What runs a job."""
+"""The command that runs a job."""
 
 OF_A_RANK = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-"""Variables by which a process knows that it is one of several. A job starts its own."""
+"""Environment variables of a rank. A job must not inherit them, since it starts ranks of its own."""
 
 EXIT_CODES_OF_STOPPING = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 POLL_SECONDS = 0.1
 
 TAIL_LINES = 60
-"""Of what a job wrote to stderr, where the reason of a failure is looked for."""
+"""Number of last lines of a job's stderr that are searched for the reason of a failure."""
 
 
 class Jobs:
-    """The jobs that this process runs, and what becomes of them when it is told to stop.
+    """The jobs that this process runs, and their end when the process receives a signal.
 
     Args:
-        wants_traceback: whether a job that fails shows one.
+        wants_traceback: True if a job that fails shows its traceback.
     """
 
     def __init__(self, wants_traceback: bool = False) -> None:
@@ -62,13 +62,13 @@ class Jobs:
         self._former: dict[signal.Signals, Any] = {}
 
     def begin(self, folder: Path, at_once: int, stop_on_failure: bool) -> None:
-        """A sweep begins; from here on SIGINT and SIGTERM go to its jobs, which save themselves."""
+        """Begin a sweep, and pass SIGINT and SIGTERM on to its jobs, which then save a checkpoint and stop."""
         self.folder, self.at_once, self.stop_on_failure = folder, at_once, stop_on_failure
         if threading.current_thread() is threading.main_thread():
             self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def end(self) -> None:
-        """Wait for the jobs that still run, and leave signals as they were."""
+        """Wait for the jobs that still run, and restore the signal handlers."""
         try:
             if self._running:
                 self.wait()
@@ -78,7 +78,11 @@ class Jobs:
             self._former = {}
 
     def run(self, folder: Path) -> "Score | float | None":
-        """Run a job, or start it if several run at once. The score is None if there is none."""
+        """Run a job, or start it if several run at once.
+
+        Returns:
+            The score, or an object that waits for it. None if the job has no score.
+        """
         with self._working():
             self._wait(lambda: len(self._running) < self.at_once)
             child = self._start(folder)
@@ -88,7 +92,7 @@ class Jobs:
             return child.score
 
     def wait(self, child: "Child | None" = None) -> None:
-        """For one of the jobs, or all."""
+        """Wait for one job, or for all."""
         with self._working():
             self._wait(lambda: child.is_done if child else not self._running)
 
@@ -107,12 +111,12 @@ class Jobs:
         child = Child(folder, slot, environment, shares_terminal=self.at_once == 1)
         self._running.append(child)
         table.update(self.folder)
-        if self._received is not None:  # while the job was started
+        if self._received is not None:  # The signal came while the job was started.
             child.process.send_signal(self._received)
         return child
 
     def _wait(self, is_over: Callable[[], bool]) -> None:
-        """Until something is so, or until all jobs have ended and no other may start."""
+        """Wait for a condition. Exit if no other job may start and all jobs have ended."""
         while True:
             self._collect()
             ends = self._received is not None or (self.stop_on_failure and self._failed is not None)
@@ -137,20 +141,23 @@ class Jobs:
                 print(child, flush=True)
 
     def _stop_sweep(self) -> NoReturn:
-        # SystemExit, because Hydra takes an exception for the failure of one job and goes on.
+        # Exits, since Hydra would take an exception for the failure of one job and start the next.
         if self._received is not None:
-            fail(NAME, f"the sweep was interrupted by {self._received.name}", 128 + self._received)
+            self._fail_interrupted(self._received)
         assert self._failed is not None
         fail(NAME, f"stop_sweep_on_failure: {self._failed.folder} failed, and no other job starts")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
         for child in self._running:
-            # One that got it already, from the terminal, takes this for the same.
+            # A job that already got the signal from the terminal counts both as one request.
             child.process.send_signal(number)
         if not self._works:
-            # Hydra composes, or waits for jobs that run elsewhere.
-            fail(NAME, f"the sweep was interrupted by {self._received.name}", 128 + number)
+            # Hydra is composing, or waits for jobs that run elsewhere.
+            self._fail_interrupted(self._received)
+
+    def _fail_interrupted(self, number: signal.Signals) -> NoReturn:
+        fail(NAME, f"the sweep was interrupted by {number.name}", 128 + number)
 
 
 class Score:
@@ -161,7 +168,11 @@ class Score:
         self._child = child
 
     def __float__(self) -> float:
-        """Raises: ValueError: if there is none, by which Optuna knows that the trial failed."""
+        """Wait for the job and return its score.
+
+        Raises:
+            ValueError: if the job has no score. Optuna then records a failed trial.
+        """
         self._jobs.wait(self._child)
         if self._child.score is None:
             raise ValueError(str(self._child))
@@ -172,13 +183,13 @@ class Score:
 
 
 class Child:
-    """A job in its process.
+    """A job and its process.
 
     Args:
-        folder: its run folder, which holds its config; with a ``last.ckpt`` it goes on from there.
-        slot: its place among the jobs that run at once.
-        environment: its variables.
-        shares_terminal: whether it writes to the terminal, or to ``output.log`` in its folder.
+        folder: the run folder, which holds the config. The job resumes from ``checkpoints/last.ckpt`` if that exists.
+        slot: the number of the job among those that run at once.
+        environment: the environment variables of the process.
+        shares_terminal: True if the job writes to the terminal, False if it writes to ``output.log`` in its folder.
     """
 
     def __init__(self, folder: Path, slot: int, environment: dict[str, str], shares_terminal: bool) -> None:
@@ -191,7 +202,7 @@ class Child:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._began = time.monotonic()
         self._before = table.read_job_file(folder).get("seconds", 0.0)
-        # The child holds it too, so that the job is known to run even if this process is killed.
+        # The child holds the lock too, so that the job counts as running even if this process is killed.
         self._lock = table.lock_job(folder)
         if (folder / "checkpoints" / "last.ckpt").exists():
             arguments = [f"resume={folder}"]
@@ -212,7 +223,7 @@ class Child:
         self._reader.start()
 
     def _read(self, stream: IO[bytes]) -> None:
-        """Pass on what it writes to stderr, and keep the end of it."""
+        """Pass on the job's stderr line by line, and keep the last lines."""
         for line in stream:
             self._tail.append(line.decode(errors="replace"))
             if self._log is not None:
@@ -221,8 +232,8 @@ class Child:
                 print(self._tail[-1], end="", file=sys.stderr, flush=True)
 
     def finish(self, was_stopped: bool) -> None:
-        """Write down how it ended."""
-        # A process of its own that outlives it may hold the pipe open.
+        """Write down how the job ended."""
+        # A process that the job started, and that outlives the job, may hold the pipe open.
         self._reader.join(timeout=1)
         code = self.process.returncode
         summary = table.read_summary(self.folder)
@@ -251,7 +262,7 @@ class Child:
 
 
 def reason_of(lines: list[str], code: int) -> str:
-    """Why a process ended, in a line: its own last word, the signal that killed it, or its exit code."""
+    """Return in one line why a process ended: its own message, the signal that killed it, or the exit code."""
     lines = [re.sub(r"^\[rank\d+\]: ", "", line.strip()) for line in lines]
     for line in reversed(lines):
         if line.startswith(f"{NAME}: "):
@@ -265,15 +276,15 @@ def reason_of(lines: list[str], code: int) -> str:
 
 
 def child_environment(wants_traceback: bool, slot: int, at_once: int) -> dict[str, str]:
-    """Variables for a job: it is no rank of anybody else's, and it has its share of cores and GPUs.
+    """Return the environment variables of a job: those of this process, without those of a rank.
 
-    What is set already is left as it is.
+    Jobs that run at once share the cores and the GPUs. Variables that the user has set are kept.
     """
     environment = {key: value for key, value in os.environ.items() if key not in OF_A_RANK}
     if not wants_traceback:
         environment.pop("HYDRA_FULL_ERROR", None)
     if "SLURM_JOB_NAME" in environment:
-        # By this name Lightning starts the ranks itself: here one task of SLURM is one job of the sweep.
+        # With this name Lightning starts the ranks itself, as it must where a task of SLURM is a job of the sweep.
         environment["SLURM_JOB_NAME"] = "interactive"
     if at_once > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // at_once)))
@@ -285,7 +296,7 @@ def child_environment(wants_traceback: bool, slot: int, at_once: int) -> dict[st
 
 
 def visible_gpus() -> list[str]:
-    """Of NVIDIA, without asking torch."""
+    """Return the numbers of the NVIDIA GPUs without importing torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [gpu for gpu in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
     return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]

@@ -1,4 +1,4 @@
-"""Arguments that resume a sweep."""
+"""The command line that resumes a sweep."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ from ssd_lightning.cli.sweep import table
 from ssd_lightning.run_folder import OF_THE_SWEEP
 
 NOT_OF_A_RESUMED_SWEEP = ("hydra.mode", "hydra.sweep.dir", "hydra.output_subdir", "resume_sweep")
-"""Saved arguments that are given anew."""
+"""Saved arguments that the resumed sweep replaces."""
 
 
 def expand_resume_sweep(arguments: list[str]) -> list[str]:
-    """For ``resume_sweep=<folder>``, the arguments of the sweep that began there; others as they are."""
+    """Replace ``resume_sweep=<folder>`` by the arguments of the sweep that began in that folder."""
     key = "resume_sweep="
     resumed = [value_of(argument) for argument in arguments if argument.startswith(key)]
     if not resumed or not resumed[-1]:
@@ -27,21 +27,21 @@ def expand_resume_sweep(arguments: list[str]) -> list[str]:
 
 
 def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
-    """The command line of a sweep that has begun, from what Hydra saved of it.
+    """Return the arguments of a sweep that has begun, as Hydra saved them, with other arguments added.
 
     Raises:
-        ValueError: if the folder holds no sweep, or ``others`` would make its jobs other ones.
+        ValueError: if the folder holds no sweep, or if ``others`` would change its jobs.
     """
     folder = folder.absolute()
     if not (folder / "multirun.yaml").is_file():
-        raise ValueError(f"resume_sweep: {folder} is no folder of a sweep, it has no multirun.yaml")
+        raise ValueError(f"resume_sweep: expected the folder of a sweep, got {folder}, which has no multirun.yaml")
     for other in others:
         key = other.partition("=")[0]
         if not (key in OF_THE_SWEEP or key.startswith("hydra")) or key.startswith("hydra.sweep."):
-            raise ValueError(f"resume_sweep: a sweep goes on with its own choices, {other} is not possible")
+            raise ValueError(f"resume_sweep: expected only keys of the sweep itself, got {other}. Try a new sweep.")
     config = OmegaConf.load(folder / "multirun.yaml").hydra
     if Path(config.runtime.cwd).is_dir():
-        # Relative paths among its arguments are seen from where it began.
+        # Relative paths among the saved arguments are relative to the folder where the sweep began.
         os.chdir(config.runtime.cwd)
     keys_of_others = {other.partition("=")[0] for other in others}
     saved = [
@@ -57,10 +57,10 @@ def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
 
 
 def resume_study(folder: Path, arguments: list[str], others: list[str]) -> list[str]:
-    """Let Optuna begin with the trials that were not finished, and end with as many as were asked for.
+    """Enqueue the unfinished trials of an Optuna study, and return arguments for the number of trials that are left.
 
     Raises:
-        ValueError: if the study was not kept, or all of it is done.
+        ValueError: if the study was not stored, or if all of its trials are finished.
     """
     require_plugins(["hydra/sweeper=optuna"])
     import optuna
@@ -70,12 +70,15 @@ def resume_study(folder: Path, arguments: list[str], others: list[str]) -> list[
     config.hydra.sweep.dir = str(folder)
     sweeper = config.hydra.sweeper
     if sweeper.storage is None:
-        raise ValueError("resume_sweep: this study was not kept on disk; hydra.sweeper.storage says where it is")
+        raise ValueError("resume_sweep: expected a study on disk, got hydra.sweeper.storage=null")
     asked = [int(other.partition("=")[2]) for other in others if other.startswith("hydra.sweeper.n_trials=")]
     total = asked[-1] if asked else sweeper.n_trials
     left = total - sum(job.status == "finished" for job in table.read_jobs(folder))
     if left < 1:
-        raise ValueError(f"resume_sweep: all {total} trials are finished; more with hydra.sweeper.n_trials=<number>")
+        raise ValueError(
+            f"resume_sweep: expected unfinished trials, got {total} that are finished. "
+            "Try hydra.sweeper.n_trials=<a larger number>."
+        )
     study = optuna.load_study(study_name=sweeper.study_name, storage=sweeper.storage)
     trials = study.get_trials()
     done = [trial.params for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.WAITING)]
@@ -85,9 +88,9 @@ def resume_study(folder: Path, arguments: list[str], others: list[str]) -> list[
         if trial.state in (TrialState.RUNNING, TrialState.FAIL) and trial.params not in done:
             study.enqueue_trial(trial.params)
             done.append(trial.params)
-    given_anew = {"hydra.sweeper.n_trials": left}
+    replaced = {"hydra.sweeper.n_trials": left}
     if sweeper.sampler.get("seed") is not None:
-        # From the same seed it would draw what it has drawn.
-        given_anew["hydra.sweeper.sampler.seed"] = sweeper.sampler.seed + len(trials)
-    kept = [argument for argument in arguments if argument.partition("=")[0] not in given_anew]
-    return [*kept, *(f"{key}={value}" for key, value in given_anew.items())]
+        # With the same seed the sampler would draw the same values again.
+        replaced["hydra.sweeper.sampler.seed"] = sweeper.sampler.seed + len(trials)
+    kept = [argument for argument in arguments if argument.partition("=")[0] not in replaced]
+    return [*kept, *(f"{key}={value}" for key, value in replaced.items())]

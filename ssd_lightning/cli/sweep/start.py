@@ -1,4 +1,4 @@
-"""The start and the end of a sweep, and where each of its jobs runs."""
+"""The start and the end of a sweep, and the folder of each of its jobs."""
 
 import contextlib
 import itertools
@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,31 @@ from ssd_lightning.cli.sweep.jobs import NAME, Jobs, Score
 from ssd_lightning.require import require_whole_number
 from ssd_lightning.run_folder import JOB_FILE, SET_ASIDE
 
-_here: Jobs | None = None
-"""Of the process that a sweep was started in."""
+current_jobs: ContextVar[Jobs | None] = ContextVar("current_jobs", default=None)
+"""The jobs of the sweep in this process. A variable, since Hydra creates the callback and calls the job."""
 
 
 @contextlib.contextmanager
 def local_jobs() -> Iterator[None]:
-    """Within this the jobs of a sweep run here. A sweep that has begun ends with its table, however it ends.
+    """Run the jobs of a sweep from this process while the block runs, and end a sweep with its table.
 
-    Without it, a job is run on behalf of a sweep elsewhere: that is how launchers of clusters do it.
+    Outside such a block, a job belongs to a sweep of another process, such as a launcher of a cluster.
     """
-    global _here
-    _here = jobs = Jobs(os.environ.get("HYDRA_FULL_ERROR") == "1")
+    jobs = Jobs(os.environ.get("HYDRA_FULL_ERROR") == "1")
+    token = current_jobs.set(jobs)
     try:
         yield
     finally:
         try:
             jobs.end()
         finally:
-            _here = None
+            current_jobs.reset(token)
             if jobs.folder is not None:
                 end_sweep(jobs.folder, is_over=sys.exc_info()[0] is None)
 
 
 def end_sweep(folder: Path, is_over: bool) -> None:
-    """Show the table; exit with 1 if not all is done and nobody has said so."""
+    """Print the table. Exit with 1 if the sweep is over and a job is not finished."""
     left = [job for job in table.show(folder) if job.status != "finished"]
     if not left:
         return
@@ -56,38 +57,42 @@ def end_sweep(folder: Path, is_over: bool) -> None:
 
 
 class SweepStart(Callback):
-    """Tells this process which sweep begins."""
+    """A callback of Hydra that checks the settings of a sweep and begins it."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if _here is None:
+        """Begin the sweep in this process, unless a launcher runs its jobs elsewhere."""
+        jobs = current_jobs.get()
+        if jobs is None:
             return
-        launcher = config.hydra.launcher
-        problem = None
-        if "LOCAL_RANK" in os.environ:
-            problem = "-m: a sweep starts the processes of each job itself; start it without torchrun"
-        elif launcher.get("tasks_per_node", 1) != 1 or launcher.get("nodes", 1) != 1:
-            problem = "hydra.launcher: expected tasks_per_node=1 and nodes=1, since each job starts its ranks itself"
-        else:
-            try:
-                require_whole_number("jobs_at_once", config.jobs_at_once, 1)
-            except ValueError as error:
-                problem = str(error)
-        if problem is not None:
-            # Hydra turns exceptions of callbacks into warnings.
-            fail(NAME, problem)
-        # Optuna's storage tells of each of its own plugins.
+        try:
+            _check_settings(config)
+        except ValueError as error:
+            # Exits, since Hydra turns exceptions of callbacks into warnings.
+            fail(NAME, str(error))
+        # Optuna's storage logs each of its own plugins.
         logging.getLogger("alembic").setLevel(logging.WARNING)
-        _here.begin(Path(config.hydra.sweep.dir).absolute(), config.jobs_at_once, config.stop_sweep_on_failure)
+        jobs.begin(Path(config.hydra.sweep.dir).absolute(), config.jobs_at_once, config.stop_sweep_on_failure)
+
+
+def _check_settings(config: DictConfig) -> None:
+    launcher = config.hydra.launcher
+    if "LOCAL_RANK" in os.environ:
+        raise ValueError("-m: expected to start the ranks of each job, got LOCAL_RANK. Try without torchrun.")
+    for key in ("tasks_per_node", "nodes"):
+        if launcher.get(key, 1) != 1:
+            raise ValueError(f"hydra.launcher.{key}: expected 1, since a job starts its own ranks, got {launcher[key]}")
+    require_whole_number("jobs_at_once", config.jobs_at_once, 1)
 
 
 def run_job(config: DictConfig) -> Score | float | None:
-    """Run one job of a sweep. Returns its score, AP at IoU 0.5; None if it has none."""
+    """Run one job of a sweep, and return its score, the AP at IoU 0.5. None if it has none."""
     sweep = Path(HydraConfig.get().sweep.dir).absolute()
     found = find_folder(config, sweep)
     if not isinstance(found, Path):
         return found
-    if _here is not None:
-        return _here.run(found)
+    here = current_jobs.get()
+    if here is not None:
+        return here.run(found)
     failed = [job.folder for job in table.read_jobs(sweep) if job.status == "failed"]
     if config.stop_sweep_on_failure and failed:
         print(f"{NAME}: not started, since stop_sweep_on_failure: {failed[0]} failed", file=sys.stderr)
@@ -98,14 +103,17 @@ def run_job(config: DictConfig) -> Score | float | None:
         score = jobs.run(found)
         assert not isinstance(score, Score)
         return score
-    except SystemExit:  # told to stop: the launcher wants to hear from every job
+    except SystemExit:
+        # The job was stopped by a signal, and the launcher expects every job to return.
         return None
     finally:
         jobs.end()
 
 
 def find_folder(config: DictConfig, sweep: Path) -> Path | float | None:
-    """Where a job is to be run. Of one that needs no running, the score; None if it has none yet.
+    """Return the folder to run a job in, or the score of a job that does not have to run.
+
+    The score is None for a job that another process runs.
 
     Raises:
         ValueError: if two jobs of a sweep have the same folder.
@@ -131,14 +139,14 @@ def find_folder(config: DictConfig, sweep: Path) -> Path | float | None:
             names = itertools.chain([folder.name], (f"{folder.name}_{number}" for number in itertools.count(2)))
             folder = next(path for path in map(folder.with_name, names) if not (path / JOB_FILE).exists())
     elif (folder / JOB_FILE).exists():
-        raise ValueError(f"hydra.sweep.subdir: expected a folder for each job, but {folder} is that of two")
+        raise ValueError(f"hydra.sweep.subdir: expected a folder for each job, got {folder} for two")
     if not (folder / ".hydra" / "config.yaml").exists():
         save_config(config, folder / ".hydra")
     return folder
 
 
 def set_aside(folder: Path, sweep: Path) -> None:
-    """Out of the way, so that the job can be run from its start; nothing is deleted."""
+    """Move a job's folder away, so that the job can run from its start. Nothing is deleted."""
     target = next(
         path
         for number in itertools.count(1)
@@ -149,7 +157,10 @@ def set_aside(folder: Path, sweep: Path) -> None:
 
 
 def save_config(config: DictConfig, folder: Path) -> None:
-    """As Hydra does, which for a sweep that is resumed must leave the files of earlier jobs alone."""
+    """Save the config of a job as Hydra does.
+
+    In a resumed sweep Hydra itself saves nothing, since it would overwrite the files of finished jobs.
+    """
     folder.mkdir(parents=True)
     OmegaConf.save(OmegaConf.merge(config, {"resume_sweep": None}), folder / "config.yaml")
     hydra_config = OmegaConf.create({"hydra": HydraConfig.get()})

@@ -1,10 +1,9 @@
 """The table of a sweep, made from the files of its jobs.
 
-``sweep.csv`` has a row for each job, ``seeds.csv`` one for each combination of what varies beside the seed.
-Nothing here imports torch: the process of a sweep prints the table.
+``sweep.csv`` has a row for each job. ``seeds.csv`` has a row for each combination of the values beside the seed.
+This module does not import torch, since the process of a sweep prints the table.
 """
 
-import contextlib
 import csv
 import fcntl
 import io
@@ -12,7 +11,6 @@ import json
 import os
 import re
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,31 +24,31 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SCORE_NAMES, SET_ASIDE, replace_text
+from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SCORE_NAMES, SET_ASIDE, natural_order, replace_text
 
 SCORES = {SCORE_NAMES[key]: f"val/{key}" for key in ("map_50", "map", "map_voc07", "map_voc12")}
-"""Columns, and the keys of ``summary.json``."""
+"""Columns of the tables, and the keys of their values in ``summary.json``."""
 
 
 class Job(NamedTuple):
     """A job of a sweep."""
 
     overrides: dict[str, str]
-    """Values by key, as on the command line."""
+    """The values by key, as on the command line."""
     status: str
     """waiting, running, finished, failed or interrupted."""
     reason: str = ""
-    """Why it is not finished, in a line."""
+    """The reason why the job is not finished, in one line."""
     seconds: float | None = None
-    """That it has run, all in all."""
-    summary: dict[str, Any] = {}  # noqa: RUF012  # of a tuple, never changed
+    """The time that the job has run, over all attempts."""
+    summary: dict[str, Any] = {}  # noqa: RUF012  # It is the default of a tuple, and never changed.
     folder: Path | None = None
 
 
 def read_jobs(sweep: Path) -> list[Job]:
-    """Those that have begun."""
+    """Return the jobs that have begun, in the order of their folders."""
     files = [path for path in sweep.rglob(JOB_FILE) if path.relative_to(sweep).parts[0] != SET_ASIDE]
-    return [_read_job(path.parent) for path in sorted(files, key=_by_number)]
+    return [_read_job(path.parent) for path in sorted(files, key=natural_order)]
 
 
 def _read_job(folder: Path) -> Job:
@@ -63,24 +61,25 @@ def _read_job(folder: Path) -> Job:
 
 
 def read_job_file(folder: Path) -> dict[str, Any]:
-    """What is known of how a job went: ``status``, ``reason``, ``seconds``; nothing before it began."""
+    """Return ``status``, ``reason`` and ``seconds`` of a job. Empty before the job begins."""
     path = folder / JOB_FILE
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of a finished run. Empty before the run ends."""
     path = folder / "summary.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def job_overrides(arguments: Any) -> dict[str, str]:
-    """What a job is: its arguments by key, without those that only concern the sweep."""
+    """Return the arguments of a job by key, without those that only concern the sweep."""
     pairs = (str(argument).lstrip("+").partition("=") for argument in arguments)
     return {key: value for key, _, value in pairs if key not in OF_THE_SWEEP}
 
 
 def planned_jobs(sweep: Path) -> list[dict[str, str]]:
-    """Every job of a grid, begun or not. Empty for Optuna, which decides as it goes."""
+    """Return every job of a grid, begun or not. Empty for Optuna, which chooses the jobs one by one."""
     config = OmegaConf.load(sweep / "multirun.yaml").hydra
     if not str(config.sweeper._target_).endswith(".BasicSweeper"):
         return []
@@ -93,7 +92,7 @@ def planned_jobs(sweep: Path) -> list[dict[str, str]]:
 
 
 def all_jobs(sweep: Path) -> list[Job]:
-    """Those that have begun, and those that a grid has yet to run."""
+    """Return the jobs that have begun, and those of a grid that have not."""
     left = read_jobs(sweep)
     jobs = []
     for overrides in planned_jobs(sweep):
@@ -105,13 +104,13 @@ def all_jobs(sweep: Path) -> list[Job]:
 
 
 def varying_keys(jobs: list[Job]) -> list[str]:
-    """Keys that not all jobs have the same value of."""
+    """Return the keys whose value is not the same for all jobs."""
     keys = dict.fromkeys(key for job in jobs for key in job.overrides)
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
 
 
 def rows_of_jobs(jobs: list[Job], sweep: Path) -> list[dict[str, Any]]:
-    """A row for each job: what varies, scores (0 … 1), seconds, parameters, status and its reason, folder."""
+    """Return a row for each job: values that differ, scores (0 … 1), seconds, parameters, status, reason, folder."""
     keys = varying_keys(jobs)
     return [
         {
@@ -128,12 +127,13 @@ def rows_of_jobs(jobs: list[Job], sweep: Path) -> list[dict[str, Any]]:
 
 
 def scores_of(job: Job) -> dict[str, float | None]:
+    """Return the scores of a job by column. None for a job that is not finished."""
     found = job.summary.get("scores", {}) if job.status == "finished" else {}
     return {column: found.get(key) for column, key in SCORES.items()}
 
 
 def rows_over_seeds(jobs: list[Job]) -> list[dict[str, Any]]:
-    """Mean and standard deviation (of a sample, n − 1) over the seeds that are finished; none if no seed varies."""
+    """Return the mean and the sample standard deviation (n − 1) over the finished seeds. Empty if no seed varies."""
     keys = varying_keys(jobs)
     if "seed" not in keys:
         return []
@@ -155,8 +155,11 @@ def rows_over_seeds(jobs: list[Job]) -> list[dict[str, Any]]:
 
 
 def update(sweep: Path) -> list[Job]:
-    """Write ``sweep.csv`` and ``seeds.csv`` anew. Any process of the sweep may, at any time."""
-    with _alone(sweep):
+    """Rewrite ``sweep.csv`` and ``seeds.csv``. Any process of the sweep may do so at any time."""
+    from filelock import FileLock  # Imported here, since --help would wait for it.
+
+    # Of several processes, the one that has read the jobs last must write last.
+    with FileLock(sweep / ".table_lock"):
         jobs = all_jobs(sweep)
         for name, rows in (("sweep.csv", rows_of_jobs(jobs, sweep)), ("seeds.csv", rows_over_seeds(jobs))):
             if rows:
@@ -169,7 +172,7 @@ def update(sweep: Path) -> list[Job]:
 
 
 def show(sweep: Path) -> list[Job]:
-    """Print the table as it is now, and return what is in it."""
+    """Print the current table, and return its jobs."""
     jobs = update(sweep)
     rows = rows_of_jobs(jobs, sweep)
     for row in rows:
@@ -196,7 +199,7 @@ def _print_table(rows: list[dict[str, Any]], title: str) -> None:
         table.add_column(escape(column), justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(escape(_shown(column, value)) for column, value in row.items()))
-    # A terminal that is too narrow breaks the lines; rich would leave out what does not fit.
+    # Long lines are better than the table that rich prints on a narrow terminal, without what does not fit.
     console = Console()
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     Console(width=max(console.width, needed)).print(table)
@@ -211,29 +214,26 @@ def _shown(column: str, value: Any) -> str:
         return f"{value:.0f}"
     if column == "parameters":
         return f"{value / 1e6:.1f} M"
-    # What Optuna draws has 17 digits.
+    # Optuna draws numbers of 17 digits.
     return f"{float(value):.4g}" if re.fullmatch(r"\d+\.\d{5,}(e-?\d+)?", str(value)) else str(value)
 
 
-def _by_number(path: Path) -> list[tuple[int, str]]:
-    """10 after 9."""
-    return [(int(part or 0), text) for text, part in re.findall(r"(\D*)(\d*)", str(path.parent))]
-
-
 def lock_job(folder: Path) -> int | None:
-    """Mark a job as running for as long as this process, or one that it hands the descriptor to, lives.
+    """Lock a job's folder for as long as this process, or a child that inherits the descriptor, lives.
 
-    None on a file system without locks.
+    Returns:
+        The descriptor that holds the lock. None on a file system without locks.
 
     Raises:
-        ValueError: if the job runs already.
+        ValueError: if another process holds the lock.
     """
+    # Not by filelock, which does not give its descriptor to a child.
     descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"{folder} is being run by another process") from None
+        raise ValueError(f"resume_sweep: expected a job that no process runs, got {folder}") from None
     except OSError:
         os.close(descriptor)
         return None
@@ -241,6 +241,7 @@ def lock_job(folder: Path) -> int | None:
 
 
 def is_locked(folder: Path) -> bool:
+    """Return True if a process runs the job of a folder."""
     try:
         descriptor = lock_job(folder)
     except ValueError:
@@ -248,12 +249,3 @@ def is_locked(folder: Path) -> bool:
     if descriptor is not None:
         os.close(descriptor)
     return False
-
-
-@contextlib.contextmanager
-def _alone(sweep: Path) -> Iterator[None]:
-    """Of several processes that write the table, the one that read last must write last."""
-    with (sweep / ".table_lock").open("a") as file:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -1,0 +1,16 @@
+"""The stand-in for training, for tests of sweeps."""
+
+import sys
+
+import pytest
+from places import TESTS
+
+from ssd_lightning.cli.sweep import jobs
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    """Let jobs of sweeps in this process run ``stand_in_for_training.py`` in place of a training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "CHILD", [sys.executable, str(TESTS / "stand_in_for_training.py")])
+        yield
