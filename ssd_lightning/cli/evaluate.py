@@ -143,7 +143,7 @@ class StoredPictures:
         return len(self.paths)
 
     def truth(self, index: int) -> Truth:
-        """Return what is known of a picture before it is decoded."""
+        """Return the size of a picture and its objects."""
         height, width = picture_size(self.paths[index])
         mine = self.objects.image_ids == index
         boxes = self.objects.boxes[mine] / np.array([width, height, width, height], dtype=np.float32)

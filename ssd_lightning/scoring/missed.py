@@ -69,9 +69,8 @@ def why_missed(
 
     Args:
         model: in evaluation mode, on any device.
-        postprocess: makes the detections. Only detections above its ``score_threshold`` are used: with a high threshold
-            the reasons are those for objects without a drawn detection, with the threshold of scoring those for objects
-            that are not found at all.
+        postprocess: makes the detections. Only detections above its ``score_threshold`` are used. With the threshold
+            of drawings, an object counts as missed if its detection is not drawn.
         matcher: of the training.
         pictures: the data set.
         detections: of the model.

@@ -1,4 +1,4 @@
-"""Scores of a data set by the protocols of VOC and COCO, and the records of what is scored, collected batch by batch.
+"""Scores of a data set by the protocols of VOC and COCO, and the collection of its records batch by batch.
 
 :func:`score` gives the few numbers that training logs, :func:`score_by_class` a table with a row for each class.
 """

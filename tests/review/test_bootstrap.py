@@ -98,9 +98,9 @@ def test_a_worse_run_is_found_and_chance_is_not(tmp_path: Path):
     better = compare_runs(bad, good, resamples=300).loc["VOC12 AP"]
     assert better["difference"] == -worse["difference"]
     assert better["low"] == pytest.approx(-worse["high"])
-    luck = compare_runs(good, same, resamples=300).loc["VOC12 AP"]
-    assert not luck["more than noise"]
-    assert luck["low"] < 0 < luck["high"]
+    chance = compare_runs(good, same, resamples=300).loc["VOC12 AP"]
+    assert not chance["more than noise"]
+    assert chance["low"] < 0 < chance["high"]
 
 
 def test_the_interval_covers_as_often_as_stated():

@@ -84,9 +84,9 @@ class TestReport:
 
     def test_pictures_that_one_run_alone_has_found(self, page: Page):
         assert "Shown: 7 of 7 pictures" in page.text
-        told = re.findall(r'aria-label="(\d+\.png), ([AB]): ([^"]*)"', page.source)
-        assert [name for name, _, _ in told] == [f"{n}.png" for n in range(2, 9) for _ in "AB"]
-        assert set(told[0][2:] + told[1][2:]) == {"0 found, 1 not found, 0 false", "1 found, 0 not found, 0 false"}
+        sides = re.findall(r'aria-label="(\d+\.png), ([AB]): ([^"]*)"', page.source)
+        assert [name for name, _, _ in sides] == [f"{n}.png" for n in range(2, 9) for _ in "AB"]
+        assert set(sides[0][2:] + sides[1][2:]) == {"0 found, 1 not found, 0 false", "1 found, 0 not found, 0 false"}
 
     def test_boxes_are_where_they_were_stored(self, page: Page, truth: StoredDetections):
         left, top, right, bottom = truth.objects.boxes[2].tolist()

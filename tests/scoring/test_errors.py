@@ -506,7 +506,7 @@ def squares() -> SimpleNamespace:
         for box, label in zip(pictures[index].boxes, pictures[index].labels, strict=True)
     ]
     objects = object_records(*((*row, number == 2) for number, row in enumerate(truth)))
-    # The objects of the first picture are found, those of the others are not; one is difficult.
+    # Only the objects of the first picture are found. One object is difficult.
     detections = detection_records(*((*row, 0.9) for row in truth[:2]), (4, 1, [0, 0, 3, 3], 0.8))
     return SimpleNamespace(model=model, pictures=pictures, detections=detections, objects=objects)
 
@@ -529,7 +529,7 @@ class TestWhyMissedInADataSet:
         assert table["cause"].tolist() == ["missed"] * 5
         square = 64 * np.sqrt([0.4 * 0.4, 0.4 * 0.5])
         assert table["side"].tolist() == pytest.approx([square[i] for i in (1, 0, 1, 0, 1)], rel=1e-5)
-        # Only pictures with something missed are looked at.
+        # The network runs only on pictures with a missed object.
         assert sorted(set(squares.pictures.decoded)) == [1, 2, 4]
         assert set(table["reason"]) <= set(REASONS)
         assert table["reason"].value_counts().sum() == 5
