@@ -1,6 +1,7 @@
 """Loading detectors of others: compared with torchvision's forward pass, and with the amdegroot network written out."""
 
 import copy
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 from PIL import Image
 from places import SHARED
 from torch import Tensor, nn
@@ -59,10 +60,15 @@ COCO_NUMBERS = {
 """VOC's classes in their order, and the category_id that COCO's annotations have for each."""
 
 
+@functools.cache
+def composed(option: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return compose("train", [f"model={option}"])
+
+
 def preset(option: str, num_classes: int, seed: int = 0) -> SSD:
     """The model of ``ssd-train model=<option>``."""
-    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("train", [f"model={option}"])
+    config = composed(option)
     with open_dict(config):
         config.model.num_classes = num_classes
     torch.manual_seed(seed)
@@ -121,7 +127,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "SSD300 COCO": Case(ssd300_vgg16, "torchvision SSD300", "ssd300_torchvision", 91, 1.0, 4.0, True, 2),
+    "SSD300 COCO": Case(ssd300_vgg16, "torchvision SSD300", "ssd300_torchvision", 91, 1.0, 4.0, True, 1),
     "SSD300 VOC": Case(ssd300_vgg16, "torchvision SSD300", "ssd300_torchvision", 21, 1.0, 16.0, False, 1),
     "SSDLite320 COCO": Case(
         ssdlite320_mobilenet_v3_large, "torchvision SSDLite320", "ssdlite320_torchvision", 91, 2.0, 4.0, True, 2
@@ -234,9 +240,10 @@ def test_default_boxes_are_torchvisions(pair: Pair):
 
 def test_logits_and_offsets_are_torchvisions(pair: Pair):
     """The comparison begins with pictures, so that the scaling of pixels is part of it."""
-    if pair.case.pictures > 1:
-        apart = pair.theirs.predictions.logits.diff(dim=0).std()
-        assert apart > 0.3, "a network that sees nothing would agree with any other"
+    per_cell, (height, width) = pair.model.boxes_per_cell[0], pair.model.grids[0]
+    of_first_level = pair.theirs.predictions.logits[:, : height * width * per_cell]
+    apart = of_first_level.unflatten(1, (-1, per_cell)).std(dim=1).mean()
+    assert apart > 0.1, "a network that sees nothing would agree with any other"
     torch.testing.assert_close(pair.ours.logits, pair.theirs.predictions.logits, rtol=0, atol=1e-5)
     torch.testing.assert_close(pair.ours.offsets, pair.theirs.predictions.offsets, rtol=0, atol=1e-5)
 
@@ -539,8 +546,13 @@ def twenty(tmp_path_factory: pytest.TempPathFactory, pictures: list[Tensor]) -> 
     return Saved(detector, file)
 
 
-def ssdlite(num_classes: int) -> SSD:
+@functools.cache
+def built_ssdlite(num_classes: int) -> SSD:
     return preset("ssdlite320_torchvision", num_classes)
+
+
+def ssdlite(num_classes: int) -> SSD:
+    return copy.deepcopy(built_ssdlite(num_classes))
 
 
 SSDLITE_CLASS_ROWS = {
@@ -796,7 +808,7 @@ def tiny() -> SSD:
 
 
 def test_a_missing_file(tiny: SSD, tmp_path: Path):
-    assert "no file" in refusal(tiny, tmp_path / "nowhere.pth")
+    assert "does not exist" in refusal(tiny, tmp_path / "nowhere.pth")
 
 
 class Command:
