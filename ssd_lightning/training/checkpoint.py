@@ -264,7 +264,7 @@ def refuse_old_targets(config: Any, path: Path | str) -> None:
 
 def _is_of_former_version(target: str) -> bool:
     is_own, name = target.startswith("ssd_lightning."), target.rpartition(".")[2]
-    return is_own and name in ssd_lightning.__all__ and _found(target) is None
+    return is_own and name in dir(ssd_lightning) and _found(target) is None
 
 
 def _targets(node: Any) -> Iterator[Any]:
