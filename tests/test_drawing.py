@@ -44,8 +44,8 @@ def test_the_border_of_a_box_has_the_colour_of_its_class() -> None:
     for label, (right, bottom, x, y) in {1: (120, 160, 70, 100), 2: (280, 190, 230, 145)}.items():
         assert drawn[y, right].tolist() == rgb(COLOURS[label - 1])
         assert drawn[bottom, x].tolist() == rgb(COLOURS[label - 1])
-        assert drawn[y, x].tolist() == [7, 7, 7]  # inside
-        assert drawn[bottom + 1, x].tolist() == drawn[y, right + 1].tolist() == [7, 7, 7]  # outside
+        assert drawn[y, x].tolist() == [7, 7, 7]  # Inside.
+        assert drawn[bottom + 1, x].tolist() == drawn[y, right + 1].tolist() == [7, 7, 7]  # Outside.
 
 
 def test_the_input_picture_is_not_changed() -> None:
