@@ -64,7 +64,7 @@ def draw_error_costs(costs: pd.DataFrame, score_threshold: float = DRAW_THRESHOL
     ax.set(xlim=(0, 1.56 * most), ylim=(places[-1] + 0.6, -1.7))
     ax.set_xticks([tick for tick in ax.get_xticks() if tick <= 1.001 * most])
     now = float((costs["mended"] - costs["cost"]).iloc[0])
-    ax.set_xlabel(f"gain in AP (now {now:.3f}) if this cause alone were mended", x=0.5 / 1.56)
+    ax.set_xlabel(f"gain in AP (now {now:.3f}) if this cause alone were corrected", x=0.5 / 1.56)
     ax.tick_params(axis="y", length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.spines["bottom"].set_bounds(0, most)
