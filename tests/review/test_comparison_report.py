@@ -238,10 +238,10 @@ class TestWhatGoesWrong:
         assert "The validation pictures hold no object that counts." in self.report(tmp_path).text
 
 
-def test_a_hundred_runs_take_seconds_and_fit_in_a_few_megabytes(truth: StoredDetections, tmp_path: Path):
-    write_sweep(tmp_path, truth, seeds=50)
+def test_many_runs_take_seconds_and_fit_in_a_few_megabytes(truth: StoredDetections, tmp_path: Path):
+    write_sweep(tmp_path, truth, seeds=20)
     begun = time.process_time()
     write_comparison(tmp_path, tmp_path / "comparison.html")
-    assert time.process_time() - begun < 20  # 3 on an idle machine.
+    assert time.process_time() - begun < 15  # 2 on an idle machine.
     assert (tmp_path / "comparison.html").stat().st_size < 2_000_000
-    assert len(Page(tmp_path / "comparison.html").table("run")) == 100
+    assert len(Page(tmp_path / "comparison.html").table("run")) == 40

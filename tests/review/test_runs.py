@@ -234,9 +234,10 @@ class TestLoadRuns:
         assert time.process_time() - begun < 5  # Half a second on an idle machine.
 
 
+@pytest.mark.usefixtures("empty_figures")
 def test_runs_of_the_command(run: Callable[..., Any], bananas: Path, tmp_path: Path):
     quick = ["model.image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.precision=32-true"]
-    arguments = ["data=banana", f"data.root={bananas}", *quick, "trainer.max_epochs=2"]
+    arguments = ["data=banana", f"data.root={bananas}", *quick, "trainer.max_epochs=1"]
     for loss in ("multibox", "focal"):
         outcome = run("ssd-train", *arguments, f"loss={loss}", f"hydra.run.dir=runs/{loss}")
         assert outcome.exit_code == 0, outcome.error
@@ -249,7 +250,7 @@ def test_runs_of_the_command(run: Callable[..., Any], bananas: Path, tmp_path: P
     assert runs["map_50"].iloc[1] == summary["scores"]["val/map_50"]
     assert runs["parameters"].iloc[1] == summary["parameters"]
     assert 0 <= runs["map_50"].iloc[0] <= 1
-    assert len(learning_curves(runs, ["val/map_50"])) == 4
+    assert learning_curves(runs, ["val/map_50"])["epoch"].tolist() == [1, 1]
 
 
 class TestLabels:
