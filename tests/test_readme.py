@@ -1,57 +1,102 @@
-"""What the README says is run."""
+"""The README and the documentation: their Python runs, and their commands name what exists."""
 
 import re
+import shlex
 import tomllib
+from pathlib import Path
 
 import pytest
 import torch
 from places import ROOT
+from run_folder import Trained
 
+from ssd_lightning.cli import overrides
+from ssd_lightning.cli.commands import COMMANDS
 from ssd_lightning.cli.help import GROUPS
+from ssd_lightning.cli.keys import check_keys
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 
-README = (ROOT / "README.md").read_text()
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    *(
+        page
+        for page in sorted((ROOT / "docs").rglob("*.md"))
+        if not page.is_relative_to(ROOT / "docs" / "_build") and page.parent.parent != ROOT / "docs" / "reference"
+    ),
+]
+"""Pages that are written by hand."""
 
 
-def test_example_without_hydra_runs():
-    [example] = [block for block in PYTHON_BLOCKS if "MultiBoxLoss" in block]
-    scope: dict = {}
-    exec(example, scope)
-    assert torch.isfinite(scope["losses"].total)
-    assert scope["model"].head.classification[0].weight.grad.abs().sum() > 0
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def python_blocks() -> list[tuple[Path, str]]:
+    blocks = (
+        (page, re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)) for page in PAGES
+    )
+    return [(page, block) for page, found in blocks for block in found]
+
+
+def command_lines() -> list[tuple[Path, str]]:
+    """Return each line that begins with a command, with its continuation lines."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r"\s*\\\n\s*", " ", page.read_text())
+        lines = re.findall(r"^(?:    )?(?:uv run )?(ssd-[a-z]+(?: .*)?)$", text, re.MULTILINE)
+        found += [(page, line) for line in lines]
+    return found
+
+
+def arguments_of(line: str) -> list[str]:
+    """Split a command line, with a word in place of each ``<placeholder>``."""
+    return shlex.split(re.sub(r"<[^>]+>", "some", line), comments=True)
+
+
+@pytest.mark.parametrize(("page", "block"), python_blocks())
+def test_python_runs(trained: Trained, page: Path, block: str):
+    block = re.sub(r'"[^"\n]*/checkpoints/best\.ckpt"', repr(str(trained.best)), block)
+    block = re.sub(r'"[^"\n]*sweep_<time>/\d"', repr(str(trained.folder)), block)
+    if re.search(r'"<[^"\n]*"', block):
+        # The file of the example is missing here, so only the names are checked.
+        block = "\n".join(line for line in block.splitlines() if line.startswith(("import ", "from ")))
+    scope = {"images": torch.zeros(2, 3, 64, 64, dtype=torch.uint8)}
+    exec(compile(block, name_of(page), "exec"), scope)
+    if "losses" in scope:
+        assert torch.isfinite(scope["losses"].total)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_name_keys_and_options_that_exist(page: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    for line in (line for found, line in command_lines() if found == page):
+        name, *arguments = arguments_of(line)
+        assert name in COMMANDS, line
+        if "--help" in arguments or any(f"{group}=some" in arguments for group in GROUPS):
+            continue
+        arguments = [argument for argument in arguments if argument not in ("design", "--cfg", "job", "-m")]
+        arguments = overrides.readable(arguments)
+        check_keys(COMMANDS[name], arguments)
+        for group, _, options in (argument.partition("=") for argument in arguments):
+            if group in GROUPS and "--config-dir" not in arguments:
+                for option in options.strip("[]").split(","):
+                    assert (CONFIG_FOLDER / group / f"{option}.yaml").exists(), line
+
+
+def test_every_command_is_shown():
+    shown = {line.split()[0] for _, line in command_lines()}
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert shown == set(scripts) == set(COMMANDS)
 
 
 def test_links_and_files_exist():
-    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text())
     assert targets
     for target in targets:
         assert (ROOT / target).exists(), target
 
 
-def test_modules_of_the_table_exist_and_all_are_in_it():
-    table = README.split("## Where is what")[1].split("## Speed")[0]
-    named = set(re.findall(r"`([a-z_]+(?:\.py|/))`", table))
-    package = ROOT / "ssd_lightning"
-    for name in named - {"ssd_lightning/", "conf/", "benchmarks/", "tests/", "notebooks/"}:
-        assert (package / name).exists(), name
-    modules = {path.name for path in package.glob("*.py")} - {"__init__.py", "allocator.py"}
-    assert modules <= named
-
-
-def test_commands_are_installed():
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert set(re.findall(r"\bssd-[a-z]+\b", README)) == set(scripts)
-
-
-CHOICES = re.findall(r"\b([a-z_]+)=([a-z0-9_]+(?:,[a-z0-9_]+)*)", README)
-
-
 def test_nothing_is_left_to_fill_in():
-    assert not re.findall(r"@[A-Z]+@", README)
-
-
-@pytest.mark.parametrize(("group", "options"), [choice for choice in CHOICES if choice[0] in GROUPS])
-def test_named_options_exist(group: str, options: str):
-    for option in options.split(","):
-        assert (CONFIG_FOLDER / group / f"{option}.yaml").exists(), option
+    for page in PAGES:
+        assert not re.findall(r"@[A-Z]+@", page.read_text()), page
