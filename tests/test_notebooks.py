@@ -46,7 +46,7 @@ def sweep(run: Callable[..., Any]) -> None:
     """Train one run with the notebook's own command, on fewer pictures, and write two copies with other settings."""
     [cell] = [cell for cell in read(ROOT / "notebooks" / "04_review_a_sweep.ipynb").cells if "COMMAND =" in cell.source]
     command = shlex.split(cell.source.split('"""')[1])
-    sizes = {"+data.num_train": "8", "+data.num_val": "4", "trainer.max_epochs": "1"}
+    sizes = {"data.num_train": "8", "data.num_val": "4", "trainer.max_epochs": "1"}
     assert command[:2] == ["ssd-train", "-m"]
     assert sizes.keys() <= {argument.partition("=")[0] for argument in command}
     swept = ("loss", "seed", "hydra.sweep.dir", *sizes)
