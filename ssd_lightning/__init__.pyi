@@ -8,8 +8,8 @@ from .data.augmentation.windows import ZoomOut as ZoomOut
 from .data.bananas.dataset import Bananas as Bananas
 from .data.bananas.dataset import GeneratedBananas as GeneratedBananas
 from .data.datamodule import DetectionDataModule as DetectionDataModule
-from .data.formats.annotations import AnnotatedPictures as AnnotatedPictures
-from .data.formats.annotations import annotated_pictures as annotated_pictures
+from .data.formats.annotated_pictures import AnnotatedPictures as AnnotatedPictures
+from .data.formats.annotated_pictures import annotated_pictures as annotated_pictures
 from .data.formats.coco import COCO as COCO
 from .data.formats.voc import VOC as VOC
 from .data.formats.voc import VOCFolder as VOCFolder

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: naming the file and the reason that the system gives.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{threading.get_native_id()}.part")
     try:
         with part.open("wb") as file:
             yield file

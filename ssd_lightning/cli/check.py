@@ -1,4 +1,4 @@
-"""What ``ssd-check`` does once its config is composed."""
+"""The command ``ssd-check``: everything that can be wrong with a data set, before a run begins."""
 
 import csv
 from collections import defaultdict
@@ -15,98 +15,100 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ssd_lightning.box_design.coverage import best_ious, coverage_by_class, coverage_by_size, sides
+from ssd_lightning.box_design.coverage import best_ious, coverage_by_class, coverage_by_size, sides, worst_classes
 from ssd_lightning.box_design.data_figures import draw_data_set
-from ssd_lightning.cli.build import plain_values, refuse_what_tells_nothing, without_weights
+from ssd_lightning.cli.build import plain_values, refuse_data_without_objects, without_weights
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
-from ssd_lightning.data.formats.annotations import FIXED, AnnotatedPictures, Finding, check_objects, printable
-from ssd_lightning.data.formats.coco import COCO
-from ssd_lightning.data.formats.data_set_checks import (
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
+from ssd_lightning.data.formats.findings import FIXED, Finding, printable
+from ssd_lightning.data.formats.picture_checks import (
     absent_classes,
+    checked,
     odd_names,
     read_contents,
     repeated_objects,
     same_pictures,
-    undecodable,
 )
-from ssd_lightning.data.formats.voc import VOCPictures
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.scoring.scores import score
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 MOST_SHOWN = 5
-"""Of each kind on the terminal; the file has all."""
-
-MOST_CLASSES = 20
-"""Rows of the table on the terminal; the file has all."""
+"""Number of findings of each kind on the terminal; the file has all."""
 
 
 def check(config: DictConfig) -> None:
-    """Read everything, and write a report.
+    """Read all data, check it, and write a report.
 
     Raises:
-        ValueError: if training would fail or be wrong.
+        ValueError: if the data has faults with which training would fail or be wrong.
     """
     if config.resume:
-        raise ValueError(f"resume: {config.resume} is for ssd-train; a run that began has been checked")
+        raise ValueError(
+            f"resume: expected null, got {config.resume}. Try ssd-train: a run that began has been checked."
+        )
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = Console()
     data = instantiate(config.data, _convert_="all")
     data.prepare()
-    fix = getattr(data, "fix", None)
-    found = annotation_findings(data)
-    if any(finding.kind not in FIXED[fix] for finding in found):
-        # With what is right the rest can be looked at nevertheless.
-        data = instantiate(config.data, _convert_="all", fix="skip")
+    classes = tuple(data.classes)
+    both = data.train(), data.val()
+    for pictures in both:
+        if not isinstance(pictures, AnnotatedPictures):
+            raise ValueError(f"data: expected AnnotatedPictures to check, got {type(pictures).__name__}")
+    contents = read_contents([path for pictures in both for path in pictures.paths])
+    in_both, twice = same_pictures(*both, contents)
+    train, in_train = checked(both[0], classes, contents[: len(both[0])])
+    val, in_val = checked(both[1], classes, contents[len(both[0]) :])
+    # Findings about a file that belongs to both splits are reported once.
+    problems = list(dict.fromkeys([*in_train, *in_val, *in_both]))
+    fixed = list(dict.fromkeys([*train.fixed, *val.fixed]))
+
+    # The rest must pass the checks of a training.
     datamodule = DetectionDataModule(data, plain_values(config.model.image_size), config.batch_size, num_workers=0)
+    datamodule.train_pictures, datamodule.val_pictures = train, val
     try:
         datamodule.setup("fit")
-        refuse_what_tells_nothing(datamodule)
+        refuse_data_without_objects(datamodule)
     except ValueError:
-        if not found:
+        if not problems:
             raise
-        write_findings(folder / "findings.csv", found, [], [])
-        _print(console, told("Problem", found))
-        _fail(folder, found, data, "nothing is left without them")
-    train, val = datamodule.train_pictures, datamodule.val_pictures
-    if not (isinstance(train, AnnotatedPictures) and isinstance(val, AnnotatedPictures)):
-        raise ValueError(f"data: expected AnnotatedPictures to look at, got {type(train).__name__}")
-    contents = read_contents([*train.paths, *val.paths])
-    in_both, twice = same_pictures(train, val, contents)
-    found += undecodable(contents) + in_both + truth_scored(val, len(data.classes))
+        write_findings(folder / "findings.csv", problems, fixed, [])
+        _print(console, told("Problem", problems))
+        _fail(folder, problems, data, "Nothing is left without them")
+    problems += truth_scored(val, len(classes))
     remarks = [
-        *absent_classes(train, data.classes),
-        *odd_names(data.classes),
+        *absent_classes(train, classes),
+        *odd_names(classes),
         *twice,
         *repeated_objects(train),
         *repeated_objects(val),
     ]
-    problems = [finding for finding in found if finding.kind not in FIXED[fix]]
-    fixed = [finding for finding in found if finding.kind in FIXED[fix]]
     write_findings(folder / "findings.csv", problems, fixed, remarks)
 
     with open_dict(config):
-        config.model.num_classes = len(data.classes)
+        config.model.num_classes = len(classes)
     model: SSD = instantiate(without_weights(plain_values(config.model)), _convert_="all")
     threshold = instantiate(config.matcher, _convert_="all").iou_threshold
     boxes, labels = np.concatenate((train.boxes, val.boxes)), np.concatenate((train.labels, val.labels))
     best = best_ious(boxes, model.default_boxes)
-    by_class = coverage_by_class(labels, best, data.classes, threshold)
+    by_class = coverage_by_class(labels, best, classes, threshold)
     by_size = coverage_by_size(sides(boxes, model.image_size), best, threshold)
     by_class.to_csv(folder / "classes.csv")
     by_size.to_csv(folder / "sizes.csv")
-    save_figure(draw_data_set(train, val, data.classes, model, best, threshold), folder / "figures" / "data.png")
+    save_figure(draw_data_set(train, val, classes, model, best, threshold), folder / "figures" / "data.png")
 
     console.print(
-        f"{len(train)} pictures for training, {len(val)} for scoring; {len(labels)} objects of {len(data.classes)} "
-        "classes",
+        f"{len(train)} pictures for training, {len(val)} for scoring; {len(labels)} objects of {len(classes)} classes",
         highlight=False,
     )
     model_name = HydraConfig.get().runtime.choices["model"]
-    console.print(_table(_worst(by_class), f"Default boxes of {model_name}, and the objects", threshold))
+    worst = worst_classes(by_class, -by_class["unreached"])
+    console.print(_table(worst, f"Default boxes of {model_name}, and the objects", threshold))
     console.print(_table(by_size, "By size in the network's input", threshold))
-    for name, findings in (("Problem", problems), (f"Left to fix={fix}", fixed), ("Remark", remarks)):
+    fix = f"Left to fix={getattr(data, 'fix', None)}"
+    for name, findings in (("Problem", problems), (fix, fixed), ("Remark", remarks)):
         _print(console, told(name, findings))
     console.print(f"Results: {folder} (look at figures/data.png)", highlight=False, markup=False, soft_wrap=True)
     if problems:
@@ -120,21 +122,12 @@ def _print(console: Console, lines: Iterable[str]) -> None:
 
 
 def _fail(folder: Path, problems: list[Finding], data: DetectionData, more: str) -> NoReturn:
-    text = f"{len(problems)} problems, all in {folder / 'findings.csv'}"
-    raise ValueError("; ".join(part for part in (text, more, advice(problems, data)) if part))
-
-
-def annotation_findings(data: DetectionData) -> list[Finding]:
-    """What the annotations tell by themselves; nothing for data that is checked as it is read."""
-    if not isinstance(data, VOCPictures | COCO):
-        return []
-    train, val, findings = data.annotations
-    objects = [finding for part in (train, val) for finding in check_objects(part, data.classes)]
-    return [*findings, *objects]
+    text = f"data: expected none, got {len(problems)} problems, all in {folder / 'findings.csv'}"
+    raise ValueError(". ".join(part for part in (text, more, advice(problems, data)) if part))
 
 
 def truth_scored(pictures: AnnotatedPictures, num_classes: int) -> list[Finding]:
-    """Detections that are the truth must be perfect."""
+    """Score the ground truth as detections, which must be perfect."""
     image_ids = np.repeat(np.arange(len(pictures)), pictures.counts)
     boxes = pictures.boxes * np.tile(pictures.sizes[image_ids][:, ::-1], 2)
     objects = ObjectRecords(image_ids, pictures.labels, boxes, pictures.difficult)
@@ -142,11 +135,13 @@ def truth_scored(pictures: AnnotatedPictures, num_classes: int) -> list[Finding]
     scores = score(detections, objects, num_classes)
     wrong = {name: value for name, value in scores.items() if abs(value - 1) > 1e-6}
     return [
-        Finding("scores", f"{name} of the truth itself: expected 1, got {value:g}") for name, value in wrong.items()
+        Finding("scores", f"{name} of the ground truth itself: expected 1, got {value:g}")
+        for name, value in wrong.items()
     ]
 
 
 def write_findings(path: Path, problems: list[Finding], fixed: list[Finding], remarks: list[Finding]) -> None:
+    """Write all findings as one table."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("what", "kind", "text"))
@@ -155,7 +150,7 @@ def write_findings(path: Path, problems: list[Finding], fixed: list[Finding], re
 
 
 def told(name: str, findings: list[Finding]) -> Iterator[str]:
-    """The first of each kind, and how many there are."""
+    """Yield the number of findings of each kind and the first of them, as lines of text."""
     by_kind = defaultdict(list)
     for kind, text in findings:
         by_kind[kind].append(printable(text))
@@ -167,16 +162,9 @@ def told(name: str, findings: list[Finding]) -> Iterator[str]:
 
 
 def advice(problems: list[Finding], data: DetectionData) -> str:
+    """Return the values of ``data.fix`` that deal with all problems, as text; empty if there are none."""
     ways = [f"data.fix={way}" for way in ("clip", "skip") if all(kind in FIXED[way] for kind, _ in problems)]
-    return f"{' or '.join(ways)} would deal with them" if ways and hasattr(data, "fix") else ""
-
-
-def _worst(by_class: pd.DataFrame) -> pd.DataFrame:
-    """All classes if they are few, else those that are reached least, and the last row, which is of all."""
-    if len(by_class) <= MOST_CLASSES + 1:
-        return by_class
-    worst = by_class.iloc[:-1].nlargest(MOST_CLASSES, "unreached")
-    return pd.concat([worst, by_class.iloc[-1:]])
+    return f"Try {' or '.join(ways)}." if ways and hasattr(data, "fix") else ""
 
 
 def _table(coverage: pd.DataFrame, title: str, threshold: float) -> Table:

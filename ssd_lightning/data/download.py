@@ -121,7 +121,7 @@ def _request(url: str, output_file: str, _: Any) -> None:
     except requests.ConnectionError as error:
         raise DownloadError(f"no connection ({error})") from error
     except requests.HTTPError as error:
-        if error.response.status_code < 500:
+        if error.response is not None and error.response.status_code < 500:
             raise DownloadError(str(error)) from error
         raise
 

@@ -3,13 +3,13 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from ssd_lightning.data.datamodule import DetectionData, Pictures
+from ssd_lightning.data.datamodule import DetectionData, Pictures, refuse_faulty
 from ssd_lightning.require import require_whole_number
 from ssd_lightning.structures import Sample, Truth
 
 
 class FirstPictures:
-    """The first pictures of a data set.
+    """The first ``count`` pictures of a data set.
 
     Raises:
         ValueError: if ``count`` is below 1.
@@ -24,9 +24,11 @@ class FirstPictures:
         return len(self.paths)
 
     def truth(self, index: int) -> Truth:
+        """Return the ground truth of a picture."""
         return self.pictures.truth(index)
 
     def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode a picture."""
         return self.pictures.image(index, least)
 
     def __getitem__(self, index: int) -> Sample:
@@ -42,13 +44,19 @@ class OverfitData:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names in the order of their labels."""
         return self.data.classes
 
     def prepare(self) -> None:
+        """Download or generate what is missing."""
         self.data.prepare()
 
     def train(self) -> Pictures:
-        return FirstPictures(self.data.train(), self.count)
+        """Return the first training pictures, if none of all of them is faulty."""
+        pictures = self.data.train()
+        refuse_faulty(pictures, self.classes)
+        return FirstPictures(pictures, self.count)
 
     def val(self) -> Pictures:
+        """Return the same pictures."""
         return self.train()

@@ -12,16 +12,8 @@ from in_memory import InMemoryPictures
 from ssd_lightning.data.augmentation.colours import BrightnessContrast
 from ssd_lightning.data.augmentation.pipeline import Augmentation
 from ssd_lightning.data.augmentation.windows import ZoomIn
-from ssd_lightning.data.datamodule import (
-    DetectionDataModule,
-    Item,
-    Key,
-    ResumableLoader,
-    SampleDataset,
-    ShuffledKeys,
-    collate,
-    free_cores,
-)
+from ssd_lightning.data.batches import Item, Key, ResumableLoader, SampleDataset, ShuffledKeys, collate
+from ssd_lightning.data.datamodule import DetectionDataModule, free_cores
 from ssd_lightning.structures import Batch, Sample
 
 

@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
 from ssd_lightning.data.bananas.dataset import Bananas
-from ssd_lightning.data.datamodule import DetectionDataModule, Item, collate
+from ssd_lightning.data.batches import Item, collate
+from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.structures import Batch
 from ssd_lightning.training import callbacks
 from ssd_lightning.training.callbacks import (

@@ -1,13 +1,12 @@
-"""Annotations are read once; later runs read one file, and whatever has changed since.
+"""A cache of annotations: the first run reads all files, and later runs read only the files that have changed.
 
-The file lies in the user's folder for caches and not beside the data, which may be read-only or somebody else's:
-``$SSD_CACHE``, or else ``ssd_lightning`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It can be deleted at any time.
+The cache is in ``$SSD_CACHE``, or else in ``ssd_lightning`` in ``$XDG_CACHE_HOME`` or ``~/.cache``, because the folder
+of the data may be read-only. It can be deleted at any time.
 """
 
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,25 +17,21 @@ from jaxtyping import Int
 from rich.console import Console
 from rich.progress import track
 
-from ssd_lightning.data.formats.annotations import (
-    Annotations,
-    Finding,
-    Format,
-    PictureAnnotation,
-    as_columns,
-    concatenate,
-)
+from ssd_lightning.data.formats.annotations import Annotations, Format, PictureAnnotation, as_columns, concatenate
+from ssd_lightning.data.formats.findings import Finding
+from ssd_lightning.run_folder import written_whole
 
 LAYOUT = 1
-"""Of the files; another number makes them be read anew."""
+"""Version of the cache files; a new number makes all annotations be read again."""
 
 TEXTS = ("sources", "pictures", "vocabulary")
+"""The columns of texts."""
 
 logger = logging.getLogger(__name__)
 
 
 class Stored(NamedTuple):
-    """Annotations, and the files as they were when these were read."""
+    """Annotations, and the stamps of their files at the time of reading."""
 
     annotations: Annotations
     source_stamps: Int[np.ndarray, "pictures 2"]
@@ -44,7 +39,7 @@ class Stored(NamedTuple):
 
 
 def stamps(paths: Sequence[str]) -> Int[np.ndarray, "files 2"]:
-    """Time of the last change in nanoseconds, and size in bytes, of each file; -1 where there is none."""
+    """Return the time of the last change in nanoseconds and the size in bytes of each file; -1 for missing files."""
     return np.array([_stamp(path) for path in paths], dtype=np.int64).reshape(-1, 2)
 
 
@@ -59,13 +54,13 @@ def _stamp(path: str) -> tuple[int, int]:
 def read_annotations(
     sources: Sequence[str], read: Callable[[str], PictureAnnotation], box_format: Format, key: str
 ) -> tuple[Annotations, list[Finding]]:
-    """One picture from each file, in order, and what could not be read.
+    """Return the annotations of one picture per file, in order, and findings about the files that cannot be read.
 
     Args:
         sources: annotation files.
-        read: raises ValueError, naming the file, if it cannot.
-        box_format: of ``read``.
-        key: names the cache; the same for all that is read from one folder.
+        read: reader of one file, which raises a ValueError with the name of a file that it cannot read.
+        box_format: format of the boxes in these files.
+        key: name of the cache, the same for all files of one folder.
     """
     known = load(key)
     now = stamps(sources)
@@ -96,7 +91,7 @@ def read_annotations(
 
 
 def _with_others(stored: Stored, known: Stored, sources: Sequence[str]) -> Stored:
-    """And what was known of other files that are still there: several lists may be read from one folder."""
+    """Add the cached annotations of other files that still exist, since several lists may be read from one folder."""
     asked_for = set(sources)
     there = stamps(known.annotations.sources)[:, 1] >= 0
     rows = np.array([row for row, s in enumerate(known.annotations.sources) if there[row] and s not in asked_for], int)
@@ -121,7 +116,7 @@ Result = TypeVar("Result")
 
 
 def in_parallel(function: Callable[[Given], Result], items: Sequence[Given], description: str) -> list[Result]:
-    """In order, by threads, with a progress bar on a terminal."""
+    """Apply a function in threads, and return the results in order; a terminal shows a progress bar."""
     console = Console(stderr=True)
     with ThreadPoolExecutor() as pool:
         results = pool.map(function, items)
@@ -133,14 +128,14 @@ def in_parallel(function: Callable[[Given], Result], items: Sequence[Given], des
 
 
 def load(key: str) -> Stored | None:
-    """What was saved under that name; None if there is nothing, or nothing that can be read."""
+    """Return what was saved under that name, or None if nothing can be read."""
     try:
         with np.load(cache_file(key), allow_pickle=False) as file:
             return _stored({name: file[name] for name in file.files})
     except FileNotFoundError:
         return None
-    except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files
-        logger.warning("%s cannot be read and is made anew (%s)", cache_file(key), error)
+    except Exception as error:  # numpy and zipfile raise a dozen kinds for damaged files.
+        logger.warning("%s: cannot be read and is written again (%s)", cache_file(key), error)
         return None
 
 
@@ -155,34 +150,34 @@ def _stored(columns: dict[str, Any]) -> Stored:
 
 
 def save(key: str, stored: Stored) -> None:
-    """Written beside its place and renamed. Where nothing can be written, everything is read again next time."""
+    """Save annotations. Where nothing can be written, a warning is logged, and the next run reads everything again."""
     columns = stored.annotations._asdict()
     columns |= {name: _joined(columns[name]) for name in TEXTS}
     columns |= {"source_stamps": stored.source_stamps, "picture_stamps": stored.picture_stamps}
     path = cache_file(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            written = Path(folder) / path.name
-            np.savez(written, **columns)
-            os.replace(written, path)
+        with written_whole(path) as file:
+            np.savez(file, **columns)
     except OSError as error:
         logger.warning("Annotations are not cached: %s", error)
 
 
 def cache_folder() -> Path:
+    """Return the folder of the cache; it may not exist yet."""
     if "SSD_CACHE" in os.environ:
         return Path(os.environ["SSD_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_lightning"
 
 
 def cache_file(key: str) -> Path:
+    """Return the cache file of a key."""
     name = hashlib.sha256(f"{LAYOUT} {key}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
     return cache_folder() / f"annotations-{name}.npz"
 
 
 def _joined(texts: Sequence[str]) -> np.ndarray:
-    """As one array of bytes: an array of texts would give each the room of the longest."""
+    """Join texts into one array of bytes, since an array of texts would give each text the room of the longest."""
     return np.frombuffer("".join(f"{text}\0" for text in texts).encode("utf-8", "surrogatepass"), dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Pictures annotated in one json file, as COCO has it and most labelling tools export."""
+"""Pictures annotated in one json file, in the format of COCO, which most labelling tools export."""
 
 import json
 import math
@@ -12,19 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssd_lightning.data.formats import cache as annotation_cache
-from ssd_lightning.data.formats.annotations import (
-    AnnotatedPictures,
-    Annotations,
-    Finding,
-    Fix,
-    PictureAnnotation,
-    annotated_pictures,
-    as_columns,
-    check_fix,
-    distinct,
-    refuse_unreadable,
-)
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
+from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns, distinct
 from ssd_lightning.data.formats.cache import Stored, in_parallel, stamps
+from ssd_lightning.data.formats.findings import Finding, Fix, check_fix
 from ssd_lightning.data.pictures import picture_size
 from ssd_lightning.require import require_number
 
@@ -32,29 +23,28 @@ LAYOUTS = (
     ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
     ("train/_annotations.coco.json", "valid/_annotations.coco.json"),
 )
-"""Where the files for training and for scoring lie in COCO itself, and in what is exported by Roboflow."""
+"""Places of the json files for training and for scoring, in COCO itself and in exports of Roboflow."""
 
 
 class COCO:
     """Pictures with boxes from COCO-style json files.
 
-    A picture is looked for by its ``file_name`` in the folder of pictures; where none is given, beside the json, in
-    ``root``, in its folder ``images``, and in the folder that the json is named after (``train2017`` for
-    ``instances_train2017.json``). Class ids may have gaps: labels follow their order. Crowds are left out in training;
-    in scoring they are neither found nor missed.
+    The ``file_name`` of a picture is searched for in the folder of pictures. Without a given folder it is searched for
+    beside the json, in ``root``, in its folder ``images``, and in the folder that the json is named after
+    (``train2017`` for ``instances_train2017.json``). Class ids may have gaps: labels follow the order of the ids.
+    Crowds are left out in training, and are neither found nor missed in scoring.
 
     Args:
-        root: folder that paths are in.
-        annotations: json file, in ``root`` or anywhere. ``None``: as in COCO 2017 or an export of Roboflow.
-        val_annotations: json file of the pictures to score on. ``None`` with ``annotations``: a share of those is
-            drawn.
-        pictures, val_pictures: folders of pictures, in ``root`` or anywhere; ``val_pictures`` is ``pictures`` where
-            it is not given.
+        root: folder that relative paths start from.
+        annotations: json file. ``None``: the files of COCO 2017 or of an export of Roboflow.
+        val_annotations: json file of the pictures to score on. ``None``: a share of ``annotations`` is drawn.
+        pictures: folder of the pictures; ``None``: see above.
+        val_pictures: folder of the pictures to score on; ``None``: ``pictures``.
         classes: names in the order of their labels. ``None``: all categories of the json, in the order of their ids.
-        val_share: of the pictures, where it is drawn.
-        seed: of that draw.
-        fix: what is done about objects that are wrong, see :data:`~ssd_lightning.data.formats.annotations.Fix`; ``None``:
-            training stops at the first. ``skip`` also leaves out what is not of the given classes.
+        val_share: share of the pictures to score on, where it is drawn.
+        seed: seed of that draw.
+        fix: treatment of faults, see :data:`~ssd_lightning.data.formats.findings.Fix`; ``None``: training stops at the
+            first fault. ``skip`` also leaves out objects of other classes than the given ones.
     """
 
     def __init__(
@@ -81,75 +71,75 @@ class COCO:
         self.fix: Fix | None = fix
 
     def prepare(self) -> None:
-        """Nothing to make or to download.
+        """Check that the files are there; COCO is not downloaded.
 
         Raises:
-            ValueError: if a folder or file is not there.
+            ValueError: if a folder or file is missing.
         """
         self.json_files()
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names in the order of their labels."""
         return self.given_classes or tuple(self.annotations[0].vocabulary)
 
     def train(self) -> AnnotatedPictures:
-        return annotated_pictures(self._readable[0], self.classes, difficult=False, fix=self.fix)
+        """Return the training pictures without crowds, and with all findings."""
+        train, _, findings = self.annotations
+        return annotated_pictures(train, self.classes, difficult=False, fix=self.fix, findings=findings)
 
     def val(self) -> AnnotatedPictures:
-        return annotated_pictures(self._readable[1], self.classes, fix=self.fix)
+        """Return the pictures to score on, with all findings."""
+        _, val, findings = self.annotations
+        return annotated_pictures(val, self.classes, fix=self.fix, findings=findings)
 
     def json_files(self) -> tuple[Path, Path | None]:
-        """For training, and for scoring unless that is to be drawn."""
+        """Return the json files for training and for scoring; ``None`` where the pictures to score on are drawn."""
         if not self.root.is_dir():
-            raise ValueError(f"data.root: no folder {self.root}")
+            raise ValueError(f"data.root: expected a folder, got {self.root}, which does not exist")
         train, val = self.files
         if train is None:
             layouts = [(self.root / train, self.root / val) for train, val in LAYOUTS]
             found = next(((t, v) for t, v in layouts if t.is_file() and v.is_file()), None)
             if found is None:
-                known = " nor ".join(f"{train} with {val}" for train, val in LAYOUTS)
+                known = ", or ".join(f"{train} and {val}" for train, val in LAYOUTS)
                 raise ValueError(
-                    f"data.root: {self.root} has neither {known}; name the json with data.annotations=<file>"
+                    f"data.root: expected a folder with {known}, got {self.root}. Try data.annotations=<file>"
                 )
             return found
         paths = [None if name is None else _below(self.root, name) for name in (train, val)]
         for argument, path in zip(("annotations", "val_annotations"), paths, strict=True):
             if path is not None and not path.is_file():
-                raise ValueError(f"data.{argument}: no file {path}")
+                raise ValueError(f"data.{argument}: expected a file, got {path}, which does not exist")
         assert paths[0] is not None
         return paths[0], paths[1]
 
     @cached_property
     def annotations(self) -> tuple[Annotations, Annotations, list[Finding]]:
-        """For training, for scoring, and what could not be read."""
+        """Annotations for training and for scoring, and findings about the pictures that cannot be read."""
         train_file, val_file = self.json_files()
         folders = [None if folder is None else _below(self.root, folder) for folder in self.folders]
         train, findings = read_json(train_file, self.root, folders[0])
         if val_file is not None:
             val, more = read_json(val_file, self.root, folders[1])
-            return train, val, findings + more
-        order = np.random.default_rng(self.seed).permutation(len(train.sources))
-        count = round(self.val_share * len(order))
-        return train.select(np.sort(order[count:])), train.select(np.sort(order[:count])), findings
-
-    @cached_property
-    def _readable(self) -> tuple[Annotations, Annotations]:
-        train, val, findings = self.annotations
-        refuse_unreadable(findings, self.fix)
-        train_file, val_file = self.json_files()
+            findings = findings + more
+        else:
+            order = np.random.default_rng(self.seed).permutation(len(train.sources))
+            count = round(self.val_share * len(order))
+            train, val = train.select(np.sort(order[count:])), train.select(np.sort(order[:count]))
         for purpose, part, path in (("training", train, train_file), ("scoring", val, val_file or train_file)):
-            if not part.sources:
-                raise ValueError(f"{path}: images: expected at least one that can be read for {purpose}, got none")
-        return train, val
+            if not part.sources and not findings:
+                raise ValueError(f"{path}: images: expected at least one for {purpose}, got none")
+        return train, val, findings
 
 
 def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annotations, list[Finding]]:
-    """What one file says of its pictures, and which of them cannot be read.
+    """Return the annotations in one file, and findings about the pictures that cannot be read.
 
-    It is parsed again only if it or one of the pictures has changed.
+    The file is parsed again only if the file or one of the pictures has changed.
 
     Raises:
-        ValueError: naming the file and what in it is not as COCO has it.
+        ValueError: if the file is not in the format of COCO; the message names the file and the place.
     """
     key = f"coco {path.resolve()} {root.resolve()} {folder}"
     stamp = stamps([str(path)])
@@ -175,7 +165,7 @@ def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annot
             raise ValueError(f"{place}: category_id: expected one of {sorted(categories)}, got {category}")
         box = entry.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(_is_finite(value) for value in box)):
-            # As an xml with such a box, it makes its picture one that cannot be read.
+            # Such a box makes its picture unreadable, as it does in an xml file.
             expected = "expected left, top, width, height in pixels"
             spoilt.setdefault(image, f"annotation {number}: bbox: {expected}, got {box}")
             continue
@@ -218,7 +208,7 @@ class _Entry(NamedTuple):
 
 
 PARTS = ("images", "annotations", "categories")
-"""Of a json, that are read. Others need not be lists."""
+"""Lists of a json that are read."""
 
 
 def _parsed(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -229,7 +219,7 @@ def _parsed(path: Path) -> dict[str, list[dict[str, Any]]]:
     for key in PARTS:
         entries = content.get(key) if isinstance(content, dict) else None
         if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-            raise ValueError(f"{path}: expected lists of objects named {', '.join(PARTS)}, as in COCO")
+            raise ValueError(f"{path}: {key}: expected a list of objects, as in COCO, got {str(entries)[:200]}")
     return {key: content[key] for key in PARTS}
 
 
@@ -248,7 +238,7 @@ def _distinct_ids(content: dict[str, list[dict[str, Any]]], kind: str, path: Pat
 
 
 def _told(entry: dict[str, Any], side: str) -> int:
-    """0 where nothing is told."""
+    """Return 0 where the size is missing."""
     return int(entry[side]) if _is_finite(entry.get(side)) else 0
 
 
@@ -267,6 +257,6 @@ def _picture(source: str, entry: dict[str, Any], folders: Sequence[Path]) -> str
 
 
 def _below(root: Path, name: Path | str) -> Path:
-    """As given if it is there, from where one stands, and else in ``root``."""
+    """Return a path that exists in the working folder as it is, and any other path in ``root``."""
     path = Path(name).expanduser()
     return path if path.is_absolute() or path.exists() else root / path

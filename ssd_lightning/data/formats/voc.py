@@ -1,4 +1,4 @@
-"""Folders of pictures with PASCAL VOC's xml beside them: VOC itself, and what labelling tools write."""
+"""Folders of pictures with PASCAL VOC's xml files: VOC itself, and the folders that labelling tools write."""
 
 import logging
 import math
@@ -12,18 +12,10 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from ssd_lightning.data.download import Archive, download_and_extract
-from ssd_lightning.data.formats.annotations import (
-    AnnotatedPictures,
-    Annotations,
-    Finding,
-    Fix,
-    PictureAnnotation,
-    annotated_pictures,
-    check_fix,
-    distinct,
-    refuse_unreadable,
-)
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
+from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, distinct
 from ssd_lightning.data.formats.cache import read_annotations
+from ssd_lightning.data.formats.findings import Finding, Fix, check_fix
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
 from ssd_lightning.require import require_number
 
@@ -56,7 +48,7 @@ INTERNET_ARCHIVE = "https://web.archive.org/web/2024id_"
 
 
 def _archive(year: str, name: str, md5: str, *copies: str) -> Archive:
-    """Oxford's own server has often been away, in 2025 for months."""
+    """Describe an archive with many mirrors, since Oxford's own server has often been away, in 2025 for months."""
     own = [f"{server}/voc{year}/{name}" for server in OXFORD]
     others = [f"{folder}/{name}" for folder in (*copies, *COPIES)]
     return Archive(name, (*own, *others, f"{INTERNET_ARCHIVE}/{own[-1]}"), f"md5:{md5}")
@@ -80,26 +72,27 @@ ARCHIVE_OF = {
     "2012/val": _TRAINVAL_2012,
     "2012/trainval": _TRAINVAL_2012,
 }
-"""Year and list of pictures, and what they are downloaded as. The truth of 2012's test is not public."""
+"""The archive that holds each list of pictures. The ground truth of 2012's test is not public."""
 
 SPLITS = (("train", ("val", "valid", "validation", "test")), ("trainval", ("test",)))
-"""What the folders or lists of pictures to train and to score on may be called."""
+"""Possible names of the folders or lists of pictures to train on, and to score on with them."""
 
 SPLIT_NAMES = {name for train, others in SPLITS for name in (train, *others)}
+"""All of these names."""
 
 logger = logging.getLogger(__name__)
 
 
 class VOCPictures(ABC):
-    """Pictures of two lists of xml files, for training and for scoring; :class:`VOC` and :class:`VOCFolder` say which.
+    """Pictures of two lists of xml files, for training and for scoring; subclasses provide the lists.
 
     Args:
-        root: folder.
-        classes: names in the order of their labels. ``None``: all that there are, sorted.
-        difficult: whether objects that are flagged as difficult are trained on, as in the paper. In scoring they are
-            neither found nor missed in any case.
-        fix: what is done about objects that are wrong, see :data:`~ssd_lightning.data.formats.annotations.Fix`; ``None``:
-            training stops at the first.
+        root: folder of the data.
+        classes: names in the order of their labels. ``None``: all names that occur, sorted.
+        difficult: whether difficult objects are trained on, as in the paper. In scoring they are neither found nor
+            missed in any case.
+        fix: treatment of faults, see :data:`~ssd_lightning.data.formats.findings.Fix`; ``None``: training stops at the
+            first fault.
     """
 
     def __init__(
@@ -112,71 +105,72 @@ class VOCPictures(ABC):
         self.fix: Fix | None = fix
 
     def prepare(self) -> None:
-        """Nothing to make or to download.
+        """Check that the folder exists; nothing is downloaded.
 
         Raises:
-            ValueError: if there is no such folder.
+            ValueError: if the folder does not exist.
         """
         if not self.root.is_dir():
-            raise ValueError(f"data.root: no folder {self.root}")
+            raise ValueError(f"data.root: expected a folder, got {self.root}, which does not exist")
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Names in the order of their labels."""
         if self.given_classes is not None:
             return self.given_classes
         train, val, _ = self.annotations
         return tuple(sorted({*_used(train), *_used(val)}))
 
     def train(self) -> AnnotatedPictures:
-        return annotated_pictures(self._readable[0], self.classes, self.difficult, self.fix)
+        """Return the training pictures, with all findings."""
+        train, _, findings = self.annotations
+        return annotated_pictures(train, self.classes, self.difficult, self.fix, findings)
 
     def val(self) -> AnnotatedPictures:
-        return annotated_pictures(self._readable[1], self.classes, fix=self.fix)
+        """Return the pictures to score on, with all findings."""
+        _, val, findings = self.annotations
+        return annotated_pictures(val, self.classes, fix=self.fix, findings=findings)
 
     @abstractmethod
     def xml_files(self) -> tuple[list[str], list[str]]:
-        """For training and for scoring."""
+        """Return the xml files for training and for scoring."""
 
     @cached_property
     def annotations(self) -> tuple[Annotations, Annotations, list[Finding]]:
-        """For training, for scoring, and what could not be read."""
+        """Annotations for training and for scoring, and findings about the files that cannot be read."""
         train, val = self.xml_files()
         if not train or not val:
             raise ValueError(
-                f"data.root: {self.root} has {len(train)} annotated pictures for training and {len(val)} for scoring; "
-                "expected xml files beside the pictures or in Annotations, at least one on either side"
+                f"data.root: expected xml files beside the pictures or in Annotations for both training and scoring, "
+                f"got {len(train)} and {len(val)} in {self.root}"
             )
         key = f"voc {self.root.resolve()}"
-        # A picture may be on both sides: ssd-check tells.
+        # A picture may be in both lists, which ssd-check reports.
         both, findings = read_annotations(list(dict.fromkeys((*train, *val))), read_xml, "voc", key)
         row_of = {source: row for row, source in enumerate(both.sources)}
         rows = (np.array([row_of[path] for path in side if path in row_of], dtype=np.int64) for side in (train, val))
         return both.select(next(rows)), both.select(next(rows)), findings
 
-    @cached_property
-    def _readable(self) -> tuple[Annotations, Annotations]:
-        train, val, findings = self.annotations
-        refuse_unreadable(findings, self.fix)
-        return train, val
-
 
 def _used(annotations: Annotations) -> list[str]:
-    """Without the name of objects that have none; these are found wrong then."""
+    """Return the class names that occur, without the empty name, so that objects without a name are findings."""
     return [name for name in (annotations.vocabulary[number] for number in np.unique(annotations.names)) if name]
 
 
 class VOCFolder(VOCPictures):
-    """Anybody's VOC-style folder.
+    """A folder of pictures with VOC-style xml files.
 
-    Which pictures are for training and which for scoring is told by lists ``ImageSets/Main/train.txt`` and
-    ``val.txt``, or by folders of these names; ``trainval`` stands for ``train``, and ``test``, ``valid`` and
-    ``validation`` for ``val``. Where neither is there, a share of all is drawn for scoring. A picture lies beside its
-    xml or in ``JPEGImages``.
+    Lists ``ImageSets/Main/train.txt`` and ``val.txt``, or folders of these names, split the pictures. ``trainval``
+    stands for ``train``, and ``test``, ``valid`` and ``validation`` for ``val``. Without lists or folders, a share of
+    all pictures is drawn for scoring. A picture lies beside its xml or in ``JPEGImages``.
 
     Args:
-        root, classes, difficult, fix: see :class:`VOCPictures`; the folder is searched with its subfolders.
-        val_share: of the pictures, where nothing tells which are for scoring.
-        seed: of that draw.
+        root: see :class:`VOCPictures`; the folder is searched with its subfolders.
+        classes: see :class:`VOCPictures`.
+        val_share: share of the pictures that is drawn for scoring.
+        seed: seed of that draw.
+        difficult: see :class:`VOCPictures`.
+        fix: see :class:`VOCPictures`.
     """
 
     def __init__(
@@ -194,6 +188,7 @@ class VOCFolder(VOCPictures):
         self.seed = seed
 
     def xml_files(self) -> tuple[list[str], list[str]]:
+        """Return the xml files for training and for scoring."""
         lists = {path.stem for path in (self.root / "ImageSets" / "Main").glob("*.txt")}
         for train_name, val_names in SPLITS:
             val_name = next((name for name in val_names if name in lists), None)
@@ -201,8 +196,8 @@ class VOCFolder(VOCPictures):
                 return _listed(self.root, train_name), _listed(self.root, val_name)
         if lists & SPLIT_NAMES:
             raise ValueError(
-                f"data.root: {self.root}/ImageSets/Main has {', '.join(sorted(lists & SPLIT_NAMES))}; expected lists "
-                "train and val, or trainval and test"
+                "data.root: expected lists train and val, or trainval and test, "
+                f"got {', '.join(sorted(lists & SPLIT_NAMES))} in {self.root}/ImageSets/Main"
             )
         for train_name, val_names in SPLITS:
             val_name = next((name for name in val_names if (self.root / name).is_dir()), None)
@@ -211,7 +206,7 @@ class VOCFolder(VOCPictures):
         files = _found(self.root)
         order = np.random.default_rng(self.seed).permutation(len(files))
         count = round(self.val_share * len(files))
-        logger.info("%s tells no split: %d of %d pictures are drawn for scoring", self.root, count, len(files))
+        logger.info("%s: no split found, %d of %d pictures are drawn for scoring", self.root, count, len(files))
         train, val = ([files[i] for i in sorted(chosen)] for chosen in (order[count:], order[:count]))
         return train, val
 
@@ -220,11 +215,12 @@ class VOC(VOCPictures):
     """PASCAL VOC itself, in the layout of its archives: ``VOCdevkit/VOC2007`` and ``VOCdevkit/VOC2012``.
 
     Args:
-        root: folder that holds ``VOCdevkit``, or that folder itself, or to which it is downloaded.
-        train: year and list of pictures, such as ``2007/trainval``; pictures of all of them are trained on.
-        val: likewise, to score on.
-        difficult, fix: see :class:`VOCPictures`. Cutting is no more than a precaution here.
-        download_to: the only folder to which it may be, where ``root`` holds no ``VOCdevkit``; ``None``: any.
+        root: folder that holds ``VOCdevkit`` or is to be filled with it, or that folder itself.
+        train: years and lists of pictures to train on, such as ``2007/trainval``.
+        val: years and lists of pictures to score on.
+        difficult: see :class:`VOCPictures`.
+        fix: see :class:`VOCPictures`. ``clip`` is a mere precaution here.
+        download_to: the only folder that a download may fill where ``root`` holds no ``VOCdevkit``; ``None``: any.
     """
 
     def __init__(
@@ -246,23 +242,24 @@ class VOC(VOCPictures):
 
     @property
     def devkit(self) -> Path:
+        """The folder ``VOCdevkit``."""
         root = self.root.absolute()  # "." has no name
         return root if root.name == "VOCdevkit" else root / "VOCdevkit"
 
     def prepare(self) -> None:
-        """Download what is not there: 0.5 GB for each half of 2007, 2 GB for 2012.
+        """Download what is missing: 0.5 GB for each half of 2007, 2 GB for 2012.
 
         Raises:
-            ValueError: if there is no ``VOCdevkit``, and ``root`` is not to be filled.
-            DownloadError: saying which file to put where.
+            ValueError: if there is no ``VOCdevkit``, and ``root`` is not the folder for downloads.
+            DownloadError: if an archive cannot be downloaded; the message says which file to put where.
         """
         folder = self.devkit.parent
         needed = [part for parts in self.parts.values() for part in parts]
         is_known = self.devkit.is_dir() or any((folder / ARCHIVE_OF[part].name).exists() for part in needed)
         if not (is_known or self.download_to in (None, self.root)):
             raise ValueError(
-                f"data.root: expected a folder that holds VOCdevkit, got {self.root}; "
-                f"it is downloaded to {self.download_to} alone"
+                f"data.root: expected a folder that holds VOCdevkit, got {self.root}. "
+                f"Try data.root={self.download_to}, the only folder for downloads."
             )
         for part in needed:
             year, _, name = part.partition("/")
@@ -271,6 +268,7 @@ class VOC(VOCPictures):
             download_and_extract(ARCHIVE_OF[part], folder, picture_list, hint=hint)
 
     def xml_files(self) -> tuple[list[str], list[str]]:
+        """Return the xml files for training and for scoring."""
         train, val = (
             [path for part in parts for path in _listed(self.devkit / f"VOC{part[:4]}", part[5:])]
             for parts in self.parts.values()
@@ -291,17 +289,17 @@ def _listed(root: Path, name: str) -> list[str]:
 def _xml_of(folder: str, line: str) -> str:
     xml = os.path.join(folder, f"{line}.xml")
     name, *flag = line.rsplit(maxsplit=1)
-    # VOC's lists of one class have a second column; but names may have spaces, too.
+    # VOC's lists of one class have a second column, but names may have spaces, too.
     if flag in (["-1"], ["0"], ["1"]) and not os.path.isfile(xml):
         return os.path.join(folder, f"{name}.xml")
     return xml
 
 
 def _found(folder: Path) -> list[str]:
-    """Links to folders are not followed, so that none is entered twice."""
+    """Find all xml files in a folder. Links to folders are not followed, so that no folder is entered twice."""
 
     def refuse_folder(error: OSError) -> None:
-        raise ValueError(f"data.root: {error.filename} cannot be read ({error.strerror})")
+        raise ValueError(f"data.root: expected a readable folder, got {error.filename} ({error.strerror})")
 
     walk = os.walk(folder, onerror=refuse_folder)
     found = (os.path.join(parent, name) for parent, _, names in walk for name in names if not name.startswith("."))
@@ -309,16 +307,16 @@ def _found(folder: Path) -> list[str]:
 
 
 def read_xml(path: str) -> PictureAnnotation:
-    """What one file says.
+    """Read one xml file.
 
     Raises:
-        ValueError: naming the file, if it is no such xml, or has no picture that can be read.
+        ValueError: if the file is no VOC-style xml, or its picture cannot be read; the message names the file.
     """
     try:
         root = ElementTree.parse(path).getroot()
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:  # LookupError: of its encoding
+        raise ValueError(f"{path}: expected an xml file, got none") from None
+    except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:  # LookupError: unknown encoding
         raise ValueError(f"{path}: cannot be read as xml ({error})") from error
     if root.tag != "annotation":
         raise ValueError(f"{path}: expected <annotation> as in VOC, got <{root.tag}>")
@@ -336,13 +334,13 @@ def read_xml(path: str) -> PictureAnnotation:
 
 
 def _told(root: ElementTree.Element, side: str) -> int:
-    """0 where nothing is told; some tools write 0 themselves."""
+    """Return 0 where the size is missing; some tools write 0 themselves."""
     text = (root.findtext(f"size/{side}") or "").strip()
     return int(text) if text.isdecimal() else 0
 
 
 def _picture_of(path: str, named: str) -> str:
-    """With the name of the xml, or else with the name that it tells, without the folder on somebody's computer."""
+    """Find the picture by the name of the xml, or else by the name in it, without the folder of another computer."""
     folder, name = os.path.split(path)
     named = named.replace("\\", "/").rpartition("/")[2].strip()
     own = [os.path.splitext(name)[0] + suffix for suffix in SUFFIXES]
@@ -351,11 +349,11 @@ def _picture_of(path: str, named: str) -> str:
             picture = os.path.join(place, candidate)
             if candidate and os.path.isfile(picture):
                 return picture
-    raise ValueError(f"{path}: its picture {named or own[0]} is neither beside it nor in JPEGImages")
+    raise ValueError(f"{path}: filename: expected a picture beside it or in JPEGImages, got {named or own[0]!r}")
 
 
 SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG", *sorted(PICTURE_SUFFIXES - {".jpg", ".png", ".jpeg"}))
-"""The usual ones first."""
+"""Suffixes of pictures, the usual ones first."""
 
 
 def _edges(path: str, number: int, entry: ElementTree.Element) -> tuple[float, float, float, float]:
@@ -369,5 +367,5 @@ def _edges(path: str, number: int, entry: ElementTree.Element) -> tuple[float, f
         if not math.isfinite(value):
             raise ValueError(f"{path}, object {number}: {name}: expected a number of pixels, got {text!r}")
         edges.append(value)
-    # From the first pixel's left edge, counted from 1, to the last one's right edge.
+    # The box goes from the left edge of the first pixel, counted from 1, to the right edge of the last pixel.
     return edges[0] - 1, edges[1] - 1, edges[2], edges[3]

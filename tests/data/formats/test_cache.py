@@ -1,11 +1,10 @@
 """What is read a second time, and what is not."""
 
 import logging
+import multiprocessing
 import os
+import re
 import shutil
-import subprocess
-import sys
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -339,14 +338,14 @@ def test_a_damaged_cache_is_made_anew_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert_reads_again(folder, reader, "a.xml", "b.xml", "c.xml", "d.xml", "e.xml")
     (message,) = caplog.messages
-    assert message.startswith(f"{cache_file('key')} cannot be read and is made anew (")
+    assert message.startswith(f"{cache_file('key')}: cannot be read")
 
 
 def test_damage_of_any_byte_is_survived(folder: Path, reader: Reader):
     """Checksums of the zip file find it, or it does no harm."""
     read(folder, reader)
     whole, rng = cache_file("key").read_bytes(), np.random.default_rng(0)
-    for place in rng.integers(0, len(whole), 150).tolist():
+    for place in rng.integers(0, len(whole), 50).tolist():
         damaged = bytearray(whole)
         damaged[place] ^= 1 << rng.integers(8)
         cache_file("key").write_bytes(damaged)
@@ -374,7 +373,7 @@ def test_a_folder_that_nothing_can_be_written_to_is_survived(
     assert any(message.startswith("Annotations are not cached: ") for message in caplog.messages)
 
 
-@pytest.mark.parametrize("failing", ["savez", "replace"])
+@pytest.mark.parametrize("failing", ["savez", "fsync"])
 def test_a_full_disk_leaves_nothing_behind(
     folder: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, cache_folder: Path, caplog, failing: str
 ):
@@ -387,11 +386,13 @@ def test_a_full_disk_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr({"savez": np, "replace": os}[failing], failing, full)
+        patch.setattr({"savez": np, "fsync": os}[failing], failing, full)
         for _ in range(2):
             assert_same(read(folder, reader), fresh(folder))
             assert reader.since() == ["c.xml"]
-    assert caplog.messages == ["Annotations are not cached: [Errno 28] No space left on device"] * 2
+    assert len(caplog.messages) == 2
+    for message in caplog.messages:
+        assert re.match(r"Annotations are not cached: .*No space left on device", message)
     assert list(cache_folder.iterdir()) == [cache_file("key")]
     assert cache_file("key").read_bytes() == before
     assert_reads_again(folder, reader, "c.xml")
@@ -437,15 +438,16 @@ def test_threads_that_write_and_read_at_the_same_time(cache_folder: Path, caplog
     assert list(cache_folder.iterdir()) == [cache_file("key")]
 
 
+def lengths_and_classes(folder: Path) -> tuple[int, int, tuple[str, ...]]:
+    data = VOCFolder(folder)
+    return len(data.train()), len(data.val()), data.classes
+
+
 def test_processes_that_start_at_the_same_time(folder: Path, reader: Reader, cache_folder: Path):
     """As the jobs of a sweep do."""
-    program = (
-        "import sys; from ssd_lightning.data.formats.voc import VOCFolder\n"
-        "data = VOCFolder(sys.argv[1]); print(len(data.train()), len(data.val()), *data.classes)"
-    )
-    command = [sys.executable, "-c", program, str(folder)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    assert Counter(process.communicate() for process in processes) == {("4 1 cat dog\n", ""): 3}
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        answers = pool.map(lengths_and_classes, [folder] * 3, chunksize=1)
+    assert answers == [(4, 1, ("cat", "dog"))] * 3
     assert len(list(cache_folder.iterdir())) == 1
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from PIL import Image
 from voc_xml import write_picture
 
 from ssd_lightning.data.formats import coco
-from ssd_lightning.data.formats.annotations import AnnotatedPictures
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.data.formats.cache import cache_file
 from ssd_lightning.data.formats.coco import COCO, read_json
+from ssd_lightning.data.formats.findings import refuse
 
 Box = Sequence[float]
 Content = dict[str, Any]
@@ -180,11 +182,11 @@ def test_skip_leaves_out_what_is_not_of_the_given_classes(tmp_path: Path):
     assert truths(data.train()) == {"a.png": [(1, [2, 2, 4, 4], False)], "b.png": []}
     refusal = (
         r"labels\.json, image 1 \(a\.png\), object 1: name: expected one of dog, got 'cat' "
-        r"\(1 more: ssd-check lists them\)$"
+        r"\(1 more\. Try ssd-check, which lists them\)$"
     )
     for fix in (None, "clip"):
         with pytest.raises(ValueError, match=refusal):
-            COCO(tmp_path, path, path, classes=["dog"], fix=fix).train()
+            refuse(COCO(tmp_path, path, path, classes=["dog"], fix=fix).train().findings)
 
 
 def test_categories_of_scoring_go_by_their_names(tmp_path: Path):
@@ -194,7 +196,7 @@ def test_categories_of_scoring_go_by_their_names(tmp_path: Path):
     assert COCO(tmp_path, train, val).val().labels.tolist() == [2]
     told = r"other\.json, image 1 \(b\.png\), object 1: name: expected one of cat, dog, got 'cow'"
     with pytest.raises(ValueError, match=told):
-        COCO(tmp_path, train, other).val()
+        refuse(COCO(tmp_path, train, other).val().findings)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_the_size_that_is_told(tmp_path: Path, told: dict, is_right: bool):
     else:
         told = r"labels\.json, image 1 \(a\.png\): size: expected 40×20 pixels as a\.png has"
         with pytest.raises(ValueError, match=told):
-            data.train()
+            refuse(data.train().findings)
 
 
 def test_a_photograph_held_upright_and_annotated_as_it_is_stored(tmp_path: Path):
@@ -228,7 +230,7 @@ def test_a_photograph_held_upright_and_annotated_as_it_is_stored(tmp_path: Path)
     exif[0x0112] = 6
     Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
     with pytest.raises(ValueError, match=r"expected 20×40 pixels as a\.jpg has upright, got 40×20$"):
-        COCO(tmp_path, path, path).train()
+        refuse(COCO(tmp_path, path, path).train().findings)
 
 
 # --- where things lie ---
@@ -265,7 +267,7 @@ def test_pictures_beside_the_json_in_the_root_and_in_its_folder_images(tmp_path:
         with pytest.raises(
             ValueError, match=r"image 1 \(a\.png\): file_name: expected a picture in .*labels, .*images, .*some, got"
         ):
-            data.train()
+            refuse(data.train().findings)
         said["images"] = [{**image, "file_name": f"images/{image['file_name']}"} for image in said["images"]]
         write_json(tmp_path / "labels" / "some.json", said)
         data = COCO(tmp_path, "labels/some.json", val_share=0.5)
@@ -282,7 +284,7 @@ def test_given_folders_are_the_only_ones(tmp_path: Path):
     with pytest.raises(
         ValueError, match=r"val\.json, image 1 \(b\.png\): file_name: expected a picture in [^,]*one, got 'b\.png'"
     ):
-        COCO(tmp_path, "train.json", "val.json", pictures="one").val()
+        refuse(COCO(tmp_path, "train.json", "val.json", pictures="one").val().findings)
     write_picture(tmp_path / "one" / "b.png")
     assert COCO(tmp_path, "train.json", "val.json", pictures="one").val().paths == [tmp_path / "one" / "b.png"]
 
@@ -370,15 +372,15 @@ def removing(kind: str, key: str) -> Callable[[Content], None]:
     return lambda said: said[kind][-1].pop(key)
 
 
-LISTS = "expected lists of objects named images, annotations, categories, as in COCO"
+LIST = "expected a list of objects, as in COCO, got"
 BOX = ", image 2 (b.png), annotation 3: bbox: expected left, top, width, height in pixels, got "
 
 ERRORS = {
-    "no images": (without("images"), f": {LISTS}"),
-    "no annotations": (without("annotations"), f": {LISTS}"),
-    "no categories": (without("categories"), f": {LISTS}"),
-    "images by name": (lambda said: said.update(images={"1": {}}), f": {LISTS}"),
-    "numbers for annotations": (lambda said: said.update(annotations=[1, 2]), f": {LISTS}"),
+    "no images": (without("images"), f": images: {LIST}"),
+    "no annotations": (without("annotations"), f": annotations: {LIST}"),
+    "no categories": (without("categories"), f": categories: {LIST}"),
+    "images by name": (lambda said: said.update(images={"1": {}}), f": images: {LIST}"),
+    "numbers for annotations": (lambda said: said.update(annotations=[1, 2]), f": annotations: {LIST}"),
     "category without id": (removing("categories", "id"), ": id: expected a whole number, got None in {'name': 'dog'"),
     "category by name": (setting("categories", id="2"), ": id: expected a whole number, got '2' in {'id': '2'"),
     "category without name": (
@@ -423,7 +425,7 @@ def test_what_is_not_as_coco_has_it_is_an_error_of_the_file_whatever_fix_is(tmp_
     write_json(path, said)
     for fix in (None, "skip", "clip"):
         with pytest.raises(ValueError, match="expected") as error:
-            COCO(tmp_path, path, path, fix=fix).train()
+            refuse(COCO(tmp_path, path, path, fix=fix).train().findings)
         assert str(error.value).startswith(f"{path}{text}")
 
 
@@ -445,7 +447,7 @@ def test_a_picture_with_a_box_that_is_none_cannot_be_read(tmp_path: Path, spoil,
     write_json(path, said)
     for fix in (None, "clip"):
         with pytest.raises(ValueError, match="expected") as error:
-            COCO(tmp_path, path, path, fix=fix).train()
+            refuse(COCO(tmp_path, path, path, fix=fix).train().findings)
         assert str(error.value).startswith(f"{path}{text}")
     assert both(COCO(tmp_path, path, path, fix="skip")) == (["a.png"], ["a.png"])
 
@@ -462,7 +464,7 @@ def test_what_is_no_json(tmp_path: Path, text: str):
 @pytest.mark.parametrize("text", ["[]", "null", "1", '"images"'])
 def test_json_of_something_else(tmp_path: Path, text: str):
     (tmp_path / "labels.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"labels\.json: {LISTS}"):
+    with pytest.raises(ValueError, match=rf"labels\.json: images: {LIST}"):
         read_json(tmp_path / "labels.json", tmp_path)
 
 
@@ -475,14 +477,15 @@ def test_pictures_that_are_not_there_or_none(tmp_path: Path, caplog: pytest.LogC
     told = f"{path}, image 1 ({name}): file_name: expected a picture in {tmp_path}, {tmp_path}/images, "
     for fix in (None, "clip"):
         with pytest.raises(ValueError, match="file_name") as error:
-            COCO(tmp_path, path, path, fix=fix).train()
+            refuse(COCO(tmp_path, path, path, fix=fix).train().findings)
         assert str(error.value).startswith(told)
         assert f"got {str(name or '')!r}" in str(error.value)
     with caplog.at_level(logging.WARNING):
         data = COCO(tmp_path, path, path, fix="skip")
         assert both(data) == (["b.png"], ["b.png"])
-    (message,) = caplog.messages
-    assert message.startswith(f"2 pictures are left out; fix=skip. The first: {told}")
+    assert len(caplog.messages) == 2
+    for message in caplog.messages:
+        assert re.search(rf"^2 .*fix=skip.*{re.escape(told)}", message)
     assert [(finding.kind, finding.text.startswith(told)) for finding in data.annotations[2]] == [
         ("unreadable", True)
     ] * 2
@@ -492,40 +495,38 @@ def test_a_picture_that_is_none_is_named(tmp_path: Path):
     path = write_data(tmp_path, content({"a.png": []}))
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"a\.png: cannot be read as a picture"):
-        COCO(tmp_path, path, path).train()
+        refuse(COCO(tmp_path, path, path).train().findings)
 
 
 def test_nothing_to_train_or_to_score_on(tmp_path: Path):
     full = write_data(tmp_path, content({"a.png": [("cat", [1, 1, 2, 2])]}), "full.json")
     empty = write_json(tmp_path / "empty.json", content({}))
-    text = "images: expected at least one that can be read for"
+    text = "images: expected at least one for"
     with pytest.raises(ValueError, match=rf"empty\.json: {text} training, got none"):
-        COCO(tmp_path, empty, full).train()
+        refuse(COCO(tmp_path, empty, full).train().findings)
     with pytest.raises(ValueError, match=rf"empty\.json: {text} scoring, got none"):
-        COCO(tmp_path, full, empty).train()
+        refuse(COCO(tmp_path, full, empty).train().findings)
     with pytest.raises(ValueError, match=rf"full\.json: {text} scoring, got none"):
-        COCO(tmp_path, full).val()
+        refuse(COCO(tmp_path, full).val().findings)
     (tmp_path / "a.png").unlink()
-    with pytest.raises(ValueError, match=rf"full\.json: {text} training, got none"):
-        COCO(tmp_path, full, full, fix="skip").train()
+    assert len(COCO(tmp_path, full, full, fix="skip").train()) == 0
 
 
 def test_folders_and_files_that_are_not_there(tmp_path: Path):
     (tmp_path / "labels.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"^data\.root: no folder .*nowhere$"):
+    with pytest.raises(ValueError, match=r"^data\.root: expected a folder, got .*nowhere"):
         COCO(tmp_path / "nowhere").prepare()
     layouts = (
-        r"^data\.root: .* has neither annotations/instances_train2017\.json with annotations/instances_val2017\.json "
-        r"nor train/_annotations\.coco\.json with valid/_annotations\.coco\.json; "
-        r"name the json with data\.annotations=<file>$"
+        r"^data\.root: .* annotations/instances_train2017\.json and annotations/instances_val2017\.json"
+        r".* train/_annotations\.coco\.json and valid/_annotations\.coco\.json, got .*data\.annotations=<file>"
     )
     with pytest.raises(ValueError, match=layouts):
         COCO(tmp_path).prepare()
-    with pytest.raises(ValueError, match=r"^data\.annotations: no file .*gone\.json$"):
+    with pytest.raises(ValueError, match=r"^data\.annotations: expected a file, got .*gone\.json"):
         COCO(tmp_path, "gone.json").prepare()
-    with pytest.raises(ValueError, match=r"^data\.val_annotations: no file .*gone\.json$"):
+    with pytest.raises(ValueError, match=r"^data\.val_annotations: expected a file, got .*gone\.json"):
         COCO(tmp_path, "labels.json", "gone.json").prepare()
-    with pytest.raises(ValueError, match=r"^data\.annotations: no file "):
+    with pytest.raises(ValueError, match=r"^data\.annotations: expected a file, got "):
         COCO(tmp_path, tmp_path).prepare()
 
 
@@ -585,7 +586,7 @@ def test_a_second_run_parses_nothing(tmp_path: Path, parser: Parser):
 def test_a_json_that_changed_is_parsed_again_and_no_other(tmp_path: Path, parser: Parser):
     train = write_data(tmp_path, content({"a.png": [("cat", [1, 1, 2, 2])]}), "train.json")
     val = write_data(tmp_path, content({"b.png": []}), "val.json")
-    COCO(tmp_path, train, val).train()
+    refuse(COCO(tmp_path, train, val).train().findings)
     parser.since()
     write_data(tmp_path, content({"a.png": [("dog", [2, 2, 3, 3])], "c.png": []}), "train.json")
     assert truths(COCO(tmp_path, train, val).train()) == {"a.png": [(2, [2, 2, 5, 5], False)], "c.png": []}
@@ -597,14 +598,14 @@ def test_a_json_that_changed_is_parsed_again_and_no_other(tmp_path: Path, parser
 
 def test_a_picture_that_changed_or_went_away_is_noticed(tmp_path: Path, parser: Parser):
     path = write_data(tmp_path, content({"a.png": [("cat", [1, 1, 2, 2])], "b.png": []}))
-    COCO(tmp_path, path, path).train()
+    refuse(COCO(tmp_path, path, path).train().findings)
     write_picture(tmp_path / "a.png", 80, 60)
     parser.since()
     assert COCO(tmp_path, path, path).train().truth(0).size == (60, 80)
     assert parser.since() == ["labels.json"]
     (tmp_path / "b.png").unlink()
     with pytest.raises(ValueError, match=r"image 2 \(b\.png\): file_name: expected a picture in"):
-        COCO(tmp_path, path, path).train()
+        refuse(COCO(tmp_path, path, path).train().findings)
     write_picture(tmp_path / "b.png")
     assert len(COCO(tmp_path, path, path).train()) == 2
 
@@ -632,4 +633,4 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache_folder: Path, caplog
     cached.write_bytes(b"no cache")
     with caplog.at_level(logging.WARNING):
         assert truths(COCO(tmp_path, path, path).train()) == told
-    assert [message.split(" (")[0] for message in caplog.messages] == [f"{cached} cannot be read and is made anew"]
+    assert [message.split(" (")[0] for message in caplog.messages] == [f"{cached}: cannot be read and is written again"]

@@ -19,15 +19,18 @@ from voc_xml import Box, write_pair, write_picture, write_xml
 
 from ssd_lightning.data.download import Archive, DownloadError
 from ssd_lightning.data.formats import voc
-from ssd_lightning.data.formats.annotations import AnnotatedPictures, annotated_pictures, as_columns, check_objects
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
+from ssd_lightning.data.formats.annotations import as_columns
+from ssd_lightning.data.formats.findings import check_objects, refuse
 from ssd_lightning.data.formats.voc import ARCHIVE_OF, VOC, VOC_CLASSES, VOCFolder, read_xml
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 
 
 def one_sample(tmp_path: Path, objects: Sequence[Box], classes: Sequence[str] = ("cat", "dog"), **settings):
-    return annotated_pictures(
-        as_columns([read_xml(str(write_pair(tmp_path, "a", objects, **settings)))], "voc"), classes
-    )[0]
+    rows = [read_xml(str(write_pair(tmp_path, "a", objects, **settings)))]
+    pictures = annotated_pictures(as_columns(rows, "voc"), classes)
+    refuse(pictures.findings)
+    return pictures[0]
 
 
 def stems(pictures: AnnotatedPictures) -> list[str]:
@@ -144,9 +147,9 @@ def test_bad_files_are_named(tmp_path: Path):
     (tmp_path / "broken.xml").write_text("<annotation>")
     with pytest.raises(ValueError, match=r"broken\.xml: cannot be read as xml"):
         read_xml(str(tmp_path / "broken.xml"))
-    with pytest.raises(ValueError, match=r"gone\.xml: no such file"):
+    with pytest.raises(ValueError, match=r"gone\.xml: expected an xml file"):
         read_xml(str(tmp_path / "gone.xml"))
-    with pytest.raises(ValueError, match=r"alone\.xml: its picture alone\.png is neither"):
+    with pytest.raises(ValueError, match=r"alone\.xml: filename: expected a picture .*, got 'alone\.png'"):
         read_xml(str(write_xml(tmp_path / "alone.xml")))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text\.png: cannot be read as a picture"):
@@ -154,21 +157,21 @@ def test_bad_files_are_named(tmp_path: Path):
 
 
 def test_a_folder_without_either_side_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"no folder .*nowhere"):
+    with pytest.raises(ValueError, match=r"data\.root: .*nowhere"):
         VOCFolder(tmp_path / "nowhere").prepare()
-    with pytest.raises(ValueError, match="0 annotated pictures for training and 0 for scoring"):
-        VOCFolder(tmp_path).train()
+    with pytest.raises(ValueError, match=r"data\.root: .*got 0 and 0"):
+        refuse(VOCFolder(tmp_path).train().findings)
     write_pair(tmp_path, "a")
-    with pytest.raises(ValueError, match="1 annotated pictures for training and 0 for scoring"):
-        VOCFolder(tmp_path).train()
+    with pytest.raises(ValueError, match=r"data\.root: .*got 1 and 0"):
+        refuse(VOCFolder(tmp_path).train().findings)
     with pytest.raises(ValueError, match="val_share"):
         VOCFolder(tmp_path, val_share=1)
 
 
 def test_an_empty_list_is_refused(tmp_path: Path):
     write_year(tmp_path, "2007", {"train": ["a"], "val": []})
-    with pytest.raises(ValueError, match="VOC2007 has 1 annotated pictures for training and 0 for scoring"):
-        VOCFolder(tmp_path / "VOCdevkit" / "VOC2007").val()
+    with pytest.raises(ValueError, match=r"data\.root: .*got 1 and 0 in .*VOC2007"):
+        refuse(VOCFolder(tmp_path / "VOCdevkit" / "VOC2007").val().findings)
 
 
 def test_names_in_lists_may_have_spaces_and_other_letters(tmp_path: Path):
@@ -200,8 +203,8 @@ def test_what_a_list_names_and_is_not_there(tmp_path: Path):
     write_year(tmp_path, "2007", {"train": ["a"], "val": ["b"]})
     root = tmp_path / "VOCdevkit" / "VOC2007"
     (root / "ImageSets" / "Main" / "val.txt").write_text("b\nnot there\n")
-    with pytest.raises(ValueError, match=r"not there\.xml: no such file$"):
-        VOCFolder(root).train()
+    with pytest.raises(ValueError, match=r"not there\.xml: expected an xml file"):
+        refuse(VOCFolder(root).train().findings)
     assert stems(VOCFolder(root, fix="skip").val()) == ["b"]
 
 
@@ -219,7 +222,7 @@ def test_an_object_without_a_name_makes_no_class(tmp_path: Path):
     data = VOCFolder(tmp_path)
     assert data.classes == ("cat",)
     with pytest.raises(ValueError, match=r"a\.xml, object 2: name: expected one of cat, got ''$"):
-        data.train()
+        refuse(data.train().findings)
     assert VOCFolder(tmp_path, fix="skip").train().labels.tolist() == [1]
 
 
@@ -340,7 +343,7 @@ def test_links_that_go_in_circles(tmp_path: Path, layout: str):
     assert (stems(data.train()), stems(data.val())) == (["train"], ["val"])
     if layout == "xml":
         with pytest.raises(ValueError, match=r"z\.xml: cannot be read as xml \(.*symbolic links"):
-            VOCFolder(tmp_path).train()
+            refuse(VOCFolder(tmp_path).train().findings)
 
 
 def test_a_folder_of_data_that_is_a_link(tmp_path: Path):
@@ -363,8 +366,8 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(ValueError, match=r"^data\.root: .*secret cannot be read \(Permission denied\)$"):
-        VOCFolder(tmp_path).train()
+    with pytest.raises(ValueError, match=r"^data\.root: .*secret \(Permission denied\)$"):
+        refuse(VOCFolder(tmp_path).train().findings)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="may read everything")
@@ -373,11 +376,11 @@ def test_files_and_folders_without_permission_are_named(tmp_path: Path):
     write_pair(tmp_path / "val", "b")
     (tmp_path / "val" / "b.xml").chmod(0)
     with pytest.raises(ValueError, match=r"b\.xml: cannot be read as xml \(.*Permission denied"):
-        VOCFolder(tmp_path).train()
+        refuse(VOCFolder(tmp_path).train().findings)
     (tmp_path / "train").chmod(0)
     try:
-        with pytest.raises(ValueError, match=r"train cannot be read \(Permission denied\)$"):
-            VOCFolder(tmp_path).train()
+        with pytest.raises(ValueError, match=r"train \(Permission denied\)$"):
+            refuse(VOCFolder(tmp_path).train().findings)
     finally:
         (tmp_path / "train").chmod(0o755)
 
@@ -390,16 +393,14 @@ def test_what_skip_leaves_out_of_a_folder(tmp_path: Path, caplog: pytest.LogCapt
     (tmp_path / "train" / "traina.png").unlink()
     (tmp_path / "val" / "valb.xml").write_text("<annotation>")
     for fix in (None, "clip"):
-        with pytest.raises(ValueError, match=r"traina\.xml: its picture traina\.png is neither .* \(1 more: ssd-check"):
-            VOCFolder(tmp_path, fix=fix).train()
+        with pytest.raises(ValueError, match=r"traina\.xml: filename: .* got 'traina\.png' \(\d more\. Try ssd-check"):
+            refuse(VOCFolder(tmp_path, fix=fix).train().findings)
     with caplog.at_level(logging.WARNING):
         data = VOCFolder(tmp_path, fix="skip")
         assert (stems(data.train()), stems(data.val())) == (["trainb", "trainc"], ["vala", "valc"])
     assert data.train().counts.tolist() == data.val().counts.tolist() == [1, 1]
-    assert [message.split(";")[0] for message in caplog.messages][:2] == [
-        "2 pictures are left out",
-        "2 objects or pictures are not as they should be",
-    ]
+    # Two objects in the pictures of each split, and the two pictures that cannot be read.
+    assert all(message.startswith("4 ") and "fix=skip" in message for message in caplog.messages[-2:])
     (tmp_path / "train" / "traina.xml").unlink()
     write_pair(tmp_path / "val", "valb", things)
     clipped = VOCFolder(tmp_path, fix="clip").train()
@@ -471,7 +472,7 @@ def test_boxes_are_cut_and_difficult_objects_kept_as_in_the_paper(tmp_path: Path
     assert data.train().difficult.tolist() == [False, True]
     assert VOC(tmp_path, ["2007/trainval"], difficult=False).train().difficult.tolist() == [False]
     with pytest.raises(ValueError, match=r"a\.xml, object 1: expected a box inside a\.jpg of 40×20 pixels"):
-        VOC(tmp_path, ["2007/trainval"], fix=None).train()
+        refuse(VOC(tmp_path, ["2007/trainval"], fix=None).train().findings)
 
 
 @pytest.mark.parametrize(
@@ -575,7 +576,7 @@ def test_only_what_is_missing_is_requested(tmp_path: Path, server: Server, archi
 def test_only_its_own_folder_is_filled(tmp_path: Path, server: Server, archives):
     choice = {"train": ["2007/trainval"], "val": ["2007/test"]}
     with pytest.raises(
-        ValueError, match=rf"^data\.root: .* VOCdevkit, got {tmp_path / 'typo'}; .*{tmp_path / 'own'} alone$"
+        ValueError, match=rf"^data\.root: .* VOCdevkit, got {tmp_path / 'typo'}\..*data\.root={tmp_path / 'own'}"
     ):
         VOC(tmp_path / "typo", **choice, download_to=tmp_path / "own").prepare()
     assert server.requests == []

@@ -1,0 +1,164 @@
+"""The way of pictures into batches: the order of an epoch, shared by ranks and resumed in mid-epoch, and collation.
+
+ShuffledKeys ── Key ──> SampleDataset ── Item ──> collate ──> Batch
+"""
+
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssd_lightning.data.augmentation.pipeline import Augmentation
+from ssd_lightning.structures import Batch, Objects, Sample
+
+if TYPE_CHECKING:
+    from ssd_lightning.data.datamodule import Pictures
+
+
+class Key(NamedTuple):
+    """The request of a sampler to a data set."""
+
+    epoch: int
+    position: int
+
+
+class Item(NamedTuple):
+    """A sample on its way from a data set to :func:`collate`."""
+
+    sample: Sample
+    image_id: int
+    """Position of the picture in the data set."""
+    image_size: tuple[int, int]
+    """(height, width) of the picture before it is resized."""
+
+
+class SampleDataset(Dataset):
+    """Pictures, augmented and resized for the network; each draws its random numbers by seed, epoch and position."""
+
+    def __init__(
+        self, pictures: "Pictures", augmentation: Augmentation, image_size: tuple[int, int], seed: int = 0
+    ) -> None:
+        self.pictures = pictures
+        self.augmentation = augmentation
+        self.image_size = image_size
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, key: Key) -> Item:
+        truth = self.pictures.truth(key.position)
+        rng = np.random.default_rng([self.seed, key.epoch, key.position])
+        view = self.augmentation.plan(truth, rng)
+        image = self.pictures.image(key.position, view.least_size(self.image_size))
+        return Item(self.augmentation.show(image, truth, view, self.image_size, rng), key.position, truth.size)
+
+
+NO_EPOCH = -1
+"""The epoch of which nothing is skipped."""
+
+
+class ShuffledKeys(Sampler):
+    """A sampler of all positions, in an order that depends only on seed and epoch.
+
+    Several ranks take shares of equal length. Lightning's own distributed sampler would hide this one, so the trainer
+    is built with ``use_distributed_sampler=False``.
+    """
+
+    def __init__(self, length: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.total = length // world_size * world_size
+        self.length = length
+        self.seed = seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._skip_in_epoch, self._skip_count = NO_EPOCH, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def skip(self, epoch: int, count: int) -> None:
+        """Leave out the first ``count`` positions if the next epoch is ``epoch``."""
+        self._skip_in_epoch, self._skip_count = epoch, count
+
+    @property
+    def start(self) -> int:
+        """Number of positions of this epoch that are left out."""
+        return self._skip_count if self._skip_in_epoch == self.epoch else 0
+
+    def __len__(self) -> int:
+        return self.total // self.world_size
+
+    def __iter__(self) -> Iterator[Key]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        order = order[self.rank : self.total : self.world_size][self.start :]
+        self._skip_in_epoch = NO_EPOCH
+        return iter([Key(self.epoch, int(index)) for index in order])
+
+
+class ResumableLoader(DataLoader):
+    """A loader that counts the batches of the epoch, so that a run resumes with the next batch.
+
+    The state holds the epoch, too, because an epoch may end before its last batch (``limit_train_batches``).
+    """
+
+    sampler: ShuffledKeys
+    batch_size: int
+    epoch = 0
+    taken = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator serves as well
+        self.epoch, self.taken = self.sampler.epoch, self.sampler.start // self.batch_size
+        for batch in super().__iter__():
+            self.taken += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the position in the epoch."""
+        return {"epoch": self.epoch, "taken": self.taken, "world_size": self.sampler.world_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Resume with the batch after the ones that were taken.
+
+        Raises:
+            ValueError: if the state comes from another number of ranks.
+        """
+        before = state.get("world_size", 1)
+        if before != self.sampler.world_size:
+            raise ValueError(
+                f"resume: expected {before} devices as before, got {self.sampler.world_size}. Another number would "
+                "change the batches and the steps of the learning rate."
+            )
+        self.sampler.skip(state["epoch"], state["taken"] * self.batch_size)
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """Ignore Ctrl-C and SIGTERM in a worker: both reach the workers, too, while the main process still needs them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def collate(items: list[Item]) -> Batch:
+    """Stack pictures and pad objects. The pictures are channels-last in memory, as decoders write them."""
+    pixels = np.stack([item.sample.image for item in items]) if items else np.zeros((0, 0, 0, 3), dtype=np.uint8)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    most = max((len(item.sample.labels) for item in items), default=0)
+    boxes = np.zeros((len(items), most, 4), dtype=np.float32)
+    labels = np.zeros((len(items), most), dtype=np.int64)
+    difficult = np.zeros((len(items), most), dtype=bool)
+    valid = np.zeros((len(items), most), dtype=bool)
+    for row, (sample, _, _) in enumerate(items):
+        count = len(sample.labels)
+        boxes[row, :count] = sample.boxes
+        labels[row, :count] = sample.labels
+        difficult[row, :count] = sample.difficult
+        valid[row, :count] = True
+    return Batch(
+        images,
+        Objects(*map(torch.from_numpy, (boxes, labels, difficult, valid))),
+        torch.tensor([item.image_id for item in items], dtype=torch.int64),
+        torch.tensor([item.image_size for item in items], dtype=torch.int64).view(-1, 2),
+    )

@@ -1,0 +1,141 @@
+"""Picture files with their ground truth: what the splits of a data set are."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from ssd_lightning.data.formats.annotations import Annotations
+from ssd_lightning.data.formats.findings import FIXED, Finding, Fix, check_objects, faulty_objects, printable
+from ssd_lightning.data.pictures import read_picture
+from ssd_lightning.structures import Sample, Truth
+
+logger = logging.getLogger(__name__)
+
+
+class AnnotatedPictures:
+    """Picture files with their ground truth, by position; ``train()`` and ``val()`` of a data set return one.
+
+    Args:
+        paths: picture files.
+        sizes: (height, width) of each picture in pixels, upright.
+        counts: number of objects in each picture.
+        boxes: boxes of all objects, picture by picture; xyxy as fractions of their picture.
+        labels: labels of all objects, 1 … C.
+        difficult: VOC's flag of all objects; ``None``: no object is difficult.
+        findings: faults that were found in reading. Training refuses to start with any.
+        fixed: faults that were found and dealt with.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        sizes: Int[np.ndarray, "pictures 2"],
+        counts: Int[np.ndarray, " pictures"],
+        boxes: Float[np.ndarray, "objects 4"],
+        labels: Int[np.ndarray, " objects"],
+        difficult: Bool[np.ndarray, " objects"] | None = None,
+        findings: Sequence[Finding] = (),
+        fixed: Sequence[Finding] = (),
+    ) -> None:
+        self.paths = list(paths)
+        self.sizes = sizes
+        self.boxes = boxes.astype(np.float32)
+        self.labels = labels
+        self.difficult = np.zeros(len(labels), dtype=bool) if difficult is None else difficult
+        self.counts = counts
+        self.findings = list(findings)
+        self.fixed = list(fixed)
+        self._end = np.cumsum(counts)
+        self._start = self._end - counts
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def truth(self, index: int) -> Truth:
+        """Return the size and the objects of a picture, without decoding it."""
+        rows = slice(self._start[index], self._end[index])
+        height, width = self.sizes[index].tolist()
+        return Truth((height, width), self.boxes[rows], self.labels[rows], self.difficult[rows])
+
+    def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        """Decode a picture, reduced as :func:`~ssd_lightning.data.pictures.read_picture` does."""
+        return read_picture(self.paths[index], least)
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(self.image(index), *self.truth(index)[1:])
+
+    def annotations(self, classes: Sequence[str], sizes: Int[np.ndarray, "pictures 2"] | None = None) -> Annotations:
+        """Return the objects as annotations, so that all data sets are checked alike.
+
+        Args:
+            classes: names in the order of their labels; another label is named by its number.
+            sizes: (height, width) of the picture files, where they have been read.
+        """
+        labels, names = np.unique(self.labels, return_inverse=True)
+        height, width = np.repeat(self.sizes, self.counts, axis=0).T
+        return Annotations(
+            "edges",
+            [str(path) for path in self.paths],
+            [str(path) for path in self.paths],
+            self.sizes if sizes is None else sizes,
+            self.sizes,
+            self.counts,
+            [classes[label - 1] if 1 <= label <= len(classes) else f"label {label}" for label in labels.tolist()],
+            names.astype(np.int64),
+            self.boxes * np.stack((width, height, width, height), axis=1).astype(np.float64),
+            self.difficult,
+        )
+
+
+def annotated_pictures(
+    annotations: Annotations,
+    classes: Sequence[str],
+    difficult: bool = True,
+    fix: Fix | None = None,
+    findings: Sequence[Finding] = (),
+) -> AnnotatedPictures:
+    """Return the pictures with all objects that are right or could be fixed, and with the findings about the others.
+
+    Args:
+        annotations: annotations of the pictures, in order.
+        classes: names in the order of their labels.
+        difficult: whether difficult objects are kept.
+        fix: treatment of faults, see :data:`~ssd_lightning.data.formats.findings.Fix`; ``None``: every fault is one of
+            the ``findings`` of the result, which stop training.
+        findings: faults that the reader has found.
+    """
+    found = [*findings, *check_objects(annotations, classes)]
+    fixed = [finding for finding in found if finding.kind in FIXED[fix]]
+    if fixed:
+        logger.warning(
+            "%d objects or pictures are faulty and treated with fix=%s. The first: %s",
+            len(fixed),
+            fix,
+            printable(fixed[0].text),
+        )
+    faulty = faulty_objects(annotations, classes)
+    if faulty.wrong_size.any():
+        annotations = annotations.select(np.flatnonzero(~faulty.wrong_size))
+        faulty = faulty_objects(annotations, classes)
+    boxes = annotations.fractions().clip(0, 1)
+    left, top, right, bottom = boxes.T
+    kept = ~faulty.unknown_class & (left < right) & (top < bottom)
+    if fix != "clip":
+        kept &= ~faulty.outside
+    if not difficult:
+        kept &= ~annotations.difficult
+    label_of = {name: label for label, name in enumerate(classes, 1)}
+    labels = np.array([label_of.get(name, 0) for name in annotations.vocabulary], dtype=np.int64)
+    return AnnotatedPictures(
+        [Path(picture) for picture in annotations.pictures],
+        annotations.sizes,
+        np.bincount(annotations.picture_of_object()[kept], minlength=len(annotations.counts)),
+        boxes[kept],
+        labels[annotations.names[kept]],
+        annotations.difficult[kept],
+        [finding for finding in found if finding.kind not in FIXED[fix]],
+        fixed,
+    )
