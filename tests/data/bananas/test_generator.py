@@ -1,4 +1,4 @@
-"""The generated banana data set: files, boxes, reproducibility, and what happens when something is in the way."""
+"""Tests of the generated banana data set: files, boxes, reproducibility, and folders that are in the way."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def silhouettes(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """Makes pictures of white bananas on black with no camera in between; gets the canvas after each thing pasted."""
+    """Draw white bananas on black without the camera, and collect the canvas after each paste."""
     canvases: list[np.ndarray] = []
     draw_banana, paste = banana_generator.draw_banana, banana_generator.paste
 
@@ -92,7 +92,7 @@ def test_pictures_differ_between_seeds_splits_and_numbers(small: Path, tmp_path:
     assert len({path.read_bytes() for path in pictures}) == len(pictures) == 11
 
 
-def test_a_longer_data_set_begins_like_a_shorter_one(small: Path, tmp_path: Path):
+def test_a_longer_data_set_begins_with_the_shorter_one(small: Path, tmp_path: Path):
     generate_bananas(tmp_path / "short", num_train=2, num_val=1, seed=5, workers=1)
     assert read_labels(tmp_path / "short" / "bananas_train") == read_labels(small / "bananas_train")[:3]
     last = "bananas_train/images/1.png"
@@ -100,7 +100,7 @@ def test_a_longer_data_set_begins_like_a_shorter_one(small: Path, tmp_path: Path
 
 
 def test_box_touches_the_outermost_pixels_of_the_banana(silhouettes: list[np.ndarray]):
-    for seed in range(40):
+    for seed in range(25):
         picture = draw_picture(np.random.default_rng(seed), 1)
         covered = [(x, y) for y, x in zip(*np.nonzero(picture.pixels[..., 0] > WHITE / 2), strict=True)]
         columns, rows = zip(*covered, strict=True)
@@ -108,14 +108,14 @@ def test_box_touches_the_outermost_pixels_of_the_banana(silhouettes: list[np.nda
 
 
 def test_bananas_have_no_holes(silhouettes: list[np.ndarray]):
-    for seed in range(40):
+    for seed in range(25):
         picture = draw_picture(np.random.default_rng(seed), 1)
         silhouette = picture.pixels[..., 0].astype(int)
         around = np.minimum.reduce([np.roll(silhouette, shift, axis) for shift in (-1, 1) for axis in (0, 1)])
         assert not ((around == WHITE) & (silhouette < WHITE)).any()
 
 
-def test_several_bananas_are_all_visible_and_their_boxes_overlap_little(silhouettes: list[np.ndarray]):
+def test_all_bananas_are_visible_and_their_boxes_overlap_little(silhouettes: list[np.ndarray]):
     for seed in range(10):
         silhouettes.clear()
         boxes = draw_picture(np.random.default_rng(seed), 5).boxes
@@ -124,7 +124,7 @@ def test_several_bananas_are_all_visible_and_their_boxes_overlap_little(silhouet
         for canvas, (xmin, ymin, xmax, ymax) in zip(silhouettes, boxes, strict=True):
             added = (canvas > WHITE / 2) & (before <= WHITE / 2)
             rows, columns = np.nonzero(added)
-            # A pixel on the rim can be covered by two bananas that touch, by less than half each.
+            # Two bananas that touch can each cover less than half of a pixel on the rim.
             tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             np.testing.assert_allclose(tight, (xmin, ymin, xmax, ymax), atol=1)
             before = canvas
@@ -133,10 +133,10 @@ def test_several_bananas_are_all_visible_and_their_boxes_overlap_little(silhouet
 
 
 def test_sizes_are_those_of_the_original():
-    """Literal 5, 25, 50, 75 and 95 % quantiles of the 100 boxes of d2l's bananas_val."""
+    """The expected values are quantiles (5, 25, 50, 75, 95 %) of the 100 boxes of d2l's bananas_val."""
     light = banana_generator.random_light(np.random.default_rng(0))
     boxes = []
-    for seed in range(250):
+    for seed in range(150):
         banana = banana_generator.draw_banana(np.random.default_rng(seed), light)
         boxes.append(banana_generator.tight_box(banana_generator.covered_pixels(banana)))
     width, height = (np.array(boxes)[:, 2:] - np.array(boxes)[:, :2]).T
@@ -153,11 +153,11 @@ def test_sizes_are_those_of_the_original():
 
 
 def test_places_are_those_of_the_original(silhouettes: list[np.ndarray], monkeypatch: pytest.MonkeyPatch):
-    """d2l's boxes lie anywhere between 7 and 250 pixels; the middle half of the centres is 80 … 176 wide."""
+    """The boxes of d2l lie anywhere between 7 and 250 pixels; the quartiles of their centres are 80, 127, 176."""
     banana = banana_generator.draw_banana(
         np.random.default_rng(0), banana_generator.random_light(np.random.default_rng(0))
     )
-    monkeypatch.setattr(banana_generator, "draw_banana", lambda rng, light: banana)  # the same one: fast
+    monkeypatch.setattr(banana_generator, "draw_banana", lambda rng, light: banana)  # Drawing one banana only is fast.
     boxes = np.concatenate([draw_picture(np.random.default_rng(seed), 1).boxes for seed in range(400)])
     assert boxes.min() == 6
     assert boxes.max() == 250
@@ -175,7 +175,7 @@ def test_from_none_to_five_bananas(tmp_path: Path):
     assert len(list((tmp_path / "many" / "bananas_train" / "images").iterdir())) == 24
 
 
-def test_picture_without_bananas_has_boxes_of_no_rows():
+def test_a_picture_without_bananas():
     picture = draw_picture(np.random.default_rng(0), 0)
     assert picture.boxes.shape == (0, 4)
     assert picture.pixels.shape == (256, 256, 3)
@@ -195,7 +195,7 @@ def test_interruption_leaves_nothing(workers: int, tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_goes_and_what_is_being_written_stays(tmp_path: Path):
+def test_abandoned_folders_are_deleted_and_active_ones_stay(tmp_path: Path):
     ages = {"killed": (7200, 7200), "just begun": (0, None), "long at work": (7200, 60)}
     for name, (age, age_of_pictures) in ages.items():
         folder = tmp_path / f".bananas [1]-unfinished-{name}"
@@ -238,28 +238,28 @@ def test_another_process_that_finishes_first_wins(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [root]
 
 
-def test_other_settings_are_refused_with_both_named(small: Path):
+def test_other_settings_are_an_error_that_names_both(small: Path):
     before = files_of(small)
     with pytest.raises(ValueError, match=r"root: .*'seed': 7.*'seed': 5"):
         generate_bananas(small, num_train=6, num_val=3, seed=7)
     assert files_of(small) == before
 
 
-def test_older_generator_is_another_setting(small: Path, tmp_path: Path):
+def test_an_older_generator_is_an_error(small: Path, tmp_path: Path):
     settings = json.loads((small / "generated.json").read_text())
     (tmp_path / "generated.json").write_text(json.dumps(settings | {"generator_version": 0}))
     with pytest.raises(ValueError, match="'generator_version': 0"):
         generate_bananas(tmp_path, num_train=6, num_val=3, seed=5)
 
 
-def test_a_folder_with_other_content_is_refused(tmp_path: Path):
+def test_a_folder_with_other_content_is_an_error(tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match=r"root: .*generated\.json"):
         generate_bananas(tmp_path, num_train=1, num_val=1)
     assert files_of(tmp_path) == {"thesis.txt": b"precious"}
 
 
-def test_broken_settings_file_is_named(tmp_path: Path):
+def test_a_broken_settings_file_is_named(tmp_path: Path):
     (tmp_path / "generated.json").write_text("{")
     with pytest.raises(ValueError, match=r"generated\.json: .*JSON"):
         generate_bananas(tmp_path, num_train=1, num_val=1)
@@ -291,12 +291,12 @@ def test_refused_arguments(arguments: dict[str, int], message: str, tmp_path: Pa
 
 @pytest.mark.parametrize("num_bananas", [-1, 11])
 def test_refused_number_of_bananas_in_a_picture(num_bananas: int):
-    with pytest.raises(ValueError, match=f"num_bananas: expected 0 … 10, got {num_bananas}"):
+    with pytest.raises(ValueError, match=f"num_bananas: .*got {num_bananas}"):
         draw_picture(np.random.default_rng(0), num_bananas)
 
 
-def test_a_script_without_main_guard_works_and_its_imports_are_not_repeated(tmp_path: Path):
-    """A spawned process would run the script again and fail, or load a program's torch before it draws."""
+def test_a_script_without_main_guard_works_and_is_not_imported(tmp_path: Path):
+    """By default a spawned process imports the main module, which would run the script again and fail."""
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"
