@@ -34,7 +34,7 @@ from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.review import load_runs
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.scoring.stored_detections import load_detections
-from ssd_lightning.structures import Batch, DetectionRecords, ObjectRecords, Objects, Sample
+from ssd_lightning.structures import Batch, DetectionRecords, ObjectRecords, Objects, Sample, select
 from ssd_lightning.training.loggers.dashboard import Dashboard, Results
 from ssd_lightning.training.loggers.show import ShowOnDashboards
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures, rows_to_show, worth_showing
@@ -632,7 +632,7 @@ class TestPictures:
         assert rows_to_show(objects, 3) == [1, 3, 9]
         assert rows_to_show(objects, 9) == [1, 3, 9, 5, 7]
         assert rows_to_show(objects, 0) == []
-        assert rows_to_show(ObjectRecords(*(column[:0] for column in objects)), 3) == []
+        assert rows_to_show(select(objects, slice(0)), 3) == []
 
     def test_are_reduced_with_their_boxes(self):
         pictures = ShownPictures(Grey(), [1, 0])
@@ -653,7 +653,7 @@ class TestPictures:
         found = worth_showing(detections)
         assert np.bincount(found.image_ids).tolist() == [50, 50]
         assert found.scores[:50].tolist() == scores[50:100][::-1].tolist()
-        few = DetectionRecords(*(column[:20] for column in detections))
+        few = select(detections, slice(20))
         assert worth_showing(few).scores.min() >= 0.05
 
     def test_are_not_fewer_than_none(self):
