@@ -15,7 +15,7 @@ import yaml
 from sphinx.application import Sphinx
 
 from ssd_lightning.cli.commands import COMMANDS
-from ssd_lightning.cli.help import GROUPS, Command, Key, main_config
+from ssd_lightning.cli.help import GROUPS, Command, main_config
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 
 ROOT = Path(__file__).parents[2]
@@ -68,17 +68,6 @@ def write(path: Path, text: str) -> None:
     """Leave an equal file alone, so that Sphinx does not read it again."""
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
-
-
-DESCRIPTIONS = {
-    "checkpoint": "The checkpoint to use, such as checkpoints/best.ckpt of a run folder.",
-    "draw": "Write drawings.",
-}
-"""Descriptions of keys without a comment in their own config and in that of ``ssd-train``."""
-
-
-def described(key: Key) -> str:
-    return key.about or main_config("train")[1].get(key.name, key).about or DESCRIPTIONS.get(key.name, "")
 
 
 def first_comment(text: str) -> str:
@@ -139,7 +128,7 @@ def command_page(command: Command) -> str:
         lines += [f"Values of {names} may be given in this order without the key.", ""]
     lines += ["## Examples", "", "```bash", *explained(command.examples), "```", "", "## Keys", ""]
     lines += ["| key | default | meaning |", "|---|---|---|"]
-    lines += [f"| `{key.name}` | {shown(key.default)} | {markdown(described(key))} |" for key in keys.values()]
+    lines += [f"| `{key.name}` | {shown(key.default)} | {markdown(key.about)} |" for key in keys.values()]
     if defaults:
         lines += ["", "## Groups", "", "Each group takes the name of one of its options, such as "]
         lines[-1] += "`loss=focal`. The page of a group shows what its options contain."
