@@ -1,13 +1,11 @@
-"""Trains and validates as one rank of several, or alone; what came out is saved for a test to compare.
+"""Trains and validates as one rank of several, or alone, and saves the outcome for a test to compare.
 
-Run as ``ddp_program.py <folder>`` with the variables by which Lightning knows ranks that others have started.
+Usage: ``ddp_program.py <folder>``, with the environment variables of a rank that others have started.
 """
 
 import logging
 import os
-import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,10 @@ from ssd_lightning.training.module import SSDModule
 
 SIDE, BATCH, NUM_TRAIN, SEED = 64, 32, 36, 5
 LOSSES = sorted(path.stem for path in (CONFIG_FOLDER / "loss").glob("*.yaml"))
-WITHOUT_OBJECTS = {"none": slice(0), "those of the second of two ranks": slice(1, BATCH, 2), "all": slice(BATCH)}
-"""Of the pictures of the first step, in the order in which the ranks take them."""
+WITHOUT_OBJECTS = {"none": slice(0), "those of the second rank": slice(1, BATCH, 2), "all": slice(BATCH)}
+"""Pictures of the first step that have no objects, in the order in which two ranks take them."""
+STEPS = [*((loss, "those of the second rank") for loss in LOSSES), ("multibox", "none"), ("multibox", "all")]
+"""Losses, and pictures without objects, whose gradients are compared."""
 VALIDATIONS: dict[str, dict[str, Any]] = {
     "5 pictures": {"pictures": 5},
     "4 pictures": {"pictures": 4},
@@ -41,7 +41,7 @@ VALIDATIONS: dict[str, dict[str, Any]] = {
     "2 of 4 batches": {"pictures": 7, "limit_val_batches": 2},
     "half of 4 batches": {"pictures": 7, "limit_val_batches": 0.5},
 }
-"""In batches of two."""
+"""Settings of validations, in batches of two."""
 
 
 class Pictures(InMemoryPictures):
@@ -76,36 +76,13 @@ class Data:
 
 
 class Gradients(lightning.Callback):
-    """As the optimizer gets them."""
+    """The gradients that the optimizer gets, by parameter."""
 
     def __init__(self) -> None:
         self.by_name: dict[str, torch.Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.by_name = {name: parameter.grad.clone() for name, parameter in pl_module.model.named_parameters()}
-
-
-class Fails(lightning.Callback):
-    """One of the ranks, before one of the steps."""
-
-    def __init__(self, rank: int, step: int, how: str) -> None:
-        self.rank, self.step, self.how = rank, step, how
-
-    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-        if (trainer.global_rank, trainer.global_step) != (self.rank, self.step):
-            return
-        if self.how == "is killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise (ValueError if self.how == "user's mistake" else TypeError)(f"rank {self.rank} fails")
-
-
-class SlowSteps(lightning.Callback):
-    """Tells which step is being taken, and leaves time for a signal."""
-
-    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-        if trainer.is_global_zero:
-            Path(trainer.default_root_dir, "step").write_text(str(trainer.global_step))
-        time.sleep(0.5)
 
 
 def make_module(frozen_batch_norm: bool = False, **parts: Any) -> SSDModule:
@@ -136,22 +113,22 @@ def make_trainer(ranks: int, *callbacks: lightning.Callback, **settings: Any) ->
 
 
 def gradients(ranks: int) -> dict[str, Any]:
-    """Of one step over all training pictures, and the loss that is logged, by loss and what is without objects."""
+    """Return the gradients and the logged loss of one step over all training pictures."""
     found = {}
-    for loss in LOSSES:
-        for name, without_objects in WITHOUT_OBJECTS.items():
-            module = make_module(
-                frozen_batch_norm=True, loss=instantiate(OmegaConf.load(CONFIG_FOLDER / f"loss/{loss}.yaml"))
-            )
-            seen = Gradients()
-            trainer = make_trainer(ranks, seen, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
-            trainer.fit(module, make_data(Pictures(NUM_TRAIN, without_objects), Pictures(2), BATCH // ranks))
-            found[f"{loss}, {name}"] = (seen.by_name, trainer.callback_metrics["train/loss"])
+    for loss, without_objects in STEPS:
+        module = make_module(
+            frozen_batch_norm=True, loss=instantiate(OmegaConf.load(CONFIG_FOLDER / f"loss/{loss}.yaml"))
+        )
+        seen = Gradients()
+        trainer = make_trainer(ranks, seen, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
+        pictures = Pictures(NUM_TRAIN, WITHOUT_OBJECTS[without_objects])
+        trainer.fit(module, make_data(pictures, Pictures(2), BATCH // ranks))
+        found[f"{loss}, {without_objects}"] = (seen.by_name, trainer.callback_metrics["train/loss"])
     return found
 
 
 def validations(ranks: int) -> dict[str, Any]:
-    """Values as they are, and what was found."""
+    """Return the logged values, the detections and the objects of each validation."""
     found = {}
     for name, settings in VALIDATIONS.items():
         settings = dict(settings)
@@ -162,14 +139,14 @@ def validations(ranks: int) -> dict[str, Any]:
 
 
 def records(module: SSDModule) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Of detections and objects; on the first rank those of all."""
+    """Return the columns of detections and objects. The first rank has those of all ranks."""
     both = module.scores.detections(), module.scores.objects()
     detections, objects = ([torch.from_numpy(column) for column in record] for record in both)
     return detections, objects
 
 
 def fit(ranks: int, folder: Path) -> dict[str, Any]:
-    """Two epochs with batch norm, whose statistics differ between the ranks."""
+    """Train two epochs with batch norm, whose statistics differ between the ranks."""
     best = ModelCheckpoint(folder, filename=f"best_of_{ranks}", monitor="val/loss", save_top_k=-1)
     trainer = make_trainer(ranks, best, max_epochs=2, logger=MetricsFile(folder / f"of_{ranks}"), log_every_n_steps=1)
     module = make_module()

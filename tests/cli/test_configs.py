@@ -1,4 +1,4 @@
-"""Every file of ``conf`` is composed, and what it describes is built."""
+"""Every file of ``conf`` is composed, and the part that it describes is built."""
 
 import functools
 from itertools import product
@@ -21,7 +21,7 @@ from ssd_lightning.detector.presets import CONFIG_FOLDER
 FOLDERS = {path.name: path for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
 OPTIONS = {group: sorted(path.stem for path in folder.glob("*.yaml")) for group, folder in FOLDERS.items()}
 COMPOSED_GROUPS = ("experiment", "callbacks", "box_scales", "model", "debug", "hparams_search", "logger")
-"""What they choose is built, they are not."""
+"""Groups without a part of their own. The parts that they choose are built."""
 BUILT_GROUPS = [group for group in OPTIONS if group not in COMPOSED_GROUPS]
 
 MOST_LEVELS = {
@@ -38,7 +38,7 @@ MOST_LEVELS = {
     "tiny": 5,
     "vgg16": 6,
 }
-"""Of each backbone and the extra layers of the paper at 300×300 pixels: then the grid is down to one cell."""
+"""The most levels of each backbone with the paper's extra layers at 300×300 pixels, where the last has one cell."""
 
 
 @pytest.fixture
@@ -67,7 +67,8 @@ def test_each_option_builds_what_it_names(composed, group: str, option: str):
     node = composed(f"{group}={option}")[group]
     if node.get("accelerator") == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    built = instantiate(node, _convert_="all")
+    with torch.device("meta" if group == "backbone" else "cpu"):
+        built = instantiate(node, _convert_="all")
     target = get_object(node._target_)
     if node.get("_partial_"):
         assert built.func is target
@@ -87,8 +88,9 @@ def test_each_experiment_is_complete(composed, option: str):
     config = composed(f"experiment={option}")
     assert config.name == option
     if "weights" in config.backbone:
-        config.backbone.weights = None  # which would be downloaded
-    model = instantiate(config.model, _convert_="all")
+        config.backbone.weights = None  # They would be downloaded.
+    with torch.device("meta"):
+        model = instantiate(config.model, _convert_="all")
     assert isinstance(model, SSD)
     assert model.image_size == (config.model.image_size, config.model.image_size)
     for group in ("matcher", "loss", "postprocess", "augmentation", "optimizer", "lr_scheduler", "data"):
@@ -111,7 +113,7 @@ def test_most_levels_are_of_all_backbones():
 
 @functools.cache
 def part(group: str, option: str) -> Any:
-    """What one file describes, on the meta device. Composing takes longer than building, so each is composed once."""
+    """Return the part that a file describes, on the meta device. Cached, since composing takes long."""
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         node = compose("train", [f"{group}={option}"])[group]
     with torch.device("meta"):
@@ -128,9 +130,9 @@ class MapsOf(torch.nn.Module):
 
 
 @pytest.mark.parametrize("backbone", OPTIONS["backbone"])
-def test_every_backbone_goes_with_every_box_config_that_it_has_levels_for(backbone: str):
-    """The whole product of the three groups. What cannot go together is refused with both sides named."""
-    # The backbone's maps alone, so that it need not be run for each of them.
+def test_every_backbone_takes_every_box_config_with_few_enough_levels(backbone: str):
+    """The whole product of the three groups is tried. An impossible combination is refused with both sides named."""
+    # The shapes of the maps suffice, so that the backbone is run only once.
     network = MapsOf(*channels_and_grids(part("backbone", backbone), (300, 300)))
     extra_layers = part("extra_layers", "paper")
     for scales, ratios in product(OPTIONS["box_scales"], OPTIONS["aspect_ratios"]):
@@ -160,7 +162,7 @@ def test_every_backbone_goes_with_every_kind_of_layers(backbone: str, extra_laye
 
 
 def test_every_key_of_the_main_configs_is_read():
-    """A key that nothing reads would be set in vain."""
+    """A key that nothing reads would be set without any effect."""
     code = "\n".join(path.read_text() for path in (CONFIG_FOLDER.parent / "ssd_lightning" / "cli").glob("*.py"))
     yaml = "\n".join(path.read_text() for path in CONFIG_FOLDER.rglob("*.yaml"))
     for name in ("train", "evaluate", "predict", "check", "boxes", "compare"):

@@ -1,4 +1,4 @@
-"""A run that is killed outright, again and again at any moment, and resumed, ends as the one that nothing disturbed."""
+"""A run that is killed at random moments and resumed ends as the undisturbed one."""
 
 import json
 import os
@@ -16,15 +16,16 @@ import torch
 
 from ssd_lightning.run_folder import read_metrics
 
-KILLS = 8
-STEPS = 6 * 10
+KILLS = 5
+EPOCHS = 6
+STEPS = 6 * EPOCHS
 ARGUMENTS = [
     "data=banana",
     "model.image_size=64",
     "batch_size=2",
     "num_workers=1",
     "trainer=cpu",
-    "trainer.max_epochs=10",
+    f"trainer.max_epochs={EPOCHS}",
     "trainer.log_every_n_steps=1",
     "trainer.precision=32-true",
     "callbacks=[ema,every_n_steps,early_stopping]",
@@ -42,11 +43,11 @@ PARTS = (
     "optimizer_states",
     "lr_schedulers",
 )
-"""Of a checkpoint, to be compared."""
+"""The parts of a checkpoint that are compared."""
 
 
 def values(content: Any, name: str = "") -> dict[str, Any]:
-    """All that is in dictionaries and lists, by path."""
+    """Return the values in nested dictionaries and lists, by path."""
     if isinstance(content, dict | list):
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
         return {path: value for key, child in pairs for path, value in values(child, f"{name}/{key}").items()}
@@ -55,7 +56,7 @@ def values(content: Any, name: str = "") -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments(bananas: Path, tmp_path: Path):
-    """Processes are forked off one that has imported everything, so that kills come in training and not in imports."""
+    """Each run is forked from a process that has imported everything, so that kills hit the training."""
     done = subprocess.run(
         [sys.executable, __file__, f"data.root={bananas}", *ARGUMENTS],
         cwd=tmp_path,
@@ -67,7 +68,7 @@ def test_a_run_that_is_killed_at_random_moments(bananas: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     killed_at = json.loads(done.stdout)
     assert len(killed_at) == KILLS
-    assert len({step for step in killed_at if 0 < step < STEPS}) >= 4, killed_at
+    assert len({step for step in killed_at if 0 < step < STEPS}) >= 3, killed_at
 
     folders = [tmp_path / name for name in ("undisturbed", "killed")]
     for name in ("best.ckpt", "last.ckpt"):
@@ -88,7 +89,7 @@ def test_a_run_that_is_killed_at_random_moments(bananas: Path, tmp_path: Path):
 
 
 def start(arguments: list[str]) -> int:
-    """``ssd-train`` in a process of its own. Returns its number."""
+    """Start ``ssd-train`` in a process of its own, and return the process id."""
     child = os.fork()
     if child:
         return child
@@ -113,7 +114,7 @@ def finish(child: int) -> None:
 
 
 def disturb(arguments: list[str]) -> list[int]:
-    """Kill a run at random moments, then let it end. Returns the steps that were saved then."""
+    """Kill a run at random moments, then let it end. Return the saved step after each kill."""
     rng, folder, saved = random.Random(0), Path("killed"), [0]
     finish(start([*arguments, "hydra.run.dir=undisturbed"]))
     while True:
@@ -124,7 +125,7 @@ def disturb(arguments: list[str]) -> list[int]:
         if len(saved) == KILLS + 1:
             finish(child)
             return saved[1:]
-        if len(saved) > 1:  # the first one is killed at its start
+        if len(saved) > 1:  # The first process is killed at its start.
             wait_for_step(folder / "metrics.csv", saved[-1] + rng.randrange(5))
         time.sleep(rng.uniform(0, 0.2))
         os.killpg(child, signal.SIGKILL)
@@ -141,7 +142,7 @@ def wait_for_step(metrics: Path, step: int, patience: float = 120) -> None:
 
 
 if __name__ == "__main__":
-    import ssd_lightning.cli.train  # noqa: F401  # before it is forked
+    import ssd_lightning.cli.train  # noqa: F401  # Before the fork.
     from ssd_lightning.cli import commands
 
     torch.set_num_threads(1)

@@ -1,125 +1,83 @@
-"""SIGINT and SIGTERM outside the steps of training, as the commands take them."""
+"""SIGINT and SIGTERM outside the steps of training."""
 
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import QUICK
-from processes import is_running
+from processes import TRAIN, catches, finish, start, wait_for
 from run_folder import COMPLETE, files_of, summary_of
 
 from ssd_lightning import signals as interruption
 from ssd_lightning.signals import Interrupted, interruptible
 
 BOTH = [signal.SIGINT, signal.SIGTERM]
-CALLBACK = """
-import time
-from pathlib import Path
-import lightning
-
-class SlowValidation(lightning.Callback):
-    def on_validation_batch_start(self, trainer, *args, **settings):
-        moment = "sanity check" if trainer.sanity_checking else trainer.state.fn.value
-        Path(moment).touch()
-        time.sleep(2 if moment in ("sanity check", "validate") else 0)
-"""
+PAUSE = ["+callbacks.pause._target_=added_callbacks.PauseInValidation", "hydra.run.dir=run"]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    (folder / "slow_callback.py").write_text(CALLBACK)
-    return subprocess.Popen(
-        [sys.executable, "-m", "ssd_lightning.cli.train", *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "OMP_NUM_THREADS": "1"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-
-
-def told(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    """What a process says that has got a signal; it ends with its exit code, and leaves no other process."""
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, out
-    assert "Traceback" not in out
-    until = time.monotonic() + 10
-    while is_running(process.pid):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    [line] = [line for line in out.splitlines() if line.startswith("ssd-train: ")]
+def message_of(process, number: signal.Signals) -> str:
+    """Return the message of a process that a signal ends, with the exit code of that signal and without a traceback."""
+    _, error = finish(process, exit_code=128 + number)
+    assert "Traceback" not in error
+    [line] = [line for line in error.splitlines() if line.startswith("ssd-train: ")]
     return line.removeprefix("ssd-train: ")
-
-
-SLOW = ["+callbacks.slow._target_=slow_callback.SlowValidation", "hydra.run.dir=run"]
 
 
 @pytest.mark.parametrize("number", BOTH)
 def test_before_anything_is_written(bananas: Path, tmp_path: Path, number: signal.Signals):
-    """While torch is imported, the longest time of a start."""
-    process = start(tmp_path, "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=run")
-    wait_for(tmp_path / "run" / ".hydra" / "overrides.yaml", process)
-    time.sleep(0.3)
+    """The signal comes while torch is imported, which takes most of the time of a start."""
+    process = start(tmp_path, *TRAIN, "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=run")
+    wait_for(lambda: catches(process, signal.SIGTERM), process)
     os.killpg(process.pid, number)
-    assert told(process, number) == f"interrupted by {number.name}; nothing is left of it"
+    assert message_of(process, number).startswith(f"interrupted by {number.name}; ")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", BOTH)
-def test_in_the_sanity_check(bananas: Path, tmp_path: Path, number: signal.Signals):
-    """Twice, as ``uv run`` passes on what the terminal brings too; with workers that load pictures."""
+def test_in_the_sanity_check(bananas: Path, tmp_path: Path):
+    """The signal comes twice, as ``uv run`` passes on what the terminal sends too. A worker loads pictures."""
     choices = ["data=banana", f"data.root={bananas}", *QUICK, "num_workers=1"]
-    process = start(tmp_path, *choices, *SLOW)
-    wait_for(tmp_path / "sanity check", process)
-    os.killpg(process.pid, number)
-    os.kill(process.pid, number)
-    assert told(process, number) == f"interrupted by {number.name}; nothing is left of it"
+    process = start(tmp_path, *TRAIN, *choices, *PAUSE, "+callbacks.pause.moment=sanity_check")
+    wait_for((tmp_path / "paused").exists, process)
+    os.killpg(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
+    assert message_of(process, signal.SIGINT).startswith("interrupted by SIGINT; ")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", BOTH)
-def test_while_the_best_weights_are_scored(run, bananas: Path, tmp_path: Path, number: signal.Signals):
-    """What is left to be done is done by resuming."""
-    process = start(tmp_path, "data=banana", f"data.root={bananas}", *QUICK, *SLOW)
-    wait_for(tmp_path / "validate", process)
-    os.killpg(process.pid, number)
+def test_while_the_best_weights_are_scored(run, bananas: Path, tmp_path: Path):
+    """A resumed run then scores the weights."""
+    choices = ["data=banana", f"data.root={bananas}", *QUICK]
+    process = start(tmp_path, *TRAIN, *choices, *PAUSE, "+callbacks.pause.moment=validate")
+    wait_for((tmp_path / "paused").exists, process)
+    os.killpg(process.pid, signal.SIGTERM)
     folder = tmp_path / "run"
-    assert told(process, number) == f"interrupted by {number.name}; resume={folder} goes on from its last checkpoint"
+    message = message_of(process, signal.SIGTERM)
+    assert message.startswith("interrupted by SIGTERM; ")
+    assert f"resume={folder}" in message
     assert not (folder / "summary.json").exists()
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 3
 
-    outcome = run("ssd-train", f"resume={folder}", "~callbacks.slow")
+    outcome = run("ssd-train", f"resume={folder}", "~callbacks.pause")
     assert outcome.exit_code == 0, outcome.error
     assert files_of(folder) >= COMPLETE
     assert summary_of(folder)["steps"] == 3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", BOTH)
-def test_while_bananas_are_drawn(tmp_path: Path, number: signal.Signals):
-    process = start(tmp_path, "data.root=drawn", "+data.num_train=2000", "trainer=cpu", "hydra.run.dir=run")
-    while not list(tmp_path.glob(".drawn-unfinished-*/*/*/images/*.png")):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
-    os.kill(process.pid, number)
-    assert told(process, number) == f"interrupted by {number.name}; nothing is left of it"
+def test_while_bananas_are_drawn(tmp_path: Path):
+    arguments = ["data.root=drawn", "+data.num_train=2000", "trainer=cpu", "hydra.run.dir=run"]
+    process = start(tmp_path, *TRAIN, *arguments)
+    wait_for(lambda: list(tmp_path.glob(".drawn-unfinished-*/*/*/images/*.png")), process)
+    os.kill(process.pid, signal.SIGINT)
+    assert message_of(process, signal.SIGINT).startswith("interrupted by SIGINT; ")
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["slow_callback.py"]
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the handler ---
@@ -127,7 +85,7 @@ def test_while_bananas_are_drawn(tmp_path: Path, number: signal.Signals):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Those from before the test, whatever the test leaves behind."""
+    """Restore the handlers from before the test."""
     former = {number: signal.getsignal(number) for number in BOTH}
     yield
     for number, handler in former.items():
@@ -144,8 +102,8 @@ def test_a_signal_is_raised_within_and_not_after(number: signal.Signals):
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_handler_that_is_there_stays(number: signal.Signals):
-    """Such as that of a sweep; and what a shell lets a process in the background ignore, it ignores."""
+def test_an_existing_handler_is_kept(number: signal.Signals):
+    """A sweep has its own handler, and a shell lets processes in the background ignore SIGINT."""
     seen = []
     signal.signal(number, lambda *arguments: seen.append(arguments[0]))
     with interruptible():
@@ -156,7 +114,7 @@ def test_a_handler_that_is_there_stays(number: signal.Signals):
         os.kill(os.getpid(), number)
 
 
-def tidied_in_spite_of_a_second() -> None:
+def tidy_in_spite_of_a_second_signal() -> None:
     with interruptible():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -169,18 +127,18 @@ def test_a_request_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch):
     for number in (*BOTH, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     with pytest.raises(Interrupted, match="SIGTERM"):
-        tidied_in_spite_of_a_second()
+        tidy_in_spite_of_a_second_signal()
     assert signal.signal(signal.SIGUSR1, signal.SIG_DFL) == signal.SIG_IGN
 
     monkeypatch.setattr(interruption, "IMPATIENCE", 0.0)
     with pytest.raises(Interrupted, match="SIGINT"):
-        tidied_in_spite_of_a_second()
+        tidy_in_spite_of_a_second_signal()
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 7), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_a_process_that_is_forked_off(number: signal.Signals, expected: int):
-    """Ctrl-C is its parent's business."""
+def test_a_forked_process_ignores_ctrl_c(number: signal.Signals, expected: int):
+    """A forked process leaves Ctrl-C to its parent."""
     for each in BOTH:
         signal.signal(each, signal.SIG_DFL)
     with interruptible():
