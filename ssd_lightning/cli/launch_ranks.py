@@ -26,6 +26,7 @@ from ssd_lightning import collectives
 from ssd_lightning.cli import ranks
 from ssd_lightning.cli.ranks import FailedElsewhere
 from ssd_lightning.cli.sweep.jobs import CHILD, NAME
+from ssd_lightning.run_folder import flatten
 
 STARTED_BY = "SSD_STARTED_BY"
 """Environment variable with the process id of the rank that started this one."""
@@ -182,7 +183,7 @@ class SameOnAllRanks(lightning.Callback):
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = flat(settings)
+        self.settings = flatten(settings)
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Compare the settings of all ranks.
@@ -200,14 +201,3 @@ class SameOnAllRanks(lightning.Callback):
             if different:
                 values = ", ".join(f"{key}: {first.get(key)} and {other.get(key)}" for key in different)
                 raise ValueError(f"ranks: expected equal settings on all ranks, got on rank 0 and rank {rank} {values}")
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the values of a config by dotted key, as they are written on the command line."""
-    if not isinstance(config, dict) or not config:
-        return {prefix: config}
-    return {
-        key: value
-        for name, inner in config.items()
-        for key, value in flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
