@@ -57,7 +57,7 @@ def refuse_untrusted_config(config: Any, path: Path | str, key: str, trusted_pac
     for name, value in _leaves(config):
         if name == "_target_" and not _is_listed(value, trusted_packages):
             package, _, rest = str(value).partition(".")
-            if package == "ssd_lightning" and rest.rpartition(".")[2] in ssd_lightning.__all__:
+            if package == "ssd_lightning" and rest.rpartition(".")[2] in dir(ssd_lightning):
                 raise ValueError(
                     f"{key}: {path} was written by ssd_lightning before 0.2, where {value} had that name. "
                     "Try training again, or that version of ssd_lightning."
@@ -87,7 +87,7 @@ def _is_listed(target: Any, trusted_packages: Collection[str]) -> bool:
         return False
     package, _, rest = target.partition(".")
     if package == "ssd_lightning":
-        return rest in ssd_lightning.__all__
+        return rest in dir(ssd_lightning)
     return LISTED.fullmatch(target) is not None or (package in trusted_packages and rest != "")
 
 
