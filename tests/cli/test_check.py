@@ -25,6 +25,13 @@ from ssd_lightning.detector.default_boxes import DefaultBoxes
 MODEL = ["model.image_size=64", "trainer=cpu"]
 
 
+@pytest.fixture(autouse=True)
+def figures(request: pytest.FixtureRequest) -> None:
+    """Draw for one test alone."""
+    if request.function is not test_nothing_wrong:
+        request.getfixturevalue("empty_figures")
+
+
 def write_noise(path: Path, seed: int, width: int = 64, height: int = 48) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
