@@ -44,7 +44,8 @@ class PauseInValidation(lightning.Callback):
         self.moment = moment
 
     def on_validation_batch_start(self, trainer: Any, *args: Any) -> None:
-        if self.moment == trainer.state.stage.value or self.moment == trainer.state.fn.value:
+        moment = "sanity_check" if trainer.sanity_checking else trainer.state.fn.value
+        if moment == self.moment:
             Path("paused").touch()
             time.sleep(120)
 

@@ -165,7 +165,7 @@ def test_ranks_share_a_batch_that_is_greater_than_their_part():
 
 
 def test_fewer_pictures_than_ranks_are_refused():
-    with pytest.raises(ValueError, match="^data: .* got 2 for 3"):
+    with pytest.raises(ValueError, match=r"^data: .* got 2 for 3"):
         data_of(0, 3, 2, 1).train_dataloader()
 
 
@@ -173,7 +173,7 @@ def test_resumed_on_another_number_of_ranks_is_refused():
     state = data_of(0, 2, 12, 2).train_dataloader().state_dict()
     data = data_of(0, 3, 12, 2)
     data.load_state_dict(state)
-    with pytest.raises(ValueError, match="^resume: expected 2 devices .* got 3"):
+    with pytest.raises(ValueError, match=r"^resume: expected 2 devices .* got 3"):
         data.train_dataloader()
 
 
