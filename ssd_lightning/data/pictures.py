@@ -1,4 +1,4 @@
-"""Reading picture files, of any kind that people have."""
+"""Reading of picture files in all common formats."""
 
 import os
 from pathlib import Path
@@ -14,29 +14,28 @@ PICTURE_SUFFIXES = frozenset(
         *(".bmp", ".dib", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi"),
     }
 )
-"""Of what Pillow reads, all that photographs and drawings are kept as."""
+"""Suffixes of the formats of photographs and drawings that Pillow reads."""
 
 
 class PictureError(ValueError):
-    """A picture file is missing, unreadable or broken."""
+    """A picture file that is missing, unreadable or broken."""
 
 
 def read_picture(path: Path, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode a picture as red, green, blue, upright.
+    """Decode a picture as red, green and blue, upright.
 
-    EXIF rotation is applied, transparent pixels become white as a viewer shows them, and of an animation the first
-    frame is taken. 16-bit grey is reduced to 8 bit. A TIFF file with 32 bits for a grey level does not tell its range:
-    whole numbers are taken as 8-bit if none is above 255, else as 16-bit, and refused beyond that; fractions as parts
-    of white if none is above 1, else as levels from 0 to 255.
+    EXIF rotation is applied, transparent pixels become white, and an animation gives its first frame. 16-bit grey is
+    reduced to 8 bit. A TIFF file with 32 bits per grey level does not say its range. Whole numbers are 8-bit levels if
+    none is above 255, else 16-bit levels. Fractions are parts of white if none is above 1, else levels up to 255.
 
     Args:
-        path: of the file.
-        least: (height, width) of the whole picture from which on it is large enough. A JPEG file is decoded at a half,
-            a quarter or an eighth of its size where at least twice of this remains, which takes that much less time
-            and memory; the rest of the reduction is left to resampling, so that the difference is hardly to be seen.
+        path: picture file.
+        least: (height, width) that suffices for the whole picture. A JPEG file is decoded at a half, a quarter or an
+            eighth of its size if at least twice ``least`` remains, which saves time and memory. Resampling does the
+            rest of the reduction, so that the difference is hardly visible.
 
     Raises:
-        PictureError: naming the file.
+        PictureError: if the file cannot be read; the message names the file.
     """
     try:
         with Image.open(path) as file:
@@ -46,23 +45,22 @@ def read_picture(path: Path, least: tuple[int, int] | None = None) -> UInt8[np.n
             upright = ImageOps.exif_transpose(file)
             return np.asarray(_as_rgb(upright, file.format))
     except FileNotFoundError:
-        raise PictureError(f"{path}: no such picture") from None
-    except Exception as error:  # for broken files Pillow raises SyntaxError, struct.error and half a dozen others
+        raise PictureError(f"{path}: expected a picture, got no file") from None
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others for broken files.
         raise PictureError(f"{path}: cannot be read as a picture ({error})") from error
 
 
 REDUCING_GAP = 2.0
-"""By how much resampling is still to reduce a picture that is decoded smaller; Pillow's own choice for thumbnails."""
+"""Least factor left to resampling when a picture is decoded smaller; Pillow's own choice for thumbnails."""
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the picture, upright.
+    """Return (height, width) of a picture, upright.
 
-    From its header; only a file that does not end as its format ends is decoded, and so one that was cut off is
-    noticed.
+    The size comes from the header. A file without the end of its format is decoded, to find files that were cut off.
 
     Raises:
-        PictureError: naming the file.
+        PictureError: if the file cannot be read; the message names the file.
     """
     try:
         with path.open("rb") as content, Image.open(content) as file:
@@ -72,27 +70,27 @@ def picture_size(path: Path) -> tuple[int, int]:
                 file.load()
             return (width, height) if is_turned else (height, width)
     except FileNotFoundError:
-        raise PictureError(f"{path}: no such picture") from None
-    except Exception as error:  # as above
+        raise PictureError(f"{path}: expected a picture, got no file") from None
+    except Exception as error:  # See read_picture.
         raise PictureError(f"{path}: cannot be read as a picture ({error})") from error
 
 
 def _is_turned(file: Image.Image) -> bool:
-    """Whether width and height change places when it is turned upright."""
+    """Return whether turning the picture upright swaps width and height."""
     if file.format == "PNG" and "exif" not in file.info:
-        return False  # Pillow would decode the whole file to look for more
+        return False  # Pillow would decode the whole file to search for more.
     return file.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
 
 
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xae\x42\x60\x82"}
-"""Last bytes of a whole file."""
+"""Last bytes of a complete file, by format."""
 
 
 def _has_end(content: BinaryIO, file_format: str | None) -> bool:
     if file_format not in ENDS:
         return False
     content.seek(-min(64, content.seek(0, os.SEEK_END)), os.SEEK_END)
-    # Some cameras fill up their files.
+    # Some cameras pad their files.
     return content.read().rstrip(b"\0\r\n ").endswith(ENDS[file_format])
 
 
@@ -101,7 +99,7 @@ def _as_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
         levels = np.asarray(image, dtype=np.int64)
         if not 0 <= levels.min() <= levels.max() < 2**16:
             raise ValueError(f"expected grey levels in 0 … 65535, got {levels.min()} … {levels.max()}")
-        # Of other formats Pillow gives 16-bit grey, too.
+        # Pillow reads 16-bit grey of other formats in this mode, too.
         is_8_bit = image.mode == "I" and file_format == "TIFF" and levels.max() < 2**8
         return Image.fromarray((levels if is_8_bit else levels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":

@@ -308,7 +308,7 @@ def test_other_content_is_named(tmp_path: Path, read, content: bytes) -> None:
 
 @pytest.mark.parametrize("read", [read_picture, picture_size])
 def test_a_missing_file_is_named(tmp_path: Path, read) -> None:
-    with pytest.raises(PictureError, match=r"gone\.png: no such picture"):
+    with pytest.raises(PictureError, match=r"gone\.png: expected a picture"):
         read(tmp_path / "gone.png")
 
 
