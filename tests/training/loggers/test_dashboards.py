@@ -77,6 +77,7 @@ def offline(bananas: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         subprocess.run([*git, *command], check=True)
     (folder / "somebodys.txt").write_text("another version")
     loggers = ["logger=[wandb_offline,tensorboard]", "logger.wandb.log_model=true", "trainer.max_epochs=2"]
+    loggers.append("++postprocess.max_detections=200")  # More points than a curve shows.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     done = subprocess.run(
         subprocess_command("train", *arguments(bananas, *loggers)),
@@ -319,7 +320,7 @@ class TestEnds:
         ("name", "error"), [("Signals", "stopped by SIGTERM"), ("Fails", "a failure of this test")]
     )
     def test_a_run_that_fails_is_shown_as_failed(self, run, bananas: Path, tmp_path: Path, name: str, error: str):
-        more = ["logger=wandb_offline", f"+callbacks.ends._target_=test_dashboards.{name}"]
+        more = ["logger=wandb_offline", f"+callbacks.ends._target_={__name__}.{name}"]
         outcome = run("ssd-train", *arguments(bananas, *more))
         assert outcome.exit_code == 1
         assert error in outcome.error
@@ -327,7 +328,7 @@ class TestEnds:
         assert shown.exit_codes == [1]
 
     def test_the_service_of_wandb_dies(self, run, bananas: Path, tmp_path: Path):
-        more = ["logger=wandb_offline", "+callbacks.ends._target_=test_dashboards.KillsTheServiceOfWandb"]
+        more = ["logger=wandb_offline", f"+callbacks.ends._target_={__name__}.KillsTheServiceOfWandb"]
         outcome = run("ssd-train", *arguments(bananas, *more))
         assert outcome.exit_code == 0, outcome.error
         assert (outcome.out + outcome.error).count("its process has ended") == 1
