@@ -15,7 +15,7 @@ JOB_FILE = "job.json"
 SET_ASIDE = "set_aside"
 """The folder in a sweep that keeps the files of earlier attempts at jobs that were started again."""
 
-OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep")
+OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep", "trusted_packages")
 """Config keys that say how a sweep is run; they change nothing in a single job."""
 
 SCORE_NAMES = {"map_50": "AP50", "map_75": "AP75", "map": "AP", "map_voc07": "VOC07", "map_voc12": "VOC12"}

@@ -312,12 +312,13 @@ def test_a_run_whose_first_rank_is_stopped_ends_as_the_undisturbed_one(
 ):
     stop(paused_run(tmp_path, choices), os.kill)
     before = (tmp_path / "run/.hydra/config.yaml").read_bytes()
-    refused = run("ssd-train", f"resume={tmp_path / 'run'}", "trainer.devices=1", "trainer.strategy=auto")
+    trust = "trusted_packages=[added_callbacks]"
+    refused = run("ssd-train", f"resume={tmp_path / 'run'}", trust, "trainer.devices=1", "trainer.strategy=auto")
     assert refused.exit_code == 1
     assert re.search("resume: expected 2 devices .* got 1", refused.error)
     assert (tmp_path / "run/.hydra/config.yaml").read_bytes() == before
 
-    finish(start(tmp_path, *TRAIN, "resume=run", "~callbacks.pause"))
+    finish(start(tmp_path, *TRAIN, "resume=run", trust, "~callbacks.pause"))
     first, second = (
         torch.load(folder / "checkpoints/last.ckpt", weights_only=True) for folder in (trained[0], tmp_path / "run")
     )

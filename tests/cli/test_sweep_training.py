@@ -72,7 +72,8 @@ def test_an_interrupted_job_resumes_from_its_step(choices: list[str], tmp_path: 
     assert column(tmp_path / "sweep", "status") == ["interrupted", "waiting"]
     log = (tmp_path / "sweep/0/metrics.csv").read_text()
 
-    finish(start(tmp_path, *TRAIN, "resume_sweep=sweep", "jobs_at_once=2"))
+    trust = "trusted_packages=[added_callbacks]"
+    finish(start(tmp_path, *TRAIN, "resume_sweep=sweep", "jobs_at_once=2", trust))
     assert column(tmp_path / "sweep", "status") == ["finished"] * 2
     assert (tmp_path / "sweep/0/metrics.csv").read_text().splitlines()[1] == log.splitlines()[1]
     assert [summary_of(tmp_path / "sweep" / job)["steps"] for job in ("0", "1")] == [6, 6]

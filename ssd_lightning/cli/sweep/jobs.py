@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
@@ -77,7 +77,7 @@ class Jobs:
                 signal.signal(number, handler)
             self._former = {}
 
-    def run(self, folder: Path) -> "Score | float | None":
+    def run(self, folder: Path, trusted_packages: Sequence[str] = ()) -> "Score | float | None":
         """Run a job, or start it if several run at once.
 
         Returns:
@@ -85,7 +85,7 @@ class Jobs:
         """
         with self._working():
             self._wait(lambda: len(self._running) < self.at_once)
-            child = self._start(folder)
+            child = self._start(folder, trusted_packages)
             if self.at_once > 1:
                 return Score(self, child)
             self._wait(lambda: child.is_done)
@@ -104,11 +104,11 @@ class Jobs:
         finally:
             self._works = False
 
-    def _start(self, folder: Path) -> "Child":
+    def _start(self, folder: Path, trusted_packages: Sequence[str]) -> "Child":
         assert self.folder is not None
         slot = next(slot for slot in range(self.at_once) if slot not in [child.slot for child in self._running])
         environment = child_environment(self.wants_traceback, slot, self.at_once)
-        child = Child(folder, slot, environment, shares_terminal=self.at_once == 1)
+        child = Child(folder, slot, environment, self.at_once == 1, trusted_packages)
         self._running.append(child)
         table.update(self.folder)
         if self._received is not None:  # The signal came while the job was started.
@@ -190,9 +190,17 @@ class Child:
         slot: the number of the job among those that run at once.
         environment: the environment variables of the process.
         shares_terminal: True if the job writes to the terminal, False if it writes to ``output.log`` in its folder.
+        trusted_packages: packages of the user whose classes the config of a resumed job may name.
     """
 
-    def __init__(self, folder: Path, slot: int, environment: dict[str, str], shares_terminal: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        slot: int,
+        environment: dict[str, str],
+        shares_terminal: bool,
+        trusted_packages: Sequence[str] = (),
+    ) -> None:
         self.folder = folder
         self.slot = slot
         self.status = "running"
@@ -206,6 +214,8 @@ class Child:
         self._lock = table.lock_job(folder)
         if (folder / "checkpoints" / "last.ckpt").exists():
             arguments = [f"resume={folder}"]
+            if trusted_packages:
+                arguments.append(f"trusted_packages=[{','.join(trusted_packages)}]")
         else:
             arguments = [*run_in_folder(folder), f"hydra.job.name={NAME}"]
         self._write()

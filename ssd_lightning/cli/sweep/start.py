@@ -92,7 +92,7 @@ def run_job(config: DictConfig) -> Score | float | None:
         return found
     here = current_jobs.get()
     if here is not None:
-        return here.run(found)
+        return here.run(found, config.trusted_packages)
     failed = [job.folder for job in table.read_jobs(sweep) if job.status == "failed"]
     if config.stop_sweep_on_failure and failed:
         print(f"{NAME}: not started, since stop_sweep_on_failure: {failed[0]} failed", file=sys.stderr)
@@ -100,7 +100,7 @@ def run_job(config: DictConfig) -> Score | float | None:
     jobs = Jobs()
     jobs.begin(sweep, at_once=1, stop_on_failure=False)
     try:
-        score = jobs.run(found)
+        score = jobs.run(found, config.trusted_packages)
         assert not isinstance(score, Score)
         return score
     except SystemExit:
