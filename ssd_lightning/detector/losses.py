@@ -79,10 +79,10 @@ class MinedCrossEntropy(nn.Module):
     def mine(
         self, boxwise: Float[Tensor, "batch boxes"], labels: Int[Tensor, "batch boxes"]
     ) -> Bool[Tensor, "batch boxes"]:
-        """Select the negatives with the highest cross-entropy, which is ``boxwise``."""
+        """Select the negatives with the highest cross-entropy, which is ``boxwise``; the first among equal ones."""
         positives = (labels > 0).sum(dim=1, keepdim=True)
         wanted = torch.where(positives > 0, positives * self.negative_ratio, self.min_negatives)
-        hardest = torch.where(labels == 0, boxwise, -math.inf).argsort(dim=1, descending=True)
+        hardest = torch.where(labels == 0, boxwise, -math.inf).argsort(dim=1, descending=True, stable=True)
         rank = torch.arange(labels.shape[1], device=labels.device).expand_as(hardest)
         return torch.zeros_like(labels, dtype=torch.bool).scatter(1, hardest, rank < wanted) & (labels == 0)
 

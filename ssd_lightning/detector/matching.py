@@ -70,11 +70,16 @@ class Claims(NamedTuple):
 def claim_default_boxes(iou: Float[Tensor, "batch objects boxes"]) -> Claims:
     """Assign one default box to each object: first the best pair of the image, then the best free pair, and so on.
 
-    At most M - 1 of M objects claim before a given object, so its M best default boxes are enough candidates.
+    Among pairs with equal IoU, the first object claims first, and it claims its first default box. So a match depends
+    neither on the other images of the batch nor on the device. At most M - 1 of M objects claim before a given object,
+    so its M best default boxes are enough candidates.
     """
     batch, objects, boxes = iou.shape
-    candidate_iou, candidate = iou.topk(min(objects, boxes), dim=2)
-    candidate_iou = candidate_iou.flatten(1)
+    # topk may order equal values in any way, which even depends on the number of candidates. The bits of floats that
+    # are not negative sort like the floats, and the lower bits make each value unique.
+    ranked = iou.view(torch.int32).long().mul_(1 << 32).sub_(torch.arange(boxes, device=iou.device))
+    candidate = ranked.topk(min(objects, boxes), dim=2).indices
+    candidate_iou = iou.gather(2, candidate).flatten(1)
     candidate = candidate.flatten(1)
     candidates_each = candidate.shape[1] // objects
     owner = torch.arange(objects, device=iou.device).repeat_interleave(candidates_each)

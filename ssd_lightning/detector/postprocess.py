@@ -61,7 +61,7 @@ class PostProcess:
         scores = predictions.logits.float().softmax(dim=-1)[..., 1:]
         if self.class_agnostic:
             scores, likeliest = scores.max(dim=-1, keepdim=True)
-        scores, box = scores.mT.topk(min(self.candidates_per_class, scores.shape[1]), dim=2)
+        scores, box = best_candidates(scores.mT, self.candidates_per_class)
         labels = torch.arange(1, scores.shape[1] + 1, device=scores.device).view(1, -1, 1).expand_as(box)
         scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
         box, labels = box.flatten(1).gather(1, order), labels.flatten(1).gather(1, order)
@@ -78,6 +78,25 @@ class PostProcess:
             scores.gather(1, kept.candidate) * kept.valid,
             kept.valid,
         )
+
+
+class Candidates(NamedTuple):
+    """The best default boxes of each class, best first."""
+
+    scores: Float[Tensor, "batch classes candidates"]
+    box: Int[Tensor, "batch classes candidates"]
+    """Index of the default box."""
+
+
+def best_candidates(scores: Float[Tensor, "batch classes boxes"], most: int) -> Candidates:
+    """Return the ``most`` default boxes with the highest scores; equal scores stay in the order of the default boxes.
+
+    Networks that run in bfloat16 give many equal scores, whose order would depend on the device and on the batch. Only
+    which of the boxes with the lowest of the scores are left out is the choice of ``topk``.
+    """
+    box = scores.topk(min(most, scores.shape[2]), dim=2, sorted=False).indices.sort(dim=2).values
+    best, order = scores.gather(2, box).sort(dim=2, descending=True, stable=True)
+    return Candidates(best, box.gather(2, order))
 
 
 class Kept(NamedTuple):

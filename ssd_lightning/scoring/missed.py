@@ -13,7 +13,7 @@ from ssd_lightning.data.augmentation.pipeline import Augmentation
 from ssd_lightning.detector.boxes import decode, pairwise_iou
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
-from ssd_lightning.detector.postprocess import PostProcess, non_maximum_suppression
+from ssd_lightning.detector.postprocess import PostProcess, best_candidates, non_maximum_suppression
 from ssd_lightning.scoring.errors import find_errors
 from ssd_lightning.structures import DetectionRecords, ObjectRecords, Objects, Predictions, select
 
@@ -167,7 +167,8 @@ def find_reasons(
     finds = is_above & (iou >= iou_threshold)
 
     # Only boxes of one class suppress each other, so each class can be processed alone.
-    candidate_scores, candidates = ranked.topk(min(postprocess.candidates_per_class, ranked.shape[1]), dim=1)
+    best = best_candidates(ranked.unsqueeze(1), postprocess.candidates_per_class)
+    candidate_scores, candidates = best.scores.squeeze(1), best.box.squeeze(1)
     is_candidate = finds.gather(1, candidates)
     kept = non_maximum_suppression(
         moved.gather(1, candidates.unsqueeze(-1).expand(-1, -1, 4)),

@@ -16,8 +16,8 @@ from ssd_lightning.structures import Matches, Objects
 seeds = st.integers(0, 2**31 - 1)
 fast = settings(derandomize=True, deadline=None, max_examples=60)
 
-# On a regular grid an object often lies inside two default boxes of the same size and IoU, and either may be matched.
-# Random shifts make each IoU different, so that there is one right answer.
+# On a regular grid an object often lies inside two default boxes of the same size and IoU. Random shifts make each IoU
+# different, so that no rule for ties is needed, except in the tests of that rule.
 DEFAULT_BOXES = DefaultBoxes([0.2, 0.4, 0.7, 0.95], [[2.0], [2.0], [2.0]])([(4, 4), (2, 2), (1, 1)], (64, 64))
 DEFAULT_BOXES = DEFAULT_BOXES * (
     1 + 0.1 * torch.rand(len(DEFAULT_BOXES), 4, generator=torch.Generator().manual_seed(0))
@@ -63,7 +63,7 @@ def match_by_definition(
         ]
         if not pairs:
             break
-        _, number, box = max(pairs)
+        _, number, box = min((-value, number, box) for value, number, box in pairs)
         owner[box] = number
 
     outcome: list[int | str] = []
@@ -242,6 +242,38 @@ def test_identical_objects_have_a_default_box_each(copies):
     claimed = iou[0, claims.default_box[0]].sort(descending=True).values
     torch.testing.assert_close(claimed, iou[0].topk(copies).values)
     assert len(claims.default_box.unique()) == copies
+
+
+GRID = DefaultBoxes([0.25, 0.5, 1.0], [[], []])([(8, 8), (4, 4)], (64, 64))
+
+
+def objects_on_a_grid(seed: int, images: int, slots: int) -> Objects:
+    """Make boxes whose edges lie on eighths of the image, so that many pairs have exactly the same IoU."""
+    generator = torch.Generator().manual_seed(seed)
+    left_top = torch.randint(0, 7, (images, slots, 2), generator=generator)
+    size = torch.randint(1, 5, (images, slots, 2), generator=generator)
+    boxes = torch.cat((left_top, (left_top + size).clamp(max=8)), dim=2) / 8
+    labels = torch.arange(1, slots + 1).expand(images, -1)
+    number = torch.randint(0, slots + 1, (images, 1), generator=generator)
+    valid = torch.arange(slots) < number
+    return Objects(boxes, labels, torch.zeros_like(valid), valid)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_first_of_equal_pairs_claims_whatever_the_batch(seed):
+    """Match alone, in a batch, and beside more objects as a slow loop does, in which the lowest index wins."""
+    objects = objects_on_a_grid(seed, images=24, slots=6)
+    together = BoxMatcher()(objects, GRID)
+    shared = 0
+    for image in range(24):
+        valid = objects.valid[image]
+        expected = match_by_definition(objects.boxes[image][valid], GRID, 0.5, None)
+        iou = box_iou(objects.boxes[image][valid], cxcywh_to_xyxy(GRID))
+        shared += int(((iou == iou.amax(dim=1, keepdim=True)).sum(dim=1) > 1).sum())
+        alone = Objects(*(column[image : image + 1, : max(int(valid.sum()), 1)] for column in objects))
+        assert_matches_are(BoxMatcher()(alone, GRID), alone, [expected])
+        assert torch.equal(together.labels[image], BoxMatcher()(alone, GRID).labels[0])
+    assert shared > 24  # Ties for the best default box are frequent.
 
 
 @fast

@@ -15,7 +15,7 @@ from torchvision.ops import batched_nms, nms
 from ssd_lightning.detector import postprocess
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, decode, encode, pairwise_iou
 from ssd_lightning.detector.default_boxes import DefaultBoxes
-from ssd_lightning.detector.postprocess import BLOCK, PostProcess, non_maximum_suppression
+from ssd_lightning.detector.postprocess import BLOCK, PostProcess, best_candidates, non_maximum_suppression
 from ssd_lightning.structures import Detections, Predictions
 
 seeds = st.integers(0, 2**31 - 1)
@@ -104,6 +104,18 @@ def test_ssd300_as_torchvision(make):
     expected = torchvision_detections(predictions, SSD300, PostProcess())
     assert all(len(found.scores) == 200 for found in expected)
     assert_found(images_of(PostProcess()(predictions, SSD300)), expected)
+
+
+def test_equal_scores_stay_in_the_order_of_the_default_boxes():
+    scores = torch.tensor([0.5, 0.25, 0.75])[torch.randint(3, (2, 3, 900), generator=torch.Generator().manual_seed(0))]
+    best = best_candidates(scores, 700)
+    for rows, found, boxes in zip(scores.flatten(0, 1), best.scores.flatten(0, 1), best.box.flatten(0, 1), strict=True):
+        expected = sorted(range(900), key=lambda box: (-rows[box], box))
+        certain = int((rows > found[-1]).sum())
+        assert boxes[:certain].tolist() == expected[:certain]
+        assert boxes[certain:].tolist() == sorted(boxes[certain:].tolist())
+        assert torch.equal(rows[boxes], found)
+        assert found.tolist() == rows.sort(descending=True).values[:700].tolist()
 
 
 @pytest.mark.parametrize("make", [random_predictions, trained_predictions])
