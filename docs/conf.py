@@ -84,5 +84,5 @@ html_theme_options = {
     "footer_end": [],
     "show_prev_next": True,
 }
-html_sidebars = {"index": [], "results": [], "speed": [], "changelog": []}
+html_sidebars = {page: [] for page in ("index", "start", "results", "speed", "contributing", "changelog")}
 copybutton_exclude = ".linenos, .gp, .go"
