@@ -1,5 +1,6 @@
-"""A paired bootstrap over the pictures, which separates a real difference between two runs from chance."""
+"""A paired bootstrap over the pictures, which separates real differences of runs and settings from chance."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,12 @@ from ssd_lightning.scoring.scores import voc_columns
 from ssd_lightning.scoring.stored_detections import StoredDetections, load_detections
 from ssd_lightning.structures import Records, select
 
+MORE_THAN_NOISE = "more than noise"
+"""Column of the verdict about two settings."""
+
+HOLDS = "holds on other pictures"
+"""Column of the verdict about two trained networks."""
+
 CELLS_AT_ONCE = 2_000_000
 """Largest number of detections times draws that are processed together, for the caches of a CPU."""
 
@@ -27,11 +34,12 @@ def compare_runs(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Compare the scores of two runs on the same pictures by a paired bootstrap.
+    """Compare two trained networks on the same pictures by a paired bootstrap.
 
     Each draw takes pictures with replacement, as many as there are, and scores both runs on them. The interval holds
     the middle ``confidence`` of the differences (percentiles: Efron & Tibshirani 1993, chapter 13). It covers chance in
-    the choice of the pictures, not in the seed of the training: for that, train with several seeds.
+    the choice of the pictures, not in the seed of the training. So the verdict is about these two trained networks, not
+    about their settings: for settings, train with several seeds and use :func:`compare_settings`.
 
     Args:
         run_a: run folder, or file of stored detections.
@@ -43,7 +51,8 @@ def compare_runs(
 
     Returns:
         A row for each of VOC's averages, 11 points and area. Columns: ``a`` and ``b`` (scores, 0 … 1), ``difference``
-        (b − a), ``low`` and ``high`` (the interval), ``more than noise`` (0 is outside the interval).
+        (b − a), ``low`` and ``high`` (the interval), ``holds on other pictures`` (0 is outside the interval, so other
+        pictures of this kind would show the same sign).
 
     Raises:
         ValueError: if the runs were not scored on the same pictures with the same objects, or an argument is out of
@@ -55,7 +64,62 @@ def compare_runs(
     weights = _draws(len(a.paths), resamples, seed)
     scores_a, scores_b = (resampled_scores(stored, weights, iou_threshold) for stored in (a, b))
     index = pd.Index(voc_columns(iou_threshold), name="score")
-    return pd.DataFrame(_differences(scores_a, scores_b, confidence), index=index)
+    return pd.DataFrame(_columns(HOLDS, scores_a[0], scores_b[0], scores_b[1:] - scores_a[1:], confidence), index=index)
+
+
+def compare_settings(
+    runs_a: Sequence[Path | str],
+    runs_b: Sequence[Path | str],
+    iou_threshold: float = 0.5,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare two settings over the seeds that each was trained with.
+
+    Each draw takes pictures with replacement and scores all runs on them, as :func:`compare_runs`. To the difference of
+    the two means it adds a chance deviation of the seeds: Student's t with n_a + n_b − 2 degrees of freedom, times the
+    standard error of the difference from the pooled variance of the runs of each setting. Drawing the runs themselves
+    would be too sure: of 2 seeds each, the two of one setting are both better by chance in one case of three.
+
+    Args:
+        runs_a: runs of one setting, which differ in the seed alone: run folders, or files of stored detections.
+        runs_b: runs of the other setting.
+        iou_threshold: lowest IoU at which a detection finds an object.
+        resamples: number of draws.
+        confidence: share of the differences inside the interval, between 0 and 1.
+        seed: of the draws.
+
+    Returns:
+        A row for each of VOC's averages, 11 points and area. Columns: ``a`` and ``b`` (means over the seeds, 0 … 1),
+        ``difference`` (b − a), ``low`` and ``high`` (the interval), ``more than noise`` (0 is outside the interval).
+        With one run of each setting, the effect of the seed is not known: ``more than noise`` is ``pd.NA``, and the
+        interval covers the pictures alone.
+
+    Raises:
+        ValueError: as :func:`compare_runs`, or if a setting has no run.
+    """
+    require_number("iou_threshold", iou_threshold, "(0, 1]")
+    for argument, runs in (("runs_a", runs_a), ("runs_b", runs_b)):
+        if len(runs) == 0:
+            raise ValueError(f"{argument}: expected at least one run, got none")
+    settings = [[load_detections(run) for run in runs] for runs in (runs_a, runs_b)]
+    first = settings[0][0]
+    for argument, runs, stored in zip(("runs_a", "runs_b"), (runs_a, runs_b), settings, strict=True):
+        for run, other in zip(runs, stored, strict=True):
+            _require_same_pictures(first, other, argument, str(runs_a[0]), str(run))
+    weights = _draws(len(first.paths), resamples, seed)
+    a, b = (np.stack([resampled_scores(run, weights, iou_threshold) for run in stored]) for stored in settings)
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    freedom = len(a) + len(b) - 2
+    drawn = mean_b[1:] - mean_a[1:]
+    if freedom > 0:
+        squares = sum(((runs[:, 0] - runs[:, 0].mean(axis=0)) ** 2).sum(axis=0) for runs in (a, b))
+        standard_error = np.sqrt(squares / freedom * (1 / len(a) + 1 / len(b)))
+        drawn = drawn + np.random.default_rng([seed, 1]).standard_t(freedom, (resamples, 1)) * standard_error
+    columns = _columns(MORE_THAN_NOISE, mean_a[0], mean_b[0], drawn, confidence)
+    table = pd.DataFrame(columns, index=pd.Index(voc_columns(iou_threshold), name="score"))
+    return table.assign(**{MORE_THAN_NOISE: table[MORE_THAN_NOISE].astype("boolean") if freedom > 0 else pd.NA})
 
 
 def compare_classes(
@@ -68,8 +132,8 @@ def compare_classes(
 ) -> pd.DataFrame:
     """Compare the average precision (VOC, area) of each class by a paired bootstrap; see :func:`compare_runs`.
 
-    With many classes, some differ by chance: at 95% confidence, 1 class in 20 is ``more than noise`` although neither
-    run is better at it.
+    With many classes, some differ by chance: at 95% confidence, ``holds on other pictures`` is wrong for 1 class in 20
+    that neither run is better at.
 
     Args:
         a: stored detections of a run.
@@ -97,7 +161,9 @@ def compare_classes(
         return np.reshape(columns, (len(labels), len(weights))).T
 
     names = pd.Index([a.classes[label - 1] for label in labels], name="class")
-    return pd.DataFrame({"objects": objects[objects > 0], **_differences(areas(a), areas(b), confidence)}, index=names)
+    of_a, of_b = areas(a), areas(b)
+    columns = _columns(HOLDS, of_a[0], of_b[0], of_b[1:] - of_a[1:], confidence)
+    return pd.DataFrame({"objects": objects[objects > 0], **columns}, index=names)
 
 
 def _require_same_pictures(a: StoredDetections, b: StoredDetections, argument: str, name_a: str, name_b: str) -> None:
@@ -125,17 +191,19 @@ def _draws(pictures: int, resamples: int, seed: int) -> Int[np.ndarray, "draws p
     return np.concatenate([np.ones((1, pictures), dtype=np.int32), drawn.astype(np.int32)])
 
 
-def _differences(
-    scores_a: Float[np.ndarray, "draws scores"], scores_b: Float[np.ndarray, "draws scores"], confidence: float
+def _columns(
+    verdict: str,
+    a: Float[np.ndarray, " scores"],
+    b: Float[np.ndarray, " scores"],
+    drawn: Float[np.ndarray, "draws scores"],
+    confidence: float,
 ) -> dict[str, np.ndarray]:
-    """Return the columns of :func:`compare_runs` from the scores of all draws."""
+    """Return the columns of the comparisons from the scores and from the differences of all draws."""
     require_number("confidence", confidence, "(0, 1)")
-    difference = scores_b - scores_a
     tail = 50 * (1 - confidence)
     # A draw without any object has no score.
-    low, high = np.nanpercentile(difference[1:], [tail, 100 - tail], axis=0)
-    columns = {"a": scores_a[0], "b": scores_b[0], "difference": difference[0], "low": low, "high": high}
-    return {**columns, "more than noise": (low > 0) | (high < 0)}
+    low, high = np.nanpercentile(drawn, [tail, 100 - tail], axis=0)
+    return {"a": a, "b": b, "difference": b - a, "low": low, "high": high, verdict: (low > 0) | (high < 0)}
 
 
 def _of_class(stored: StoredDetections, label: int) -> StoredDetections:

@@ -18,7 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
-from ssd_lightning.review.bootstrap import compare_classes, compare_runs
+from ssd_lightning.review.bootstrap import HOLDS, MORE_THAN_NOISE, compare_classes, compare_runs, compare_settings
 from ssd_lightning.review.picture_pairs import SHOWN_SIDE, Pairs, picture_pairs
 from ssd_lightning.review.run_figures import (
     NAMES,
@@ -58,7 +58,7 @@ SCORES = ("map_50", "map", "map_75", "map_voc12", "val/loss")
 
 RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "best_epoch": ("best epoch", "{:.0f}".format),
-    "train_seconds": ("seconds", "{:.0f}".format),
+    "train_seconds": ("seconds of training", "{:.0f}".format),
     "parameters": ("parameters", lambda number: f"{number / 1e6:.2f} M"),
     "default_boxes": ("default boxes", "{:.0f}".format),
 }
@@ -108,6 +108,10 @@ class TwoRuns(NamedTuple):
     classes: pd.DataFrame
     errors: list[Column]
     pairs: Pairs
+    settings: pd.DataFrame | None
+    """The table of :func:`ssd_lightning.review.compare_settings`; None if the settings are the same."""
+    seeds: tuple[int, int]
+    """Number of runs, each with its own seed, that have the settings of A and of B."""
 
 
 def write_comparison(
@@ -152,7 +156,8 @@ def write_comparison(
     two, reason = None, ""
     try:
         chosen = _choose(finished, scored, None if baseline is None else str(Path(baseline).resolve()))
-        two = _compare(*chosen, labels, iou_threshold, draw_threshold, pictures)
+        of_settings = [_with_other_seeds(run, finished, scored) for run in chosen[:2]]
+        two = _compare(*chosen, labels, of_settings, iou_threshold, draw_threshold, pictures)
     except _NotComparable as error:
         reason = str(error)
     settings = settings_of(runs)
@@ -276,11 +281,24 @@ def _choose(finished: pd.DataFrame, scored: dict[str, int | None], baseline: str
     raise _NotComparable("No two finished runs were scored on the same validation pictures with the same classes.")
 
 
+def _with_other_seeds(run: str, finished: pd.DataFrame, scored: dict[str, int | None]) -> list[str]:
+    """Return the run, and the runs on the same pictures that differ from it in the seed alone, one for each seed."""
+    names = settings_of(finished)
+    values = {
+        other: tuple(shown_value(finished.at[other, name]) for name in names if name != SEED)
+        for other in finished.index
+    }
+    seeds = {other: shown_value(finished.at[other, SEED]) if SEED in names else "" for other in finished.index}
+    alike = [other for other in finished.index if values[other] == values[run] and scored[other] == scored[run]]
+    return list({seeds[other]: other for other in [*alike[::-1], run]}.values())
+
+
 def _compare(
     a: str,
     b: str,
     chosen: str,
     labels: pd.Series,
+    of_settings: list[list[str]],
     iou_threshold: float,
     draw_threshold: float,
     pictures: int,
@@ -301,6 +319,8 @@ def _compare(
             compare_classes(of_a, of_b, iou_threshold),
             _table_of_errors(of_a, of_b, iou_threshold, draw_threshold),
             picture_pairs(of_a, of_b, pictures, iou_threshold, draw_threshold),
+            None if b in of_settings[0] else compare_settings(*of_settings, iou_threshold),
+            (len(of_settings[0]), len(of_settings[1])),
         )
     except ValueError as error:
         raise _NotComparable(f"{a} and {b} cannot be compared: {error}") from error
@@ -408,19 +428,7 @@ def _sentences(
     if best is not None:
         sentences.append(f"Best {_name(score)}: {runs.at[best, score]:.3f}, {labels[best]}.")
     if two is not None:
-        settings = settings_of(runs)
-        differing = [
-            name for name in settings if shown_value(runs.at[two.a, name]) != shown_value(runs.at[two.b, name])
-        ]
-        short = run_labels(runs.loc[[two.a, two.b]], differing) if 0 < len(differing) <= MOST_NAMED else labels
-        row = two.overall.iloc[-1]
-        change = "higher" if row["difference"] >= 0 else "lower"
-        verdict = "more than chance" if row["more than noise"] else "no more than chance"
-        sentences.append(
-            f"{two.overall.index[-1]} is {abs(row['difference']):.3f} {change} "
-            f"with {short[two.b]} than with {short[two.a]}, {verdict} in the {two.pictures} pictures can explain "
-            f"(95% interval: {row['low']:+.3f} to {row['high']:+.3f})."
-        )
+        sentences.append(_headline(runs, labels, two))
     if mattered is not None:
         first = mattered.iloc[0]
         if first["beyond chance"] > 0:
@@ -432,6 +440,36 @@ def _sentences(
         else:
             sentences.append("No setting explains more of the variance of the score than expected by chance.")
     return sentences
+
+
+def _headline(runs: pd.DataFrame, labels: pd.Series, two: TwoRuns) -> str:
+    """Return the verdict about the two settings, or about the two trained networks if that is all that is known."""
+    differing = [
+        name
+        for name in settings_of(runs)
+        if shown_value(runs.at[two.a, name]) != shown_value(runs.at[two.b, name])
+        and (two.settings is None or name != SEED)
+    ]
+    short = run_labels(runs.loc[[two.a, two.b]], differing) if 0 < len(differing) <= MOST_NAMED else labels
+    of_seeds = two.settings is not None and sum(two.seeds) > 2
+    table = two.settings if two.settings is not None and of_seeds else two.overall
+    row, name = table.iloc[-1], table.index[-1]
+    by = f"{abs(row['difference']):.3f} {'higher' if row['difference'] >= 0 else 'lower'}"
+    interval = f"95% interval: {row['low']:+.3f} to {row['high']:+.3f}"
+    if of_seeds:
+        a, b = (f"{short[run]} ({n} seed{'s' * (n > 1)})" for run, n in zip((two.a, two.b), two.seeds, strict=True))
+        verdict = "more than chance" if row[MORE_THAN_NOISE] else "no more than chance"
+        return f"{name} is {by} with {b} than with {a}, {verdict} in seeds and pictures can explain ({interval})."
+    verdict = "would" if row[HOLDS] else "might not"
+    rest = (
+        "The two runs have the same settings."
+        if two.settings is None
+        else "With one seed of each setting, it cannot be told whether another seed would change it."
+    )
+    return (
+        f"{name} of the trained network with {short[two.b]} is {by} than with {short[two.a]}; "
+        f"other pictures of this kind {verdict} show the same sign ({interval}). {rest}"
+    )
 
 
 def _image(figure: Figure) -> str:

@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from ssd_lightning.drawing import COLOURS, LONGEST_NAME, MOST_WITH_NUMBERS, WIDTH, shown_names
+from ssd_lightning.review.bootstrap import HOLDS
 from ssd_lightning.review.runs import more_is_better, pareto, run_labels, with_numbers
 
 NAMES = {
@@ -47,7 +48,7 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
     """Draw learning curves: a plot for each key, a line for each run.
 
     Args:
-        curves: from :func:`ssd_lightning.review.learning_curves`.
+        curves: from :func:`ssd_lightning.review.learning_curves`. Without any number, the figure says so.
         labels: text by run, such as :func:`ssd_lightning.review.run_labels` or a column of the table of runs
             (``runs["loss"]``). Default: the folders. Runs with the same label have the same colour. With more than
             twelve labels, the twelve that end best in the last key have colours, and the others are grey.
@@ -55,6 +56,10 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
     Raises:
         ValueError: if a run has no label.
     """
+    if curves.empty:
+        figure = Figure(figsize=(WIDTH, 1.2))
+        figure.text(0.5, 0.5, "No run has logged any of the numbers yet.", ha="center", va="center")
+        return figure
     runs = list(dict.fromkeys(curves["run"]))
     keys = list(dict.fromkeys(curves["key"]))
     if labels is None:
@@ -225,7 +230,7 @@ def draw_class_differences(table: pd.DataFrame) -> Figure:
     reach = max(float(np.nanmax(np.abs(order[["difference", "low", "high"]].to_numpy()), initial=0)) * 1.05, 0.01)
     ax.axvline(0, color="black", linewidth=1)
     for place, row in enumerate(order.itertuples()):
-        is_real = bool(order["more than noise"].iloc[place])
+        is_real = bool(order[HOLDS].iloc[place])
         colour = "0.55" if not is_real else COLOURS[4] if row.difference > 0 else COLOURS[5]
         ax.plot([row.low, row.high], [place, place], color=colour, linewidth=2.5 if is_real else 1.5)
         ax.plot(row.difference, place, "o", color=colour, markersize=6 if is_real else 4)
@@ -250,9 +255,9 @@ def draw_class_differences(table: pd.DataFrame) -> Figure:
     handles = [
         Line2D([], [], color=colour, marker="o", markersize=markersize, linewidth=2, label=label)
         for colour, markersize, label in (
-            (COLOURS[4], 6, "B better, more than noise"),
-            (COLOURS[5], 6, "A better, more than noise"),
-            ("0.55", 4, "no more than noise"),
+            (COLOURS[4], 6, "B better, also on other pictures"),
+            (COLOURS[5], 6, "A better, also on other pictures"),
+            ("0.55", 4, "other pictures may differ"),
         )
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)

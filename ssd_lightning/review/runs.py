@@ -19,7 +19,7 @@ import yaml
 from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE, flatten, natural_order, read_metrics
 
 CURVES = ("train/loss", "val/loss", "val/map_50")
-"""Default keys of :func:`learning_curves`."""
+"""Default keys of :func:`learning_curves`, as far as a run has logged them."""
 
 COSTS = ("train_seconds", "images_per_second", "parameters", "default_boxes")
 """Columns of :func:`load_runs` after the scores, named as in ``summary.json``."""
@@ -111,19 +111,20 @@ def run_labels(runs: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.
     return pd.Series(texts, index=runs.index, name="label", dtype=object)
 
 
-def learning_curves(runs: pd.DataFrame, keys: Sequence[str] = CURVES) -> pd.DataFrame:
+def learning_curves(runs: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataFrame:
     """Read the numbers that runs logged during training.
 
     Args:
         runs: the table of :func:`load_runs`, or any table with run folders as its index.
-        keys: columns of ``metrics.csv``.
+        keys: columns of ``metrics.csv``; default: those of ``train/loss``, ``val/loss`` and ``val/map_50`` that a run
+            has logged.
 
     Returns:
         A row for each number. Columns: ``run``, ``step``, ``epoch`` (from 1), ``key``, ``value``. Runs that have logged
         nothing, or whose file is damaged, have no rows.
 
     Raises:
-        ValueError: if no run has one of the keys.
+        ValueError: if no run has one of the given keys.
     """
     logged: dict[Any, dict[int, dict[str, float]]] = {}
     for folder in runs.index:
@@ -131,12 +132,12 @@ def learning_curves(runs: pd.DataFrame, keys: Sequence[str] = CURVES) -> pd.Data
         with contextlib.suppress(_Damaged):
             logged[folder] = _read_metrics(Path(folder))
     known = {key for metrics in logged.values() for row in metrics.values() for key in row} - {"step", "epoch"}
-    for key in keys:
+    for key in keys or ():
         if key not in known:
             raise ValueError(f"keys: expected one of {', '.join(sorted(known)) or 'no key'}, got {key!r}")
     rows = [
         (folder, step, row.get("epoch", np.nan) + 1, key, row[key])
-        for key in keys
+        for key in (CURVES if keys is None else keys)
         for folder, metrics in logged.items()
         for step, row in metrics.items()
         if key in row

@@ -44,7 +44,7 @@ class TestGrid:
         assert varied == [
             ("0.1", "0", "0.1", "0"), ("0.1", "6", "0.16", "1"), ("0.3", "0", "0.3", "2"), ("0.3", "6", "0.36", "3"),
         ]  # fmt: skip
-        assert ",".join(rows[0]) == "optimizer.lr,seed,AP50,AP,VOC07,VOC12,seconds,parameters,status,reason,folder"
+        assert ",".join(rows[0]) == "optimizer.lr,seed,AP50,AP,VOC07,VOC12,job seconds,parameters,status,reason,folder"
         assert {row["status"] for row in rows} == {"finished"}
         assert "4 of 4 jobs finished" in outcome.out
         assert "0.360" in outcome.out

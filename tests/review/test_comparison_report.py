@@ -16,7 +16,7 @@ from made_up_sweep import CLASSES, detected, write_run, write_sweep
 from PIL import Image
 
 from ssd_lightning.review import write_comparison
-from ssd_lightning.review.bootstrap import compare_runs
+from ssd_lightning.review.bootstrap import compare_runs, compare_settings
 from ssd_lightning.scoring.stored_detections import StoredDetections, save_detections
 from ssd_lightning.structures import select
 
@@ -73,9 +73,21 @@ class TestReport:
         row = page.table("score")[-1]
         assert row["B − A"] == f"{expected['difference']:+.3f}"
         assert row["95% interval"] == f"{expected['low']:+.3f} … {expected['high']:+.3f}"
-        assert row["more than noise"] == "yes"
+        assert row["holds on other pictures"] == "yes"
         assert f"A: loss=focal, seed=0 {folder / '2'}" in page.text
         assert "A the best that differs from it in more than the seed." in page.text
+
+    def test_the_headline_compares_settings_over_their_seeds(self, page: Page, scores: tuple[Path, dict]):
+        folder = scores[0]
+        expected = compare_settings([folder / "2", folder / "3"], [folder / "0", folder / "1"]).iloc[-1]
+        interval = f"{expected['low']:+.3f} to {expected['high']:+.3f}"
+        verdict = "more" if expected["more than noise"] else "no more"
+        assert f"VOC12 AP is {expected['difference']:.3f} higher with loss=multibox (2 seeds)" in page.text
+        assert f"than with loss=focal (2 seeds), {verdict} than chance" in page.text
+        assert f"in seeds and pictures can explain (95% interval: {interval})." in page.text
+        row = page.table("mean score")[-1]
+        assert row["B − A"] == f"{expected['difference']:+.3f}"
+        assert row["more than noise"] == ("yes" if expected["more than noise"] else "no")
 
     def test_errors(self, page: Page):
         rows = {row["cause"]: row for row in page.table("cause")}
@@ -205,6 +217,27 @@ class TestWhatGoesWrong:
         page = self.report(tmp_path)
         assert "The runs differ on no picture." in page.text
         assert "No setting differs between the runs." in page.text
+
+    def test_with_one_seed_each_no_setting_is_called_better(self, truth: StoredDetections, tmp_path: Path):
+        write_sweep(tmp_path, truth, seeds=1)
+        page = self.report(tmp_path)
+        assert "VOC12 AP of the trained network with loss=multibox is" in page.text
+        assert "it cannot be told whether another seed would change it" in page.text
+        assert "more than chance" not in page.text
+        assert {row["more than noise"] for row in page.table("mean score")} == {"unknown"}
+
+    def test_two_seeds_of_one_setting_are_two_networks(self, truth: StoredDetections, tmp_path: Path):
+        for seed, missed in enumerate((2, 9)):
+            write_run(tmp_path / str(seed), detected(truth, missed), {"seed": seed}, {})
+        page = self.report(tmp_path)
+        assert "VOC12 AP of the trained network with seed=0 is" in page.text
+        assert "The two runs have the same settings." in page.text
+        assert "more than chance" not in page.text
+
+    def test_repetitions_of_a_seed_count_once(self, truth: StoredDetections, tmp_path: Path):
+        for number, (lr, seed, missed) in enumerate(((1, 0, 2), (1, 0, 2), (1, 1, 3), (2, 0, 9), (2, 0, 9))):
+            write_run(tmp_path / str(number), detected(truth, missed), {"lr": lr, "seed": seed}, {})
+        assert "with lr=1 (2 seeds) than with lr=2 (1 seed)," in self.report(tmp_path).text
 
     def test_runs_with_the_same_settings_have_their_folder_in_the_label(self, truth, tmp_path: Path):
         for name, lr, missed in (("a", 1, 2), ("b", 1, 3), ("c", 2, 9)):

@@ -293,6 +293,15 @@ class TestLearningCurves:
         write_run(tmp_path / "b", scores={"map_50": 0.5})
         assert set(learning_curves(load_runs(tmp_path))["run"]) == {str(tmp_path / "a")}
 
+    @pytest.mark.parametrize("metrics", [None, "step,epoch,val/loss\n2,0,4.5\n"])
+    def test_runs_that_end_before_their_first_logged_step(self, tmp_path: Path, metrics: str | None):
+        write_run(tmp_path / "a", scores={"map_50": 0.5}, metrics=metrics)
+        curves = learning_curves(load_runs(tmp_path))
+        assert curves["key"].tolist() == ([] if metrics is None else ["val/loss"])
+        figure = draw_learning_curves(curves, run_labels(load_runs(tmp_path)))
+        assert len(figure.axes) == len(curves)
+        assert len(figure.texts) == (metrics is None)
+
     def test_a_key_that_no_run_has(self, tmp_path: Path):
         write_run(tmp_path / "a", metrics=METRICS)
         with pytest.raises(ValueError, match=r"keys: .* train/loss, val/loss, val/map_50, got 'map_50'"):

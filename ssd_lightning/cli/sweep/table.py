@@ -110,13 +110,16 @@ def varying_keys(jobs: list[Job]) -> list[str]:
 
 
 def rows_of_jobs(jobs: list[Job], sweep: Path) -> list[dict[str, Any]]:
-    """Return a row for each job: values that differ, scores (0 … 1), seconds, parameters, status, reason, folder."""
+    """Return a row for each job: values that differ, scores (0 … 1), results, status, reason, folder.
+
+    ``job seconds`` are those of the whole process: more than the ``train_seconds`` of a run, which leave out its start.
+    """
     keys = varying_keys(jobs)
     return [
         {
             **{key: job.overrides.get(key) for key in keys},
             **scores_of(job),
-            "seconds": job.seconds,
+            "job seconds": job.seconds,
             "parameters": job.summary.get("parameters"),
             "status": job.status,
             "reason": job.reason,
@@ -210,7 +213,7 @@ def _shown(column: str, value: Any) -> str:
         return ""
     if column in SCORES and isinstance(value, float):
         return f"{value:.3f}"
-    if column == "seconds":
+    if column == "job seconds":
         return f"{value:.0f}"
     if column == "parameters":
         return f"{value / 1e6:.1f} M"
