@@ -34,7 +34,8 @@ exclude_patterns = ["_build", "**/.ipynb_checkpoints", "example_package"]
 
 # Every reference must lead somewhere. Those to other packages cannot be checked without a network.
 nitpicky = True
-EXTERNAL = "torch|torchvision|lightning|jaxtyping|numpy|np|pandas|pd|matplotlib|PIL|pathlib|collections|argparse"
+EXTERNAL = "|".join([*sys.stdlib_module_names, "torch", "torchvision", "lightning", "jaxtyping", "numpy", "np"])
+EXTERNAL += "|pandas|pd|matplotlib|PIL"
 nitpick_ignore_regex = [("py:.*", rf"({EXTERNAL})\..*")]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
