@@ -39,7 +39,7 @@ EXTERNAL += "|pandas|pd|matplotlib|PIL"
 nitpick_ignore_regex = [("py:.*", rf"({EXTERNAL})\..*")]
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
+myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
 myst_substitutions = {"version": release}
 
