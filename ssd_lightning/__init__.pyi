@@ -44,6 +44,7 @@ from .structures import Objects as Objects
 from .structures import Predictions as Predictions
 from .training.callbacks import AveragedWeights as AveragedWeights
 from .training.callbacks import HeadsFirst as HeadsFirst
+from .training.callbacks import RunCheckpoint as RunCheckpoint
 from .training.callbacks import SaveEverySteps as SaveEverySteps
 from .training.callbacks import StopOnNonFiniteLoss as StopOnNonFiniteLoss
 from .training.callbacks import StopOnSignal as StopOnSignal

@@ -1,6 +1,7 @@
 """Reading of weight files, which cannot run code here, and download of torchvision's weights."""
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,8 @@ def _scaling(weights: models.WeightsEnum) -> tuple[list[float], list[float]]:
 def read_file(path: Path | str, argument: str) -> dict[str, Any]:
     """Read a dictionary that ``torch.save`` wrote, to the CPU.
 
-    Only plain data and tensors are read, so that a file cannot run code.
+    Only plain data and tensors are read, so that a file cannot run code. The checksums in the file are verified, which
+    torch does not do: it would use weights in which bytes have changed.
 
     Raises:
         ValueError: with ``argument`` and the file, if the file is missing, damaged or does not hold a dictionary.
@@ -85,6 +87,10 @@ def read_file(path: Path | str, argument: str) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{argument}: expected a file, got {path}, which does not exist")
+    if (damaged := _damaged_member(path)) is not None:
+        raise ValueError(
+            f"{argument}: expected a checkpoint, got {path}, which is damaged: the checksum of {damaged} is wrong"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Unpickling of a damaged file raises many types.
@@ -94,6 +100,28 @@ def read_file(path: Path | str, argument: str) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{argument}: expected a checkpoint, got {path}, which holds a {type(content).__name__}")
     return dict(content)
+
+
+def _damaged_member(path: Path) -> str | None:
+    """Return the first member of a zip file whose checksum is wrong. Return None if there is none, or no zip file."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip()
+    except Exception:  # A damaged directory raises many types; torch then fails to read the file, too.
+        return "the directory"
+
+
+def require_finite(weights: Mapping[str, Tensor], path: Path | str, argument: str) -> None:
+    """Refuse weights that hold NaN or infinity, with which every detection is meaningless.
+
+    Raises:
+        ValueError: with ``argument``, the file and the first such tensor.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"{argument}: expected finite weights, got NaN or infinity in {name} of {path}")
 
 
 def _reason(path: Path, error: Exception) -> str:

@@ -240,7 +240,31 @@ class StopOnSignal(Checkpoint):
             signal.signal(number, handler)
 
 
-class SaveEverySteps(ModelCheckpoint):
+class RunCheckpoint(ModelCheckpoint):
+    """Callback that saves a checkpoint of the run, and knows the best one after the run folder has moved.
+
+    Lightning's ModelCheckpoint forgets the best score when a run is resumed in a folder of another path, and then
+    overwrites the best checkpoint with a worse one. The arguments are those of ModelCheckpoint.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(_moved_to(self.dirpath, state_dict))
+
+
+def _moved_to(folder: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a ModelCheckpoint with its files in another folder."""
+
+    def moved(path: Any) -> Any:
+        return str(Path(folder) / Path(path).name) if path else path
+
+    files = {
+        key: moved(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path") if key in state
+    }
+    best_k = {moved(path): score for path, score in state.get("best_k_models", {}).items()}
+    return {**state, **files, "dirpath": str(folder), "best_k_models": best_k}
+
+
+class SaveEverySteps(RunCheckpoint):
     """Callback that saves a checkpoint every ``every_n_train_steps``, from which a run can be resumed exactly.
 
     Unlike Lightning's ModelCheckpoint, it saves nothing between a step and the validation after that step, since a

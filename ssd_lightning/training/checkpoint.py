@@ -12,7 +12,7 @@ from torch import Tensor
 import ssd_lightning
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
-from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file
+from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite
 from ssd_lightning.run_folder import written_whole
 
 RUN_KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
@@ -134,6 +134,7 @@ def load_detector(
         if name.startswith(MODEL_PREFIX)
     }
     refuse_other_weights(weights, model.state_dict(), path)
+    require_finite(weights, path, "checkpoint")
     model.load_state_dict(weights)
     return Detector(model.eval(), make_detections, classes)
 

@@ -14,7 +14,7 @@ from ssd_lightning.detector.backbones.normalization import CAFFE_MEAN, CAFFE_STD
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import default_boxes_of
-from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, state_dict
+from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite, state_dict
 
 PRESETS = {
     "torchvision SSD300": "ssd300_torchvision",
@@ -134,6 +134,7 @@ def load_pretrained(
             f"pretrained: expected a backbone that fits the model, got {path} ({foreign.layout}): "
             f"{', '.join(skipped[:3])}"
         )
+    require_finite(state, path, "pretrained")
     model.load_state_dict(state, strict=False)
     if foreign.mean is not None and foreign.std is not None:
         for module in model.backbone.modules():

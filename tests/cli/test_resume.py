@@ -1,9 +1,11 @@
 """resume=: what it continues, what it starts again, and what it refuses."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ssd_lightning.cli.run_folders import resume_in_run_folder
@@ -83,3 +85,26 @@ def test_another_file_in_place_of_the_config(folder: Path, content: str):
 def test_a_folder_without_a_run(tmp_path: Path):
     with pytest.raises(ValueError, match=rf"^resume: expected a run folder with \.hydra/config\.yaml, got {tmp_path}$"):
         resume_in_run_folder([f"resume={tmp_path}"])
+
+
+def test_a_moved_run_keeps_its_best(run, trained, tmp_path: Path):
+    """Resuming at another path continues from the best score, and does not overwrite the best checkpoint."""
+    folder = tmp_path / "moved"
+    shutil.copytree(trained.folder, folder)
+    best = folder / "checkpoints" / "best.ckpt"
+    before = best.read_bytes()
+    last = folder / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    [state] = [state for state in content["callbacks"].values() if state.get("monitor") == "val/map_50"]
+    # No score is better than this one, so that the best checkpoint has to stay as it is.
+    state["best_model_score"] = torch.tensor(2.0)
+    state["kth_value"] = torch.tensor(2.0)
+    state["best_k_models"] = {path: torch.tensor(2.0) for path in state["best_k_models"]}
+    torch.save(content, last)
+    outcome = run("ssd-train", f"resume={folder}", "trainer.max_epochs=3")
+    assert outcome.exit_code == 0, outcome.error
+    assert best.read_bytes() == before
+    assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["best.ckpt", "last.ckpt"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["epochs"] == 3
+    assert summary["best_epoch"] == torch.load(best, weights_only=True)["epoch"]
