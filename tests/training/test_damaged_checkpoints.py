@@ -54,5 +54,6 @@ def test_weights_that_are_not_finite_are_refused(checkpoint: Path, tmp_path: Pat
     assert CONFIG_KEY in content
     with pytest.raises(ValueError, match=r"^checkpoint: expected finite weights.*nan\.ckpt"):
         load_detector(path)
+    model = load_detector(checkpoint).model
     with pytest.raises(ValueError, match=r"^pretrained: expected finite weights.*nan\.ckpt"):
-        load_pretrained(make_module().model, path)
+        load_pretrained(model, path)
