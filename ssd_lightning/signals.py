@@ -29,6 +29,20 @@ class Interrupted(SystemExit):
         return f"interrupted by {self._signal.name}"
 
 
+class StoppedBySignal(Exception):
+    """The end of a training after a signal, when the last step has been saved.
+
+    Args:
+        number: the signal.
+        outcome: what was saved, for the message.
+    """
+
+    def __init__(self, number: int, outcome: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; {outcome}")
+        self.code = 128 + number
+        """The exit code of the process, as a shell reports the signal."""
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Raise Interrupted on SIGINT and SIGTERM inside the block, unless another handler is set already."""

@@ -25,7 +25,7 @@ from ssd_lightning.cli.keys import check_keys
 from ssd_lightning.cli.run_folders import resume_in_run_folder, state_of
 from ssd_lightning.cli.values import check_values
 from ssd_lightning.detector.presets import CONFIG_FOLDER
-from ssd_lightning.signals import Interrupted, interruptible
+from ssd_lightning.signals import Interrupted, StoppedBySignal, interruptible
 
 WRITE_NOTHING = ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
 """Arguments that keep Hydra from writing files for this process."""
@@ -96,11 +96,10 @@ def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
                 if not ranks.is_first():
                     raise
                 fail(name, f"{error}; {state_of(folder, config)}", error.code)
-            # The class is compared by name, since importing it would import Lightning.
-            if type(error).__name__ == "StoppedBySignal":
+            if isinstance(error, StoppedBySignal):
                 if not ranks.is_first():
                     sys.exit(0)
-                fail(name, f"{error}; {state_of(folder, config)}")
+                fail(name, f"{error}; {state_of(folder, config)}", error.code)
             explanation = None if ranks.wants_traceback else explain(error)
             if explanation is not None and HydraConfig.get().mode == RunMode.RUN:
                 fail(name, explanation)

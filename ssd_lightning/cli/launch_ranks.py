@@ -27,6 +27,7 @@ from ssd_lightning.cli import ranks
 from ssd_lightning.cli.ranks import FailedElsewhere
 from ssd_lightning.cli.sweep.jobs import CHILD, NAME
 from ssd_lightning.run_folder import flatten
+from ssd_lightning.signals import StoppedBySignal
 
 STARTED_BY = "SSD_STARTED_BY"
 """Environment variable with the process id of the rank that started this one."""
@@ -52,7 +53,7 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
         yield
     except Exception as error:
         # A request to stop reaches all ranks at the same step, and is no failure.
-        if type(error).__name__ != "StoppedBySignal":
+        if not isinstance(error, StoppedBySignal):
             is_first_to_fail = collectives.is_first_to_fail()
             others.refuse_if_killed()
             if not is_first_to_fail:

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ssd_lightning import collectives
 from ssd_lightning.require import require_number, require_whole_number
-from ssd_lightning.signals import IMPATIENCE
+from ssd_lightning.signals import IMPATIENCE, StoppedBySignal
 from ssd_lightning.structures import Batch, Objects
 from ssd_lightning.training.checkpoint import AtomicCheckpointIO, load_detector, read_checkpoint, rebuild_part
 from ssd_lightning.training.module import SSDModule
@@ -146,10 +146,6 @@ class _Launched:
         return float(self._loss)
 
 
-class StoppedBySignal(Exception):
-    """Exception that ends a run after a signal, when the last step has been saved."""
-
-
 class StopOnSignal(Checkpoint):
     """Callback that saves a checkpoint and ends the run at Ctrl-C or SIGTERM. A second Ctrl-C ends the run at once.
 
@@ -232,7 +228,7 @@ class StopOnSignal(Checkpoint):
     def _save_and_stop(self, trainer: Any) -> NoReturn:
         assert self._received is not None
         trainer.save_checkpoint(self.checkpoint)
-        raise StoppedBySignal(f"stopped by {self._received.name}; saved in {self.checkpoint}")
+        raise StoppedBySignal(self._received, f"saved in {self.checkpoint}")
 
     def _restore_handlers(self) -> None:
         # The hook "teardown" would be too late: Lightning has restored its own former handlers by then.

@@ -295,7 +295,7 @@ def paused_run(tmp_path: Path, choices: list[str]) -> subprocess.Popen[str]:
 
 def stop(process: subprocess.Popen[str], tell: Callable[[int, int], None]) -> None:
     tell(process.pid, signal.SIGTERM)
-    _, error = finish(process, exit_code=1)
+    _, error = finish(process, exit_code=128 + signal.SIGTERM)
     assert error.strip().splitlines()[-1].startswith("ssd-train: stopped by SIGTERM; ")
     assert error.count("stopped by") == 1
 
@@ -355,7 +355,7 @@ def test_torchrun_on_two_machines_gives_one_run(trained, choices: list[str], tmp
 @pytest.mark.slow
 def test_torchrun_needs_a_folder_that_all_know(choices: list[str], tmp_path: Path):
     for process in torchrun(tmp_path, *choices):
-        assert "ssd-train: hydra.run.dir: expected a folder that all ranks share" in finish(process, exit_code=1)[1]
+        assert "ssd-train: hydra.run.dir: expected a folder for all ranks" in finish(process, exit_code=1)[1]
     assert list(tmp_path.iterdir()) == []
 
 

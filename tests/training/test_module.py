@@ -25,7 +25,7 @@ from small_training import (
 from ssd_lightning.detector.losses import MeanOverBoxesLoss, MultiBoxLoss
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.run_folder import read_metrics
-from ssd_lightning.training.callbacks import StoppedBySignal
+from ssd_lightning.signals import StoppedBySignal
 from ssd_lightning.training.checkpoint import CONFIG_KEY
 from ssd_lightning.training.schedules import one_cycle
 
