@@ -6,18 +6,28 @@ import matplotlib
 import numpy as np
 import pytest
 from banana_folder import write_banana_folder
+from legible import assert_legends_are_outside
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import ImageDraw
 
-from ssd_lightning import drawing
 from ssd_lightning.data.augmentation.pipeline import Augmentation
 from ssd_lightning.data.augmentation.windows import ZoomIn
 from ssd_lightning.data.bananas.dataset import Bananas
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.pictures import read_picture
-from ssd_lightning.drawing import COLOURS, class_colour, draw_boxes, draw_detections, save_figure
+from ssd_lightning.drawing import (
+    COLOURS,
+    class_colour,
+    draw_boxes,
+    draw_detections,
+    place_labels,
+    save_figure,
+    score_limits,
+)
 from ssd_lightning.structures import DetectionRecords, ObjectRecords, Sample
-from ssd_lightning.training.figures import draw_curves, draw_training_pictures
+from ssd_lightning.training.figures import draw_curves, draw_training_pictures, smoothing_window
 from ssd_lightning.training.loggers.metrics_file import MetricsFile
 
 CLASSES = ("banana", "plantain")
@@ -74,16 +84,60 @@ def test_no_boxes_give_a_copy() -> None:
     assert image[0, 0].tolist() == [7, 7, 7]
 
 
+def written_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Record the texts that are written on pictures."""
+    texts = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, place, text, **look: texts.append(text))
+    return texts
+
+
 def test_class_and_score_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = {}
+    texts = written_on(monkeypatch)
+    drawn_on(np.zeros((200, 200, 3), dtype=np.uint8), (1, 50, 80, 80), (20, 120, 90, 180), labels=[2, 1])
+    assert texts == ["plantain 0.90", "banana 0.50"]
 
-    def record(picture, *args, **kwargs):
-        written.update(kwargs)
-        return picture
 
-    monkeypatch.setattr(drawing, "draw_bounding_boxes", record)
-    drawn_on(np.zeros((50, 50, 3), dtype=np.uint8), (1, 1, 20, 20), (20, 20, 40, 40), labels=[2, 1])
-    assert written["labels"] == ["plantain 0.90", "banana 0.50"]
+def test_names_in_any_script_are_written_or_replaced(monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
+    texts = written_on(monkeypatch)
+    image, box = np.zeros((200, 200, 3), dtype=np.uint8), np.array([[10, 50, 90, 150]], dtype=np.float32)
+    for label in (1, 2, 2):
+        draw_boxes(image, box, np.array([label]), np.array([0.5], dtype=np.float32), ["العربية", "\U00100001"])
+    # No font has a letter for private use.
+    assert texts == ["العربية 0.50", "class 2 0.50", "class 2 0.50"]
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["names"], "one remark"
+
+
+def test_labels_hide_no_box_and_no_label() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 180, (100, 2))
+    boxes = np.concatenate((corners, corners + rng.uniform(2, 60, (100, 2))), axis=1).clip(0, 200)
+    sizes = np.tile((30.0, 8.0), (100, 1))
+    places = [place for place in place_labels(boxes, sizes, (200, 200)) if place]
+    assert 3 < len(places) < 100
+    labels = np.array([(x, y, x + 30, y + 8) for x, y in places])
+    assert labels.min() >= 0
+    assert labels.max() <= 200
+    shared = np.array([[area(label, box) for box in boxes] for label in labels])
+    assert (shared <= 0.1 * np.array([area(box, box) for box in boxes]) + 1e-9).all()
+    for n, label in enumerate(labels):
+        assert all(area(label, other) == 0 for other in labels[:n])
+
+
+def area(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the area that two boxes share."""
+    return max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+
+
+def test_a_label_lies_above_its_box_or_where_there_is_room() -> None:
+    size = np.array([[30.0, 10.0]])
+    for box, place in (
+        ((50, 50, 60, 60), (50, 40)),
+        ((50, 5, 60, 60), (50, 60)),  # below
+        ((195, 50, 199, 60), (170, 40)),
+        ((0, 0, 200, 200), (0, 0)),  # inside
+    ):
+        assert place_labels(np.array([box], dtype=float), size, (200, 200)) == [place]
+    assert place_labels(np.array([[50.0, 5.0, 60.0, 60.0]]), size, (65, 25)) == [None]
 
 
 def test_lines_grow_with_the_picture() -> None:
@@ -163,8 +217,8 @@ def test_truth_is_dashed_and_detections_are_solid() -> None:
     truth = [((4, 5, 24, 15), "#000000", "solid"), ((4, 5, 24, 15), "#FFFFFF", "dashed")]
     assert rectangles(figure, 0) == [
         *truth,
-        ((5, 6, 25, 16), COLOURS[0], "solid"),
         ((5, 6, 25, 16), COLOURS[1], "solid"),
+        ((5, 6, 25, 16), COLOURS[0], "solid"),  # The best is on top.
     ]
     assert [text.get_text() for text in figure.axes[0].texts] == ["banana 0.90", "plantain 0.50"]
     assert rectangles(figure, 1) == [((5, 6, 25, 16), COLOURS[0], "solid")]
@@ -177,6 +231,26 @@ def test_the_threshold_can_be_chosen() -> None:
     figure = draw_detections(GreyPictures(1), detections((0, 1, 0.3)), objects(), CLASSES, threshold=0.25)
     assert len(rectangles(figure, 0)) == 1
     assert "0.25" in figure.legends[0].get_texts()[1].get_text()
+
+
+def test_the_legend_has_colours_of_detections_that_are_drawn() -> None:
+    found = detections((0, 2, 0.9), (0, 3, 0.8), (0, 1, 0.2))
+    figure = draw_detections(GreyPictures(1), found, objects(), ("a", "b", "c"))
+    lines = [line.get_color() for line in figure.legends[0].findobj(Line2D)]
+    assert [colour for colour in lines if str(colour).startswith("#")] == [COLOURS[1], COLOURS[2]]
+    figure = draw_detections(GreyPictures(1), detections(), objects(0), CLASSES)
+    assert figure.legends[0].get_texts()[1].get_text() == "no detection has a score from 0.5"
+
+
+def test_many_boxes_have_thin_lines_and_labels_that_fit() -> None:
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 25, (200, 2))
+    boxes = np.concatenate((corners, corners + rng.uniform(1, 5, (200, 2))), axis=1).astype(np.float32)
+    many = DetectionRecords(np.zeros(200, dtype=int), rng.integers(1, 3, 200), boxes, np.linspace(1, 0.5, 200))
+    [ax] = draw_detections(GreyPictures(1), many, objects(), CLASSES).axes
+    assert len(ax.patches) == 200
+    assert {patch.get_linewidth() for patch in ax.patches} == {0.8}
+    assert len(ax.texts) < 100
 
 
 @pytest.mark.parametrize(
@@ -241,6 +315,32 @@ def test_curves_are_the_numbers_of_the_table(tmp_path: Path) -> None:
     assert scores == {"AP at IoU 0.5": [(2, 0.5)], "AP at IoU 0.75": [(2, 0.25)], "AP, IoU 0.5 to 0.95": [(2, 0.125)]}
 
 
+def test_a_loss_of_many_steps_is_smoothed_over_a_faint_line(tmp_path: Path) -> None:
+    values = np.where(np.arange(100) % 2, 3.0, 1.0)
+    losses, _ = draw_curves(metrics_file(tmp_path, *({"train/loss": value} for value in values))).axes
+    raw, smooth = losses.lines
+    assert raw.get_ydata().tolist() == values.tolist()
+    assert raw.get_alpha() < 0.5
+    assert smooth.get_ydata()[4:7] == pytest.approx([1.8, 2.2, 1.8])  # means of five values
+    assert smooth.get_ydata()[0] == 1.0
+    assert [text.get_text() for text in losses.get_legend().get_texts()] == ["training, mean of 5 logged steps"]
+    assert [smoothing_window(points) for points in (0, 1, 29, 40, 1000)] == [1, 1, 1, 2, 50]
+
+
+def test_the_axis_of_scores_follows_them(tmp_path: Path) -> None:
+    figure = draw_curves(metrics_file(tmp_path, {"val/map": 0.02}, {"val/map": 0.03}))
+    low, high = figure.axes[1].get_ylim()
+    assert 0.01 < low < 0.02
+    assert 0.03 < high < 0.04
+    assert score_limits(np.array([0.0, 1.0])) == pytest.approx((-0.02, 1.02))
+    assert score_limits(np.array([np.nan])) == (0, 1)
+
+
+def test_legends_cover_no_curve(tmp_path: Path) -> None:
+    figure = draw_curves(metrics_file(tmp_path, *({"train/loss": 2.0, "val/loss": 1.0, "val/map": 0.5},) * 3))
+    assert_legends_are_outside(figure)
+
+
 def test_curves_of_a_run_that_logged_little_or_nothing(tmp_path: Path) -> None:
     assert curves(draw_curves(tmp_path / "metrics.csv")) == [{}, {}]
     losses, scores = curves(draw_curves(metrics_file(tmp_path, {"lr": 0.1}, {"val/map": float("nan")})))
@@ -256,7 +356,7 @@ def test_empty_and_non_finite_curves_can_be_saved(tmp_path: Path, rows: list[dic
     figure = draw_curves(metrics_file(tmp_path, *rows))
     save_figure(figure, tmp_path / "new" / "folder" / "curves.png")
     image = read_picture(tmp_path / "new" / "folder" / "curves.png")
-    assert image.shape == (432, 1200, 3)  # 10 × 3.6 inches of 120 dots
+    assert image.shape == (468, 1200, 3)  # 10 × 3.9 inches of 120 dots
 
 
 def test_no_backend_is_chosen(tmp_path: Path) -> None:

@@ -5,26 +5,39 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 
-from ssd_lightning.drawing import COLOURS, add_rectangle, class_colour, picture_grid
+from ssd_lightning.drawing import (
+    COLOURS,
+    add_rectangle,
+    class_colour,
+    legend_above,
+    line_width,
+    picture_grid,
+    score_limits,
+)
 from ssd_lightning.run_folder import read_metrics
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import DetectionDataModule
 
+SMOOTHED_SHARE = 0.05
+"""Share of the logged steps that a running mean covers."""
+
 STATISTICS = {
-    "positives_level": "positives per picture",
-    "offset_target_level": "mean |offset| from default box to object",
-    "offset_error_level": "mean |error| of predicted offsets",
-    "mined_negatives": "mined negatives per picture",
-    "mined_negatives_loss": "mean loss of mined negatives",
-    "objects": "share of objects",
+    "positives_level": ("positives per picture", "positive default boxes"),
+    "offset_target_level": ("mean |offset| from default box to object", "offset, in units of the variances"),
+    "offset_error_level": ("mean |error| of predicted offsets", "error, in units of the variances"),
+    "mined_negatives": ("mined negatives per picture", "default boxes of background"),
+    "mined_negatives_loss": ("mean loss of mined negatives", "cross-entropy"),
+    "objects": ("share of objects", "share of all objects"),
 }
-"""Titles of the plots in the figure of step statistics."""
+"""Titles of the plots in the figure of step statistics, and the names of their vertical axes."""
 
 
 def draw_training_pictures(datamodule: "DetectionDataModule", count: int = 12) -> Figure:
@@ -37,24 +50,34 @@ def draw_training_pictures(datamodule: "DetectionDataModule", count: int = 12) -
         ax.imshow(sample.image)
         height, width = sample.image.shape[:2]
         for box, label in zip(sample.boxes, sample.labels, strict=True):
-            add_rectangle(ax, box * np.array([width, height, width, height]), class_colour(label), "solid")
+            edges = box * np.array([width, height, width, height])
+            add_rectangle(ax, edges, class_colour(label), "solid", line_width(len(sample.boxes)))
     figure.suptitle("Training pictures, augmented", fontsize=11)
     return figure
 
 
 def draw_curves(metrics: Path | str) -> Figure:
-    """Draw losses and scores over the steps from the ``metrics.csv`` of a run."""
+    """Draw losses and scores over the steps from the ``metrics.csv`` of a run.
+
+    The losses of training are running means of :data:`SMOOTHED_SHARE` of the logged steps; the loss as logged is a
+    faint line behind them.
+    """
     rows = read_metrics(metrics)
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     losses = {
         "train/loss": ("training", "solid", COLOURS[4]),
         "train/loss_classification": ("… classification", "dashed", COLOURS[1]),
         "train/loss_localization": ("… localization", "dotted", COLOURS[2]),
-        "val/loss": ("validation", "solid", COLOURS[5]),
     }
     for key, (label, style, line_colour) in losses.items():
-        _line(left, rows, key, label, style, line_colour)
+        points = _points(rows, key)
+        window = smoothing_window(len(points))
+        if window > 1 and key == "train/loss":
+            left.plot(*zip(*points, strict=True), color=line_colour, linewidth=0.6, alpha=0.3, label="_as logged")
+        about = f"{label}, mean of {window} logged steps" if window > 1 and key == "train/loss" else label
+        _line(left, _smoothed(points, window), about, style, line_colour)
+    _line(left, _points(rows, "val/loss"), "validation", "solid", COLOURS[5])
     left.set(xlabel="step", ylabel="loss", yscale="log")
     left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     left.yaxis.set_major_formatter("{x:g}")
@@ -65,15 +88,30 @@ def draw_curves(metrics: Path | str) -> Figure:
         "val/map": ("AP, IoU 0.5 to 0.95", "dotted", COLOURS[2]),
     }
     for key, (label, style, line_colour) in scores.items():
-        _line(right, rows, key, label, style, line_colour)
-    right.set(xlabel="step", ylabel="average precision (validation)", ylim=(0, 1.02))
+        _line(right, _points(rows, key), label, style, line_colour)
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in right.lines] or [np.zeros(0)])
+    right.set(xlabel="step", ylabel="average precision (validation)", ylim=score_limits(values))
     for ax in (left, right):
         ax.set_xlim(left=0)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
         if ax.lines:
-            ax.legend(frameon=False, fontsize=9)
+            legend_above(ax, ncols=2)
     return figure
+
+
+def smoothing_window(points: int) -> int:
+    """Return the number of logged steps that a running mean covers."""
+    return max(1, round(SMOOTHED_SHARE * points))
+
+
+def _smoothed(points: list[tuple[int, float]], window: int) -> list[tuple[int, float]]:
+    """Return the mean of the last ``window`` values at each step, without values that are not finite."""
+    values = pd.Series(dict(points), dtype=float).replace([np.inf, -np.inf], np.nan)
+    if window == 1:
+        return points
+    means = values.rolling(window, min_periods=1).mean()
+    return list(zip(means.index.tolist(), means.tolist(), strict=True))
 
 
 def draw_training_statistics(metrics: Path | str) -> Figure | None:
@@ -90,25 +128,34 @@ def draw_training_statistics(metrics: Path | str) -> Figure | None:
     levels = sorted(int(key.rpartition("_")[2]) for key in keys if key.startswith("positives_level"))
     if not levels:
         return None
-    plots = [kind for kind in STATISTICS if any(key.startswith(kind) for key in keys)]
-    figure = Figure(figsize=(10, 6.2 if len(plots) > 3 else 3.4), layout="constrained")
-    axes = list(figure.subplots(-(-len(plots) // 3), 3, squeeze=False).flat)
+    levels = [level for level in levels if any(row.get(f"positives_level_{level}", 0) > 0 for row in rows.values())]
+    of_key = {key: "objects" if key.startswith("objects_") else key.rstrip("0123456789").rstrip("_") for key in keys}
+    plots = [kind for kind in STATISTICS if kind in of_key.values()]
+    columns = min(len(plots), 3)
+    lines = -(-len(plots) // columns)
+    figure = Figure(figsize=(max(10 * columns / 3, 5), 3.1 * lines + 0.3), layout="constrained")
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for ax in axes[len(plots) :]:
         ax.set_axis_off()
     colours = [to_hex(shade) for shade in matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(levels)))]
     for ax, kind in zip(axes, plots, strict=False):
+        title, about = STATISTICS[kind]
         if kind.endswith("_level"):
             for level, line_colour in zip(levels, colours, strict=True):
-                _line(ax, rows, f"{kind}_{level}", f"level {level}", "solid", line_colour)
+                _line(ax, _points(rows, f"{kind}_{level}"), f"level {level}", "solid", line_colour)
         elif kind == "objects":
-            _line(ax, rows, "objects_by_claim_alone", "learned by claim alone", "solid", COLOURS[4])
-            _line(ax, rows, "objects_not_reached", "reached by no default box", "dashed", COLOURS[5])
+            for key, label, style, line_colour in (
+                ("objects_by_claim_alone", "learned by claim alone", "solid", COLOURS[4]),
+                ("objects_not_reached", "reached by no default box", "dashed", COLOURS[5]),
+            ):
+                _line(ax, _points(rows, key), label, style, line_colour)
             ax.yaxis.set_major_formatter(PercentFormatter(1))
-            ax.legend(frameon=False, fontsize=8)
+            legend_above(ax, ncols=1)
         else:
-            _line(ax, rows, kind, STATISTICS[kind], "solid", COLOURS[4])
-        ax.set_title(STATISTICS[kind], fontsize=9)
-        ax.set(xlabel="step", ylabel="variances" if kind.startswith("offset") else "")
+            _line(ax, _points(rows, kind), title, "solid", COLOURS[4])
+        # The legend of the shares lies between the title and the plot.
+        ax.set_title(title, fontsize=9, pad=32 if kind == "objects" else 6)
+        ax.set(xlabel="step", ylabel=about)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
     offsets = [ax for ax, kind in zip(axes, plots, strict=False) if kind.startswith("offset")]
@@ -118,12 +165,21 @@ def draw_training_statistics(metrics: Path | str) -> Figure | None:
     for ax in axes[: len(plots)]:
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
-    figure.legend(handles=axes[0].lines, loc="outside upper center", ncols=len(levels), frameon=False, fontsize=9)
+    if levels:
+        handles = [
+            Line2D([], [], color=colour, label=f"level {level}") for level, colour in zip(levels, colours, strict=True)
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(levels), frameon=False, fontsize=9)
+    else:
+        axes[0].text(0.5, 0.5, "no positives", transform=axes[0].transAxes, ha="center", color="0.4")
     return figure
 
 
-def _line(ax: Axes, rows: dict[int, dict[str, float]], key: str, label: str, style: str, line_colour: str) -> None:
-    points = [(step, row[key]) for step, row in rows.items() if key in row]
+def _points(rows: dict[int, dict[str, float]], key: str) -> list[tuple[int, float]]:
+    return [(step, row[key]) for step, row in rows.items() if key in row]
+
+
+def _line(ax: Axes, points: list[tuple[int, float]], label: str, style: str, line_colour: str) -> None:
     if points:
         marker = "o" if len(points) < 30 else None
         ax.plot(

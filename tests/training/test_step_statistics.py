@@ -533,3 +533,22 @@ def test_there_is_a_figure_of_what_there_is(tmp_path: Path) -> None:
     nothing_but_ground = drawn(tmp_path / "ground", {"positives_level_1": 0.0, "mined_negatives": 3.0})
     assert nothing_but_ground is not None
     assert list(nothing_but_ground) == ["positives per picture", "mined negatives per picture"]
+    assert nothing_but_ground["positives per picture"] == {}
+
+
+def test_levels_without_positives_are_left_out_and_axes_have_names(tmp_path: Path) -> None:
+    logger = MetricsFile(tmp_path)
+    kinds = {"positives": (0.0, 2.0), "offset_target": (1.0, 1.0)}
+    row = {f"statistics/{kind}_level_{level}": values[level - 1] for kind, values in kinds.items() for level in (1, 2)}
+    logger.log_metrics(row | {"statistics/mined_negatives_loss": 1.0}, 0)
+    logger.save()
+    figure = draw_training_statistics(tmp_path / "metrics.csv")
+    assert figure is not None
+    assert [[line.get_label() for line in ax.lines] for ax in figure.axes[:2]] == [["level 2"]] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["level 2"]
+    assert [ax.get_ylabel() for ax in figure.axes] == [
+        "positive default boxes",
+        "offset, in units of the variances",
+        "cross-entropy",
+    ]
+    assert {ax.get_xlabel() for ax in figure.axes} == {"step"}
