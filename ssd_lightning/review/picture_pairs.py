@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ssd_lightning.data.pictures import PictureError, read_picture
+from ssd_lightning.drawing import FEW_BOXES, place_labels, text_size
 from ssd_lightning.scoring.error_figures import SHORT_NAMES
 from ssd_lightning.scoring.errors import FOUND, IGNORED, TRUE, Errors, find_errors
 from ssd_lightning.scoring.stored_detections import StoredDetections
@@ -20,6 +21,17 @@ SHOWN_SIDE = 480
 """Longest side of a stored picture in pixels: half the width of a page."""
 
 JPEG_QUALITY = 82
+
+LABEL_BORDER = 2.5
+"""Width of the coloured border of a text, at the longest side of a stored picture."""
+
+
+class Label(NamedTuple):
+    """The place of a text, in pixels of the picture."""
+
+    left: float
+    baseline: float
+    size: float
 
 
 class Box(NamedTuple):
@@ -31,6 +43,8 @@ class Box(NamedTuple):
     height: float
     text: str
     cause: str
+    label: Label | None
+    """The place of the text; None where there is no room, and for objects."""
 
 
 class Side(NamedTuple):
@@ -129,13 +143,21 @@ def picture_pairs(
         except PictureError as error:
             pairs.missing.append(str(error))
             continue
-        sides = [_side(*each, objects, a.classes, index) for each in zip(seen, errors, strict=True)]
         height, width = picture.shape[:2]
+        both = zip(seen, errors, strict=True)
+        sides = [_side(*each, objects, a.classes, index, (height, width)) for each in both]
         pairs.shown.append(Pair(Path(a.paths[index]).name, width, height, _data_uri(picture), *sides))
     return pairs
 
 
-def _side(seen: DetectionRecords, errors: Errors, objects: ObjectRecords, classes: Sequence[str], index: int) -> Side:
+def _side(
+    seen: DetectionRecords,
+    errors: Errors,
+    objects: ObjectRecords,
+    classes: Sequence[str],
+    index: int,
+    picture_size: tuple[int, int],
+) -> Side:
     mine = np.flatnonzero(seen.image_ids == index)
     mine = mine[np.argsort(seen.scores[mine], kind="stable")]
     texts = []
@@ -145,16 +167,37 @@ def _side(seen: DetectionRecords, errors: Errors, objects: ObjectRecords, classe
         texts.append(f"{name}{seen.scores[row]:.2f} {short}".strip())
     truth = np.flatnonzero(objects.image_ids == index)
     names = [classes[label - 1] for label in objects.labels[truth]]
+    labels = _labels(seen.boxes[mine], texts, objects.boxes[truth], picture_size)
     return Side(
-        _boxes(objects.boxes[truth], names, errors.object_causes[truth]),
-        _boxes(seen.boxes[mine], texts, errors.detection_causes[mine]),
+        _boxes(objects.boxes[truth], names, errors.object_causes[truth], [None] * len(truth)),
+        _boxes(seen.boxes[mine], texts, errors.detection_causes[mine], labels),
     )
 
 
-def _boxes(boxes: Float[np.ndarray, "boxes 4"], texts: list[str], causes: np.ndarray) -> list[Box]:
+def _labels(
+    boxes: Float[np.ndarray, "boxes 4"],
+    texts: list[str],
+    objects: Float[np.ndarray, "objects 4"],
+    picture_size: tuple[int, int],
+) -> list[Label | None]:
+    """Place the texts of detections, of which the last ones are the best."""
+    unit = max(picture_size) / SHOWN_SIDE
+    size = (13 if len(boxes) <= FEW_BOXES else 9) * unit
+    sizes = np.array([text_size(text, size) for text in texts]).reshape(-1, 2) + 2 * LABEL_BORDER * unit
+    places = place_labels(boxes[::-1], sizes[::-1], picture_size, objects)[::-1]
     return [
-        Box(left, top, right - left, bottom - top, text, str(cause))
-        for (left, top, right, bottom), text, cause in zip(boxes.tolist(), texts, causes, strict=True)
+        # The baseline of a text is about a fifth of its height above its lower edge.
+        place and Label(place[0] + LABEL_BORDER * unit, place[1] + 0.8 * height, size)
+        for place, (_, height) in zip(places, sizes.tolist(), strict=True)
+    ]
+
+
+def _boxes(
+    boxes: Float[np.ndarray, "boxes 4"], texts: list[str], causes: np.ndarray, labels: Sequence[Label | None]
+) -> list[Box]:
+    return [
+        Box(left, top, right - left, bottom - top, text, str(cause), label)
+        for (left, top, right, bottom), text, cause, label in zip(boxes.tolist(), texts, causes, labels, strict=True)
     ]
 
 

@@ -5,13 +5,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
-from matplotlib.axes import Axes
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
-from ssd_lightning.drawing import COLOURS, LONGEST_NAME, WIDTH, shown_names
+from ssd_lightning.drawing import (
+    COLOURS,
+    LONGEST_NAME,
+    WIDTH,
+    add_labels,
+    add_object,
+    add_rectangle,
+    line_width,
+    shown_names,
+)
 from ssd_lightning.scoring.errors import (
     BOTH,
     CLASSIFICATION,
@@ -38,6 +46,14 @@ CAUSE_COLOURS = {
     BACKGROUND: COLOURS[5],
     MISSED: COLOURS[3],
 }
+
+OTHER_COLOUR = "0.5"
+"""Colour of detections that are neither found nor false."""
+
+PICTURE_INCHES = 3.0
+"""Side of a picture in inches."""
+
+LONGEST_FILE_NAME = 32
 
 SHORT_NAMES = {CLASSIFICATION: "cls", LOCALISATION: "loc", BOTH: "both", DUPLICATE: "dup", BACKGROUND: "bkg"}
 """Names of causes for places with little room."""
@@ -139,7 +155,8 @@ def draw_worst_pictures(
 
     columns = min(3, max(len(worst), 1))
     rows = max(-(-len(worst) // columns), 1)
-    figure = Figure(figsize=(WIDTH / 3 * columns, 3.35 * rows + 0.7), layout="constrained")
+    # The legend needs the width of two pictures.
+    figure = Figure(figsize=(WIDTH / 3 * max(columns, 2), 3.35 * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
@@ -148,25 +165,35 @@ def draw_worst_pictures(
     for ax, index in zip(axes.flat, worst.tolist(), strict=False):
         image = pictures.image(index)
         ax.imshow(image)
-        mine = np.flatnonzero(objects.image_ids == index)
-        _draw_objects(ax, objects.boxes[mine], errors.is_not_found[mine])
+        truth = np.flatnonzero(objects.image_ids == index)
         mine = np.flatnonzero(seen.image_ids == index)
+        mine = mine[np.argsort(-seen.scores[mine], kind="stable")]
+        width = line_width(max(len(truth), len(mine)))
+        for box, is_not_found in zip(objects.boxes[truth], errors.is_not_found[truth], strict=True):
+            if is_not_found:
+                # A band around the outline leaves the object itself visible.
+                add_rectangle(ax, box, "black", "solid", 3.6 * width)
+                add_rectangle(ax, box, CAUSE_COLOURS[MISSED], "solid", 2.8 * width)
+            add_object(ax, box, 0.8 * width)
+        causes = [str(cause) for cause in errors.detection_causes[mine]]
+        colours = [CAUSE_COLOURS.get(cause, OTHER_COLOUR) for cause in causes]
         # The best detections are drawn last, on top.
-        for row in mine[np.argsort(seen.scores[mine], kind="stable")]:
-            cause = str(errors.detection_causes[row])
-            text = f"{names[seen.labels[row] - 1]} {seen.scores[row]:.2f}"
-            _draw_detection(ax, seen.boxes[row], cause, text, families, image.shape[0])
-        name = pictures.paths[index].name
-        ax.set_title(
-            f"{name if len(name) <= 32 else '…' + name[-31:]}  ({weights[index]:.1f})", fontsize=8, parse_math=False
+        for box, colour in zip(seen.boxes[mine][::-1], colours[::-1], strict=True):
+            add_rectangle(ax, box, colour, "solid", width)
+        parts = zip(seen.labels[mine], seen.scores[mine], causes, strict=True)
+        texts = [f"{names[n - 1]} {score:.2f} {SHORT_NAMES.get(cause, '')}".strip() for n, score, cause in parts]
+        add_labels(
+            ax, seen.boxes[mine], texts, colours, families, image.shape[:2], PICTURE_INCHES, objects.boxes[truth]
         )
+        [name], title_families = shown_names([pictures.paths[index].name], LONGEST_FILE_NAME, noun=None)
+        ax.set_title(f"{name}  ({weights[index]:.1f})", fontsize=8, fontfamily=title_families, parse_math=False)
     handles: list[Line2D | Patch] = [Line2D([], [], color=CAUSE_COLOURS[TRUE], linewidth=2, label="found")]
     for cause, short in SHORT_NAMES.items():
         label = cause if cause == short else f"{cause} ({short})"
         handles.append(Line2D([], [], color=CAUSE_COLOURS[cause], linewidth=2, label=label))
     handles += [
         Line2D([], [], color="black", linestyle="dashed", label="truth (black and white)"),
-        Patch(facecolor="none", edgecolor="black", hatch="////", label="… not found (hatched)"),
+        Patch(facecolor="none", edgecolor=CAUSE_COLOURS[MISSED], linewidth=3, label="… not found (broad outline)"),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     figure.supxlabel(
@@ -174,35 +201,3 @@ def draw_worst_pictures(
         fontsize=8,
     )
     return figure
-
-
-def _draw_objects(ax: Axes, boxes: Float[np.ndarray, "objects 4"], is_not_found: Bool[np.ndarray, " objects"]) -> None:
-    for (left, top, right, bottom), is_hatched in zip(boxes, is_not_found, strict=True):
-        corner, width, height = (left, top), right - left, bottom - top
-        if is_hatched:
-            ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="black", hatch="//", linewidth=0))
-            ax.add_patch(Rectangle(corner, width, height, color=CAUSE_COLOURS[MISSED], alpha=0.25, linewidth=0))
-        # White dashes on black are visible on every background.
-        for colour, style in (("black", "solid"), ("white", "dashed")):
-            ax.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, linestyle=style, linewidth=1.3))
-
-
-def _draw_detection(
-    ax: Axes, box: Float[np.ndarray, "4"], cause: str, text: str, families: list[str], image_height: int
-) -> None:
-    left, top, right, bottom = box
-    colour = CAUSE_COLOURS.get(cause, "0.5")
-    ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.8))
-    has_room_above = top > 0.05 * image_height
-    ax.text(
-        left,
-        top,
-        f"{text} {SHORT_NAMES[cause]}" if cause in SHORT_NAMES else text,
-        fontsize=6.5,
-        fontfamily=families,
-        parse_math=False,
-        color="white" if cause in (BOTH, BACKGROUND, TRUE) else "black",
-        va="bottom" if has_room_above else "top",
-        clip_on=True,
-        bbox={"facecolor": colour, "edgecolor": "none", "pad": 0.8},
-    )

@@ -105,6 +105,13 @@ class TestReport:
         drawn = f'<rect x="{left}" y="{top}" width="{right - left}" height="{bottom - top}" stroke="#000"/>'
         assert page.source.count(drawn) == 2
 
+    def test_missed_objects_have_a_broad_outline_and_stay_visible(self, page: Page, truth: StoredDetections):
+        left, top = truth.objects.boxes[2].tolist()[:2]
+        missed = rf'<g fill="none"[^>]*><title>[^<]*not found</title>\s*<rect x="{left}" y="{top}"[^>]*stroke="#000"'
+        assert len(re.findall(missed, page.source)) == 1
+        assert page.source.count('stroke="#F0E442"') == page.source.count("not found</title>") > 0
+        assert "<pattern" not in page.source
+
     def test_the_same_runs_give_the_same_report(self, page: Page, scores: tuple[Path, dict], tmp_path: Path):
         write_comparison(scores[0], tmp_path / "again.html")
         again = (tmp_path / "again.html").read_text(encoding="utf-8")

@@ -26,3 +26,16 @@ class TestPairs:
         assert [box.text for box in pairs.shown[0].b.detections if box.cause == "background"] == ["banana 0.90 bkg"]
         assert [pair.name for pair in picture_pairs(a, b, count=1).shown] == ["4.png"]
         assert [pair.name for pair in picture_pairs(a, b, score_threshold=0.8).shown] == ["4.png"]
+
+    def test_texts_are_where_there_is_room(self, truth: StoredDetections):
+        a, b = detected(truth, 0), detected(truth, 0)
+        # Many small false detections, in one place.
+        boxes = [[20 + n % 5, 20 + n // 5, 24 + n % 5, 24 + n // 5] for n in range(30)]
+        more = detection_records(*((4, 1, box, 0.6 + n / 100) for n, box in enumerate(boxes)))
+        b = b._replace(detections=concatenate([b.detections, more]))
+        [pair] = picture_pairs(a, b, count=1).shown
+        labels = [box.label for box in pair.b.detections]
+        assert len(labels) > 30
+        assert 0 < sum(label is not None for label in labels) < 15
+        assert all(label is None or 0 < label.baseline < pair.height for label in labels)
+        assert all(box.label is None for box in pair.b.objects)

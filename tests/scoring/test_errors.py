@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from in_memory import InMemoryPictures
+from matplotlib.colors import to_hex
 from random_boxes import random_boxes
 from records import detection_records, object_records
 from torchvision.ops import box_iou
@@ -584,8 +585,10 @@ class TestFigures:
         figure = draw_worst_pictures(squares.pictures, squares.detections, squares.objects, ["cat", "dog"])
         assert [ax.get_title() for ax in figure.axes] == ["4.png  (2.8)", "2.png  (2.0)", "1.png  (1.0)"]
         assert [text.get_text() for text in figure.axes[0].texts] == ["cat 0.80 bkg"]
-        [truth] = [patch for patch in figure.axes[2].patches if patch.get_hatch()]
-        assert truth.get_bbox().bounds == pytest.approx((40, 25.6, 32, 32), rel=1e-5)
+        missed = [patch for patch in figure.axes[2].patches if to_hex(patch.get_edgecolor()) == "#f0e442"]
+        assert [patch.get_bbox().bounds for patch in missed] == [pytest.approx((40, 25.6, 32, 32), rel=1e-5)]
+        # The object itself stays visible.
+        assert not any(patch.get_fill() or patch.get_hatch() for ax in figure.axes for patch in ax.patches)
 
     def test_no_errors(self, squares: SimpleNamespace):
         figure = draw_worst_pictures(squares.pictures, detection_records(), object_records(), ["cat", "dog"])
