@@ -16,6 +16,7 @@ COMPLETE = {
     "figures/error_costs.png",
     "figures/per_class.png",
     "figures/precision_recall.png",
+    "figures/score_thresholds.png",
     "figures/training_pictures.png",
     "figures/validation_detections.png",
     "figures/worst_pictures.png",

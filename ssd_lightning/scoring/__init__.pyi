@@ -1,5 +1,6 @@
 from .assignment import assign_detections as assign_detections
 from .average_precision import average_curves as average_curves
+from .average_precision import best_f1 as best_f1
 from .average_precision import coco_average_precision as coco_average_precision
 from .average_precision import precision_recall_curves as precision_recall_curves
 from .average_precision import voc_average_precision as voc_average_precision
@@ -18,6 +19,7 @@ from .run_report import write_report as write_report
 from .score_figures import draw_average_precision as draw_average_precision
 from .score_figures import draw_confusion as draw_confusion
 from .score_figures import draw_precision_recall as draw_precision_recall
+from .score_figures import draw_score_thresholds as draw_score_thresholds
 from .scores import DetectionScores as DetectionScores
 from .scores import score as score
 from .scores import score_by_class as score_by_class

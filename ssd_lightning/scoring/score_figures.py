@@ -1,14 +1,14 @@
-"""Figures of the scores of a run: precision and recall, average precision of each class, confusion matrix.
+"""Figures of the scores of a run: precision and recall, score thresholds, average precision, confusion matrix.
 
 The figures are legible at the width of a notebook, with one class or with eighty.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
@@ -27,6 +27,19 @@ from ssd_lightning.scoring.scores import voc_columns
 from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD
 
 LINE, POINT = COLOURS[4], COLOURS[5]
+
+MOST_THRESHOLD_PLOTS = 12
+"""Largest number of classes with a plot of their own in the figure of score thresholds."""
+
+MOST_THRESHOLDS = 1000
+"""Number of thresholds, roughly, from which the mean of classes uses a part of them."""
+
+THRESHOLD_LINES: tuple[tuple[str, str, Any], ...] = (
+    ("precision", COLOURS[4], "solid"),
+    ("recall", COLOURS[0], "dashdot"),
+    ("F1 (harmonic mean)", COLOURS[2], "solid"),
+)
+"""Labels, colours and styles of the lines of :class:`ThresholdScores`."""
 
 PLOTS_IN_A_ROW = {3: 3, 8: 4, 25: 5, 10**9: 8}
 """Largest numbers of classes, and the plots in a row for them."""
@@ -70,7 +83,7 @@ def draw_precision_recall(
         ax.spines[["top", "right"]].set_visible(False)
     if count == 1 and precision_recall.num_objects[0]:
         eleven = average_precision_11_point(precision_recall.curves[0])
-        axes[0, 0].text(0.03, 0.03, f"11-point average {eleven:.3f}", fontsize=size)
+        axes[0, 0].set_xlabel(f"11-point average {eleven:.3f}", fontsize=size)
     # If the last row is not full, the plots above the gap show the ticks of recall.
     for ax in axes.flat[max(0, count - columns) : count]:
         ax.tick_params(labelbottom=True)
@@ -90,6 +103,102 @@ def draw_precision_recall(
         ),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return figure
+
+
+class ThresholdScores(NamedTuple):
+    """Precision, recall and F1 by score threshold, of one class or as a mean of classes."""
+
+    thresholds: Float[np.ndarray, " thresholds"]
+    """Rising scores of detections."""
+    precision: Float[np.ndarray, " thresholds"]
+    recall: Float[np.ndarray, " thresholds"]
+    f1: Float[np.ndarray, " thresholds"]
+
+
+def scores_by_threshold(curves: Sequence[Curve]) -> ThresholdScores:
+    """Return the mean precision, recall and F1 of classes if only detections with a score ≥ threshold count.
+
+    A class without such a detection has a recall and F1 of 0 and does not count in the mean precision.
+
+    Args:
+        curves: of classes with objects.
+    """
+    thresholds = np.unique(np.concatenate([np.zeros(0), *(curve.scores for curve in curves)]))
+    if not len(thresholds):
+        return ThresholdScores(thresholds, thresholds, thresholds, thresholds)
+    if len(curves) > 1:
+        thresholds = thresholds[:: max(1, len(thresholds) // MOST_THRESHOLDS)]
+    parts = np.zeros((2, len(curves), len(thresholds)))
+    parts[0] = np.nan
+    for row, curve in enumerate(curves):
+        # Scores fall, so the detections from a threshold on are the first ones.
+        count = len(curve.scores) - np.searchsorted(curve.scores[::-1], thresholds)
+        parts[0, row, count > 0] = curve.precision[count[count > 0] - 1]
+        parts[1, row, count > 0] = curve.recall[count[count > 0] - 1]
+    precision, recall = parts
+    known = np.nan_to_num(precision)
+    f1 = 2 * known * recall / np.maximum(known + recall, 1e-12)
+    # Each threshold is the score of a detection, so at least one class has a precision.
+    return ThresholdScores(thresholds, np.nanmean(precision, axis=0), recall.mean(axis=0), f1.mean(axis=0))
+
+
+def draw_score_thresholds(
+    precision_recall: PrecisionRecall, classes: Sequence[str], iou_threshold: float = 0.5
+) -> Figure:
+    """Draw precision, recall and F1 over the score threshold, and mark the threshold with the best F1.
+
+    Up to :data:`MOST_THRESHOLD_PLOTS` classes have a plot each; more classes have one plot of their means.
+
+    Args:
+        precision_recall: from :func:`ssd_lightning.scoring.precision_recall_curves`.
+        classes: names; the class of label n is at n - 1.
+        iou_threshold: of the curves, for the legend.
+    """
+    curves, num_objects = precision_recall
+    plots: list[tuple[str, list[Curve]]] = [
+        (name, [curve] if objects else [])
+        for name, curve, objects in zip(classes, curves, num_objects.tolist(), strict=True)
+    ]
+    if len(classes) > MOST_THRESHOLD_PLOTS:
+        scored = [curve for curve, objects in zip(curves, num_objects, strict=True) if objects]
+        plots = [(f"mean of {len(scored)} classes", scored)]
+    columns = next(columns for most, columns in PLOTS_IN_A_ROW.items() if len(plots) <= most)
+    columns = min(len(plots), columns)
+    rows = -(-len(plots) // columns)
+    width = min(WIDTH, 3.4 * columns + 2.8)
+    figure = Figure(figsize=(width, (0.8 * width / columns + 0.2) * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    names, families = shown_names([name for name, _ in plots], longest=LONGEST_NAME)
+    for ax in axes.flat[len(plots) :]:
+        ax.set_axis_off()
+    for ax, name, (_, scored) in zip(axes.flat, names, plots, strict=False):
+        found = scores_by_threshold(scored)
+        title = f"{name}\n"
+        if len(found.thresholds):
+            for values, (_, colour, style) in zip(found[1:], THRESHOLD_LINES, strict=True):
+                # Between two scores of detections, the numbers are those of the higher score.
+                ax.step(found.thresholds, values, where="pre", color=colour, linestyle=style, linewidth=1.3)
+            best = len(found.f1) - 1 - int(found.f1[::-1].argmax())
+            ax.axvline(found.thresholds[best], color="black", linestyle="dashed", linewidth=1)
+            title += f"F1 {found.f1[best]:.3f} from {found.thresholds[best]:.2f}"
+        else:
+            about = "no detections" if scored else "no objects"
+            ax.text(0.5, 0.5, about, fontsize=8, ha="center", color="0.4")
+        ax.set_title(title, fontsize=9, fontfamily=families, parse_math=False, pad=3)
+        ax.set(xlim=(0, 1), ylim=(0, 1.04), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+        ax.tick_params(labelsize=9, length=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.grid(alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes.flat[max(0, len(plots) - columns) : len(plots)]:
+        ax.tick_params(labelbottom=True)
+    figure.supxlabel("lowest score of a detection that counts", fontsize=10)
+    figure.supylabel(f"at IoU {iou_threshold:g}", fontsize=10)
+    handles = [Line2D([], [], color=colour, linestyle=style, label=label) for label, colour, style in THRESHOLD_LINES]
+    handles.append(Line2D([], [], color="black", linestyle="dashed", linewidth=1, label="best F1"))
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

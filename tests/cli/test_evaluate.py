@@ -131,6 +131,7 @@ class TestStoredDetections:
             "confusion.csv",
             "detections.npz",
             "figures/precision_recall.png",
+            "figures/score_thresholds.png",
             "figures/per_class.png",
             "figures/confusion.png",
         }

@@ -3,19 +3,21 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from legible import assert_legends_are_outside, assert_legible, texts
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from ssd_lightning.drawing import shown_names
 from ssd_lightning.scoring.average_precision import Curve, PrecisionRecall
-from ssd_lightning.scoring.score_figures import draw_average_precision, draw_confusion, draw_precision_recall
+from ssd_lightning.scoring.score_figures import (
+    draw_average_precision,
+    draw_confusion,
+    draw_precision_recall,
+    draw_score_thresholds,
+    scores_by_threshold,
+)
 from ssd_lightning.scoring.scores import voc_columns
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-NOTEBOOK = 10.0
-"""Width of a notebook's output in inches. Wider figures are shown smaller."""
 
 
 def make_curve(points: int, seed: int = 0) -> Curve:
@@ -39,32 +41,6 @@ def class_names(count: int) -> list[str]:
     return [f"{'refrigerator baseballglove'[: 4 + number % 20]} {number}" for number in range(count)]
 
 
-def texts(figure: Figure) -> list[tuple[str, np.ndarray]]:
-    """Return the visible text, with its edges in pixels: left, bottom, right, top."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    found = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    return [(text.get_text(), text.get_window_extent(canvas.get_renderer()).extents) for text in found]
-
-
-def assert_legible(figure: Figure, smallest: float) -> None:
-    """Assert that all text has at least a size in points, is inside the figure and does not overlap."""
-    assert figure.get_figwidth() <= NOTEBOOK
-    found = texts(figure)
-    assert found
-    right, top = figure.bbox.width, figure.bbox.height
-    for text, edges in found:
-        assert edges.min() >= -0.5, text
-        assert edges[2] <= right + 0.5, text
-        assert edges[3] <= top + 0.5, text
-    edges = np.stack([edges for _, edges in found])
-    shared = np.minimum(edges[:, None, 2:], edges[None, :, 2:]) - np.maximum(edges[:, None, :2], edges[None, :, :2])
-    for a, b in np.argwhere(np.triu(shared.min(axis=2) >= 1, k=1)):
-        raise AssertionError(f"{found[a][0]!r} and {found[b][0]!r} overlap by {shared[a, b]}")
-    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    assert min(sizes) >= smallest
-
-
 COUNTS = pytest.mark.parametrize(
     ("count", "smallest"), [(1, 8), (2, 8), (20, 7), pytest.param(80, 5.5, marks=pytest.mark.slow)]
 )
@@ -73,6 +49,14 @@ COUNTS = pytest.mark.parametrize(
 @COUNTS
 def test_precision_recall_is_legible(count: int, smallest: float):
     assert_legible(draw_precision_recall(curves(count), class_names(count)), smallest)
+
+
+@COUNTS
+def test_score_thresholds_are_legible(count: int, smallest: float):
+    figure = draw_score_thresholds(curves(count), class_names(count))
+    assert_legible(figure, smallest)
+    assert_legends_are_outside(figure)
+    assert len([ax for ax in figure.axes if ax.axison]) == (count if count <= 12 else 1)
 
 
 @COUNTS
@@ -118,6 +102,34 @@ def test_the_filled_area_is_the_average():
     assert titles(figure) == ["banana  0.450"]
 
 
+def test_the_best_threshold_is_marked():
+    # Scores 0.9, 0.6, 0.6, 0.2 of true, false, true, false; two objects.
+    curve = Curve(np.array([0.5, 0.5, 1, 1]), np.array([1, 0.5, 2 / 3, 0.5]), np.array([0.9, 0.6, 0.6, 0.2]))
+    nothing = Curve(np.zeros(0), np.zeros(0), np.zeros(0))
+    figure = draw_score_thresholds(PrecisionRecall((curve, nothing, nothing), np.array([2, 3, 0])), ["a", "b", "c"])
+    assert titles(figure) == ["a\nF1 0.800 from 0.60", "b\n", "c\n"]
+    precision, recall, f1, best = figure.axes[0].lines
+    assert precision.get_xdata().tolist() == [0.2, 0.6, 0.9]
+    assert precision.get_ydata() == pytest.approx([0.5, 2 / 3, 1])
+    assert recall.get_ydata().tolist() == [1, 1, 0.5]
+    assert f1.get_ydata() == pytest.approx([2 / 3, 0.8, 2 / 3])
+    assert list(best.get_xdata()) == [0.6, 0.6]
+    assert [ax.texts[0].get_text() for ax in figure.axes[1:3]] == ["no detections", "no objects"]
+
+
+def test_thresholds_of_many_classes_are_means():
+    one = Curve(np.array([0.5, 1.0]), np.array([1.0, 1.0]), np.array([0.8, 0.4]))
+    two = Curve(np.array([0.0]), np.array([0.0]), np.array([0.4]))
+    means = scores_by_threshold([one, two])
+    assert means.thresholds.tolist() == [0.4, 0.8]
+    assert means.precision.tolist() == [0.5, 1.0], "at 0.8 the second class has no detection and no precision"
+    assert means.recall.tolist() == [0.5, 0.25]
+    assert means.f1 == pytest.approx([0.5, 1 / 3])
+    unseen = PrecisionRecall((*curves(20).curves, one), np.array([*[40] * 20, 0]))
+    [title] = titles(draw_score_thresholds(unseen, class_names(21)))
+    assert title.startswith("mean of 20 classes")
+
+
 def test_no_detection_reaches_the_score():
     figure = draw_precision_recall(curves(1), ["banana"], score_threshold=1.1)
     assert len(figure.axes[0].lines) == 1
@@ -154,11 +166,13 @@ def test_confusion_shows_shares_of_rows_and_counts():
 AWKWARD = ["plátano, grande", "плантан", "word " * 40, r"$\frac{1}{$ $x_1^2$", "line\nbreak", "", "_hidden", "香\x00"]
 
 
-@pytest.mark.parametrize("draw", ["precision", "averages", "confusion"])
+@pytest.mark.parametrize("draw", ["precision", "thresholds", "averages", "confusion"])
 def test_awkward_names(draw: str):
     count = len(AWKWARD)
     if draw == "precision":
         figure = draw_precision_recall(curves(count), AWKWARD)
+    elif draw == "thresholds":
+        figure = draw_score_thresholds(curves(count), AWKWARD)
     elif draw == "averages":
         figure = draw_average_precision(score_table([0.5] * count, AWKWARD))
     else:
