@@ -15,7 +15,16 @@ from torch import Tensor
 
 from ssd_lightning.box_design.coverage import SIDES, ObjectMatches, sides
 from ssd_lightning.detector.model import SSD
-from ssd_lightning.drawing import COLOURS, LONGEST_NAME, WIDTH, add_rectangle, class_colour, picture_grid, shown_names
+from ssd_lightning.drawing import (
+    COLOURS,
+    LONGEST_NAME,
+    WIDTH,
+    add_rectangle,
+    class_colour,
+    legend_above,
+    picture_grid,
+    shown_names,
+)
 
 MOST_CLASSES = 25
 """Number of classes with room for a bar; of more classes, the figure shows the least reached ones."""
@@ -204,7 +213,7 @@ def _positives(ax: Axes, side: Float[np.ndarray, " objects"], matches: ObjectMat
         xlabel="√area in pixels of the network's input\n(number: share with a forced match alone)",
         ylabel="positives of an object",
     )
-    ax.legend(title="level", fontsize=8, title_fontsize=8, framealpha=0.8, edgecolor="none", ncols=2, loc="upper left")
+    legend_above(ax, title="level", title_fontsize=8, ncols=min(levels, 8), columnspacing=1.0, handlelength=1.2)
 
 
 def _reached_by_size(
@@ -220,9 +229,9 @@ def _reached_by_size(
         places, [f"{name}\n({(rows == row).sum()})" for name, row in zip(names, present, strict=True)], fontsize=8
     )
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.set(ylim=(0, 1.2), yticks=np.arange(6) / 5)
+    ax.set(ylim=(0, 1.08), yticks=np.arange(6) / 5)
     ax.set(xlabel="√area in pixels of the network's input (objects)", ylabel=f"share reached at IoU {iou_threshold:g}")
-    ax.legend(fontsize=8, frameon=False, ncols=2, loc="upper left")
+    legend_above(ax, ncols=2)
 
 
 def _cumulated(ax: Axes, train: Mapping[str, np.ndarray], val: Mapping[str, np.ndarray], iou_threshold: float) -> None:
@@ -234,7 +243,7 @@ def _cumulated(ax: Axes, train: Mapping[str, np.ndarray], val: Mapping[str, np.n
     ax.axvline(iou_threshold, color="black", linewidth=1, linestyle="dashed")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlim=(0, 1), ylim=(0, 1.03), xlabel="IoU", ylabel="objects with a default box of that IoU or more")
-    ax.legend(fontsize=8, frameon=False, loc="lower left")
+    legend_above(ax, ncols=2)
 
 
 def _finish(figure: Figure, matched: MatchedBoxes, iou_threshold: float) -> None:

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from ssd_lightning.box_design.coverage import shapes, sides
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.detector.model import SSD
-from ssd_lightning.drawing import COLOURS, LONGEST_NAME, WIDTH, shown_names
+from ssd_lightning.drawing import COLOURS, LONGEST_NAME, WIDTH, legend_above, shown_names
 
 MOST_CLASSES = 30
 """Number of classes with room for a bar."""
@@ -41,15 +41,12 @@ def draw_data_set(
     _shapes(by_shape, shapes(boxes, model.image_size), reached, model)
     _pictures(by_picture, train, val)
     unreached = f"none has ({(~reached).mean():.1%} of the objects)" if len(best) else "none has"
-    by_size.legend(
+    legend_above(
+        by_size,
         handles=[
             Patch(color=TRAIN, label=f"a default box has IoU {iou_threshold:g} or more"),
             Patch(color=UNREACHED, label=unreached),
         ],
-        frameon=False,
-        fontsize=8,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
     )
     for ax in (by_class, by_size, by_picture, by_shape):
         ax.spines[["top", "right"]].set_visible(False)
@@ -68,7 +65,7 @@ def _classes(ax: Axes, train: AnnotatedPictures, val: AnnotatedPictures, classes
     ax.invert_yaxis()
     more = f", {len(order) - len(shown)} more classes" if len(order) > len(shown) else ""
     ax.set(xlabel=f"objects of each class{more}")
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    legend_above(ax, ncols=2)
 
 
 def _sizes(ax: Axes, side: Float[np.ndarray, " objects"], reached: Bool[np.ndarray, " objects"], model: SSD) -> None:
@@ -118,7 +115,7 @@ def _pictures(ax: Axes, train: AnnotatedPictures, val: AnnotatedPictures) -> Non
     beyond = " (last: that many or more)" if max(train.counts.max(), val.counts.max()) > most else ""
     ax.set(xlabel=f"objects in a picture{beyond}", ylabel="pictures")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(frameon=False, fontsize=8)
+    legend_above(ax, ncols=2)
 
 
 def _stacked(

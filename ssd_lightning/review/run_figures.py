@@ -12,7 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from ssd_lightning.drawing import COLOURS, LONGEST_NAME, MOST_WITH_NUMBERS, WIDTH, shown_names
+from ssd_lightning.drawing import (
+    COLOURS,
+    LONGEST_NAME,
+    MOST_WITH_NUMBERS,
+    WIDTH,
+    legend_above,
+    place_labels,
+    score_limits,
+    shown_names,
+    text_size,
+)
 from ssd_lightning.review.bootstrap import HOLDS
 from ssd_lightning.review.runs import more_is_better, pareto, run_labels, with_numbers
 
@@ -40,8 +50,11 @@ MOST_NUMBERED = 15
 MOST_SETTINGS = 20
 """Largest number of bars."""
 
+LONGEST_AT_POINT = 24
+"""Largest number of characters of a name beside a point."""
+
 LONGEST_LABEL = 60
-"""Largest number of characters in a label; longer labels are cut."""
+"""Largest number of characters in a label; longer labels are shortened."""
 
 
 def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) -> Figure:
@@ -108,14 +121,16 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
             ax.set_yscale("log")
             _plain_log(ax, "y", mine["value"])
         elif "map" in key:
-            ax.set_ylim(0, 1.02)
+            ax.set_ylim(score_limits(mine["value"].to_numpy()))
         _tidy(ax)
-    handles = [Line2D([], [], color=c, linestyle=style, label=_cut(text)) for text, (c, style) in look.items()]
+    names, families = shown_names(list(look), LONGEST_LABEL, noun="run")
+    lines = zip(names, look.values(), strict=True)
+    handles = [Line2D([], [], color=colour, linestyle=style, label=text) for text, (colour, style) in lines]
     if others:
         handles.append(Line2D([], [], color="0.8", label=f"{others} others"))
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     for text in legend.get_texts():
-        text.set_parse_math(False)
+        text.set(parse_math=False, fontfamily=families)
     return figure
 
 
@@ -137,6 +152,8 @@ def draw_pareto(
     all_runs = with_numbers(runs, score=score, cost=cost)
     if labels is None:
         labels = run_labels(runs)
+    names, families = shown_names([str(labels.loc[run]) for run in front.index], LONGEST_LABEL, noun="run")
+    of_run = dict(zip(front.index, names, strict=True))
     figure = Figure(figsize=(WIDTH, max(4.2, 1.6 + 0.4 * min(len(front), MOST_NUMBERED))), layout="constrained")
     ax, beside = figure.subplots(1, 2, width_ratios=(6, 4))
     ax.scatter(all_runs[cost], all_runs[score], s=22, color=COLOURS[1], zorder=2, label="run")
@@ -150,9 +167,6 @@ def draw_pareto(
         zorder=1,
     )
     ax.plot(line[cost], line[score], "o", color=COLOURS[5], markersize=6, label="no other run beats it")
-    # The numbers go to the side of the front without runs.
-    across = 6 if more_is_better(cost) else -6
-    down = 4 if more_is_better(score) else -4
     texts = []
     # Runs in the same place share a number.
     places = front.groupby([cost, score], sort=False).groups
@@ -160,17 +174,8 @@ def draw_pareto(
         if number > MOST_NUMBERED:
             texts.append(f"… and {len(places) - MOST_NUMBERED} more")
             break
-        ax.annotate(
-            str(number),
-            (x, y),
-            (across, down),
-            textcoords="offset points",
-            ha="left" if across > 0 else "right",
-            va="bottom" if down > 0 else "top",
-            fontsize=9,
-        )
         more = f" (+ {len(group) - 1} alike)" if len(group) > 1 else ""
-        texts.append(f"{number}  {y:.3g} · {_number(x)}{more}\n     {_cut(str(labels.loc[group[0]]))}")
+        texts.append(f"{number}  {y:.3g} · {_number(x)}{more}\n     {of_run[group[0]]}")
     ax.set(xlabel=_with_direction(cost), ylabel=_with_direction(score))
     ax.margins(0.08)
     if len(all_runs) and all_runs[cost].min() > 0 and all_runs[cost].max() > 8 * all_runs[cost].min():
@@ -178,11 +183,52 @@ def draw_pareto(
         _plain_log(ax, "x", all_runs[cost])
     ax.xaxis.set_major_formatter(lambda x, _: _number(x))
     _tidy(ax)
-    ax.legend(frameon=False, fontsize=8, loc="best")
+    legend_above(ax, ncols=2)
     beside.set_axis_off()
     title = f"{NAMES.get(score, score)} · {NAMES.get(cost, cost)}"
-    beside.text(0, 1, "\n".join([title, *texts]), fontsize=8, va="top", linespacing=1.4, parse_math=False)
+    beside.text(
+        0, 1, "\n".join([title, *texts]), fontsize=8, va="top", linespacing=1.4, parse_math=False, fontfamily=families
+    )
+    shown = [(number, group[0]) for number, group in enumerate(places.values(), start=1)][:MOST_NUMBERED]
+    short, _ = shown_names([of_run[run] for _, run in shown], LONGEST_AT_POINT, noun=None)
+    at_points = [f"{number}  {name}" for (number, _), name in zip(shown, short, strict=True)]
+    points = front.loc[[run for _, run in shown], [cost, score]].to_numpy(dtype=float)
+    _label_points(ax, points, all_runs[[cost, score]].to_numpy(dtype=float), at_points, families)
     return figure
+
+
+def _label_points(ax: Axes, points: np.ndarray, all_points: np.ndarray, texts: list[str], families: list[str]) -> None:
+    """Write a text beside each point, or its first word, the number in the list, if the texts do not all have room."""
+    if not texts:
+        return
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # The places in pixels depend on the layout.
+    size = 8 * figure.dpi / 72
+    height, width = ax.bbox.height, ax.bbox.width
+
+    def markers(data: np.ndarray) -> np.ndarray:
+        across, up = (ax.transData.transform(data) - (ax.bbox.x0, ax.bbox.y0)).T
+        middle = np.stack((across, height - up), axis=1)
+        return np.concatenate((middle - size / 2, middle + size / 2), axis=1)
+
+    for part in (texts, [text.partition(" ")[0] for text in texts]):
+        sizes = np.array([text_size(text, size) for text in part])
+        places = place_labels(markers(points), sizes, (height, width), markers(all_points))
+        if all(places):
+            break
+    for text, place in zip(part, places, strict=True):
+        if place is not None:
+            ax.text(
+                place[0] / width,
+                1 - place[1] / height,
+                text,
+                transform=ax.transAxes,
+                fontsize=8,
+                fontfamily=families,
+                va="top",
+                parse_math=False,
+            )
 
 
 def draw_importance(table: pd.DataFrame, score: str = "map_50") -> Figure:
@@ -200,15 +246,26 @@ def draw_importance(table: pd.DataFrame, score: str = "map_50") -> Figure:
     chance = ax.vlines(
         table["by chance"], places - 0.42, places + 0.42, color="black", linewidth=1.4, label="expected by chance"
     )
-    ax.set_yticks(places, [_cut(str(name), 30) for name in table.index], fontsize=9, parse_math=False)
+    names, families = shown_names([str(name) for name in table.index], 30, noun="setting")
+    ax.set_yticks(places, names, fontsize=9, fontfamily=families, parse_math=False)
+    values, value_families = shown_names([str(value) for value in table["best"]], 24, noun=None)
     for x, title, texts in (
         (1.17, "spread", [f"{value:.3f}" for value in table["spread"]]),
         (1.22, "best value (number of values)", None),
     ):
         ax.text(x, -0.6, title, fontsize=8, ha="right" if texts else "left", va="bottom")
-        cells = texts or [f"{_cut(best, 24)}  ({n})" for best, n in zip(table["best"], table["groups"], strict=True)]
+        cells = texts or [f"{best}  ({n})" for best, n in zip(values, table["groups"], strict=True)]
         for place, text in enumerate(cells):
-            ax.text(x, place, text, fontsize=8, ha="right" if texts else "left", va="center", parse_math=False)
+            ax.text(
+                x,
+                place,
+                text,
+                fontsize=8,
+                fontfamily=value_families,
+                ha="right" if texts else "left",
+                va="center",
+                parse_math=False,
+            )
     ax.set(xlim=(0, 1.75), ylim=(len(table) - 0.4, -0.7), xticks=np.arange(6) / 5)
     runs = int(table["runs"].iloc[0]) if len(table) else 0
     ax.set_xlabel(f"share of the variance of {NAMES.get(score, score)} over {runs} runs", x=0.5 / 1.75)
@@ -272,10 +329,6 @@ def _columns(texts: list[str]) -> int:
     """Return the number of columns of a legend as wide as the figure, at 8 points."""
     longest = min(max(map(len, texts), default=1), LONGEST_LABEL)
     return max(1, min(4, int(WIDTH * 72 / (5 * longest + 40))))
-
-
-def _cut(text: str, longest: int = LONGEST_LABEL) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _number(value: float) -> str:

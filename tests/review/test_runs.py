@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from legible import assert_legends_are_outside
 
 from ssd_lightning.review.run_figures import draw_learning_curves, draw_pareto
 from ssd_lightning.review.runs import (
@@ -316,6 +317,9 @@ class TestLearningCurves:
         assert [len(ax.lines) for ax in figure.axes] == [2, 2, 2]
         assert figure.axes[2].lines[0].get_ydata().tolist() == [0.1, 0.3]
         assert [text.get_text() for text in figure.legends[0].texts] == [str(tmp_path / n) for n in ("a", "b")]
+        assert_legends_are_outside(figure)
+        low, high = figure.axes[2].get_ylim()
+        assert (low, high) == pytest.approx((0.084, 0.316)), "the axis of AP follows the values"
         alike = draw_learning_curves(curves, pd.Series("both", index=[str(tmp_path / n) for n in ("a", "b")]))
         assert [text.get_text() for text in alike.legends[0].texts] == ["both"]
         with pytest.raises(ValueError, match="labels: expected one for each run, got none for"):
@@ -377,5 +381,13 @@ class TestPareto:
         runs = table([0.5, 0.7, 0.6, 0.6], [1e6, 3e6, 2e6, 2e6], loss=list("abcc"))
         figure = draw_pareto(runs)
         numbers = [text.get_text() for text in figure.axes[0].texts]
-        assert numbers == ["1", "2", "3"]
+        assert numbers == ["1  loss=b", "2  loss=c", "3  loss=a"]
+        assert_legends_are_outside(figure)
         assert "2  0.6 · 2M (+ 1 alike)\n     loss=c" in figure.axes[1].texts[0].get_text()
+
+    def test_long_names_beside_many_points_are_numbers(self):
+        runs = table(
+            [n / 20 for n in range(15)], [1e6 + n for n in range(15)], loss=[f"{'x' * 40}{n}" for n in range(15)]
+        )
+        ax = draw_pareto(runs).axes[0]
+        assert {text.get_text() for text in ax.texts} <= {str(n) for n in range(1, 16)}
