@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -33,6 +34,9 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 
 WIDTH = 10.0
 """Width of a figure in inches."""
+
+SMOOTHED_SHARE = 0.05
+"""Share of the logged steps that a running mean covers."""
 
 LONGEST_NAME = 20
 """Number of characters from which a figure shortens a class name."""
@@ -380,6 +384,19 @@ def draw_detections(
         frameon=False,
     )
     return figure
+
+
+def smoothing_window(points: int) -> int:
+    """Return the number of logged steps that a running mean covers."""
+    return max(1, round(SMOOTHED_SHARE * points))
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean of the last ``window`` values at each value; values that are not finite are left out of means."""
+    if window == 1:
+        return list(values)
+    finite = pd.Series(values, dtype=float).replace([np.inf, -np.inf], np.nan)
+    return finite.rolling(window, min_periods=1).mean().tolist()
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:

@@ -25,9 +25,10 @@ from ssd_lightning.drawing import (
     place_labels,
     save_figure,
     score_limits,
+    smoothing_window,
 )
 from ssd_lightning.structures import DetectionRecords, ObjectRecords, Sample
-from ssd_lightning.training.figures import draw_curves, draw_training_pictures, smoothing_window
+from ssd_lightning.training.figures import draw_curves, draw_training_pictures
 from ssd_lightning.training.loggers.metrics_file import MetricsFile
 
 CLASSES = ("banana", "plantain")

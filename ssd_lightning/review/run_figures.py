@@ -16,11 +16,14 @@ from ssd_lightning.drawing import (
     COLOURS,
     LONGEST_NAME,
     MOST_WITH_NUMBERS,
+    SMOOTHED_SHARE,
     WIDTH,
     legend_above,
     place_labels,
+    running_mean,
     score_limits,
     shown_names,
+    smoothing_window,
     text_size,
 )
 from ssd_lightning.review.bootstrap import HOLDS
@@ -101,13 +104,18 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
         ax.set_axis_off()
     for ax, key in zip(axes.flat, keys, strict=False):
         mine = curves[curves["key"] == key]
+        about = NAMES.get(key.removeprefix("val/"), NAMES.get(key, key))
+        # The loss of one batch jumps from step to step.
+        is_smoothed = key.startswith("train/") and smoothing_window(int(mine["run"].value_counts().max())) > 1
+        if is_smoothed:
+            about += f"\n(mean of {SMOOTHED_SHARE:.0%} of the logged steps)"
         for run, line in mine.groupby("run", sort=False):
             colour, style = look.get(texts[run], ("0.8", "solid"))
             is_other = texts[run] not in look
             marker = None if len(line) >= 30 or is_other else "o"
             ax.plot(
                 line["step"],
-                line["value"],
+                running_mean(line["value"].tolist(), smoothing_window(len(line))) if is_smoothed else line["value"],
                 color=colour,
                 linestyle=style,
                 linewidth=0.8 if is_other else 1.4,
@@ -115,7 +123,7 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
                 markersize=2.5,
                 zorder=1 if is_other else 2,
             )
-        ax.set(xlabel="step", ylabel=NAMES.get(key.removeprefix("val/"), NAMES.get(key, key)))
+        ax.set(xlabel="step", ylabel=about)
         ax.set_xlim(left=0)
         if "loss" in key and (mine["value"] > 0).all():
             ax.set_yscale("log")
@@ -123,7 +131,7 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
         elif "map" in key:
             ax.set_ylim(score_limits(mine["value"].to_numpy()))
         _tidy(ax)
-    names, families = shown_names(list(look), LONGEST_LABEL, noun="run")
+    names, families = shown_names(list(look), LONGEST_LABEL, noun=None)
     lines = zip(names, look.values(), strict=True)
     handles = [Line2D([], [], color=colour, linestyle=style, label=text) for text, (colour, style) in lines]
     if others:
@@ -152,7 +160,7 @@ def draw_pareto(
     all_runs = with_numbers(runs, score=score, cost=cost)
     if labels is None:
         labels = run_labels(runs)
-    names, families = shown_names([str(labels.loc[run]) for run in front.index], LONGEST_LABEL, noun="run")
+    names, families = shown_names([str(labels.loc[run]) for run in front.index], LONGEST_LABEL, noun=None)
     of_run = dict(zip(front.index, names, strict=True))
     figure = Figure(figsize=(WIDTH, max(4.2, 1.6 + 0.4 * min(len(front), MOST_NUMBERED))), layout="constrained")
     ax, beside = figure.subplots(1, 2, width_ratios=(6, 4))
@@ -246,7 +254,7 @@ def draw_importance(table: pd.DataFrame, score: str = "map_50") -> Figure:
     chance = ax.vlines(
         table["by chance"], places - 0.42, places + 0.42, color="black", linewidth=1.4, label="expected by chance"
     )
-    names, families = shown_names([str(name) for name in table.index], 30, noun="setting")
+    names, families = shown_names([str(name) for name in table.index], 30, noun=None)
     ax.set_yticks(places, names, fontsize=9, fontfamily=families, parse_math=False)
     values, value_families = shown_names([str(value) for value in table["best"]], 24, noun=None)
     for x, title, texts in (

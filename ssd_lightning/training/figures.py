@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -19,15 +18,14 @@ from ssd_lightning.drawing import (
     legend_above,
     line_width,
     picture_grid,
+    running_mean,
     score_limits,
+    smoothing_window,
 )
 from ssd_lightning.run_folder import read_metrics
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import DetectionDataModule
-
-SMOOTHED_SHARE = 0.05
-"""Share of the logged steps that a running mean covers."""
 
 STATISTICS = {
     "positives_level": ("positives per picture", "positive default boxes"),
@@ -59,8 +57,8 @@ def draw_training_pictures(datamodule: "DetectionDataModule", count: int = 12) -
 def draw_curves(metrics: Path | str) -> Figure:
     """Draw losses and scores over the steps from the ``metrics.csv`` of a run.
 
-    The losses of training are running means of :data:`SMOOTHED_SHARE` of the logged steps; the loss as logged is a
-    faint line behind them.
+    The losses of training are running means of :data:`~ssd_lightning.drawing.SMOOTHED_SHARE` of the logged steps. The
+    loss as logged is a faint line behind them.
     """
     rows = read_metrics(metrics)
     figure = Figure(figsize=(10, 3.9), layout="constrained")
@@ -100,18 +98,9 @@ def draw_curves(metrics: Path | str) -> Figure:
     return figure
 
 
-def smoothing_window(points: int) -> int:
-    """Return the number of logged steps that a running mean covers."""
-    return max(1, round(SMOOTHED_SHARE * points))
-
-
 def _smoothed(points: list[tuple[int, float]], window: int) -> list[tuple[int, float]]:
-    """Return the mean of the last ``window`` values at each step, without values that are not finite."""
-    values = pd.Series(dict(points), dtype=float).replace([np.inf, -np.inf], np.nan)
-    if window == 1:
-        return points
-    means = values.rolling(window, min_periods=1).mean()
-    return list(zip(means.index.tolist(), means.tolist(), strict=True))
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    return list(zip(steps, running_mean(values, window), strict=True))
 
 
 def draw_training_statistics(metrics: Path | str) -> Figure | None:
@@ -119,6 +108,8 @@ def draw_training_statistics(metrics: Path | str) -> Figure | None:
 
     The statistics are those of :class:`~ssd_lightning.training.step_statistics.TrainingStatistics`. The result is None
     if the run logged no statistics, such as a run with fewer steps than ``trainer.log_every_n_steps``.
+
+    Lines are running means of :data:`~ssd_lightning.drawing.SMOOTHED_SHARE` of the logged steps.
     """
     rows = {
         step: {key.removeprefix("statistics/"): value for key, value in row.items() if key.startswith("statistics/")}
@@ -129,6 +120,7 @@ def draw_training_statistics(metrics: Path | str) -> Figure | None:
     if not levels:
         return None
     levels = [level for level in levels if any(row.get(f"positives_level_{level}", 0) > 0 for row in rows.values())]
+    window = smoothing_window(sum(bool(row) for row in rows.values()))
     of_key = {key: "objects" if key.startswith("objects_") else key.rstrip("0123456789").rstrip("_") for key in keys}
     plots = [kind for kind in STATISTICS if kind in of_key.values()]
     columns = min(len(plots), 3)
@@ -142,17 +134,17 @@ def draw_training_statistics(metrics: Path | str) -> Figure | None:
         title, about = STATISTICS[kind]
         if kind.endswith("_level"):
             for level, line_colour in zip(levels, colours, strict=True):
-                _line(ax, _points(rows, f"{kind}_{level}"), f"level {level}", "solid", line_colour)
+                _line(ax, _smoothed(_points(rows, f"{kind}_{level}"), window), f"level {level}", "solid", line_colour)
         elif kind == "objects":
             for key, label, style, line_colour in (
                 ("objects_by_claim_alone", "learned by claim alone", "solid", COLOURS[4]),
                 ("objects_not_reached", "reached by no default box", "dashed", COLOURS[5]),
             ):
-                _line(ax, _points(rows, key), label, style, line_colour)
+                _line(ax, _smoothed(_points(rows, key), window), label, style, line_colour)
             ax.yaxis.set_major_formatter(PercentFormatter(1))
             legend_above(ax, ncols=1)
         else:
-            _line(ax, _points(rows, kind), title, "solid", COLOURS[4])
+            _line(ax, _smoothed(_points(rows, kind), window), title, "solid", COLOURS[4])
         # The legend of the shares lies between the title and the plot.
         ax.set_title(title, fontsize=9, pad=32 if kind == "objects" else 6)
         ax.set(xlabel="step", ylabel=about)
@@ -165,11 +157,20 @@ def draw_training_statistics(metrics: Path | str) -> Figure | None:
     for ax in axes[: len(plots)]:
         ax.set_xlim(left=0)
         ax.set_ylim(bottom=0)
+    smoothing = f"mean of {window} logged steps" if window > 1 else None
     if levels:
         handles = [
             Line2D([], [], color=colour, label=f"level {level}") for level, colour in zip(levels, colours, strict=True)
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(levels), frameon=False, fontsize=9)
+        figure.legend(
+            handles=handles,
+            title=smoothing,
+            loc="outside upper center",
+            ncols=len(levels),
+            frameon=False,
+            fontsize=9,
+            title_fontsize=9,
+        )
     else:
         axes[0].text(0.5, 0.5, "no positives", transform=axes[0].transAxes, ha="center", color="0.4")
     return figure

@@ -325,6 +325,16 @@ class TestLearningCurves:
         with pytest.raises(ValueError, match="labels: expected one for each run, got none for"):
             draw_learning_curves(curves, pd.Series(["x"], index=["other"]))
 
+    def test_a_training_loss_of_many_steps_is_smoothed(self):
+        curves = pd.DataFrame(
+            [("a", n, 0, key, 1.0 + 2 * (n % 2)) for key in ("train/loss", "val/loss") for n in range(40)],
+            columns=["run", "step", "epoch", "key", "value"],
+        )
+        train, val = draw_learning_curves(curves).axes
+        assert train.lines[0].get_ydata().tolist() == [1.0, *[2.0] * 39]
+        assert train.get_ylabel() == "training loss\n(mean of 5% of the logged steps)"
+        assert val.lines[0].get_ydata().tolist() == [1.0, 3.0] * 20
+
     def test_figure_of_many_runs_highlights_the_best(self):
         curves = pd.DataFrame(
             [(f"run{n}", 1, 0, "val/map_50", n / 20) for n in range(15)],
@@ -381,13 +391,11 @@ class TestPareto:
         runs = table([0.5, 0.7, 0.6, 0.6], [1e6, 3e6, 2e6, 2e6], loss=list("abcc"))
         figure = draw_pareto(runs)
         numbers = [text.get_text() for text in figure.axes[0].texts]
-        assert numbers == ["1  loss=b", "2  loss=c", "3  loss=a"]
+        assert numbers == ["1  loss=a", "2  loss=c", "3  loss=b"]
         assert_legends_are_outside(figure)
         assert "2  0.6 · 2M (+ 1 alike)\n     loss=c" in figure.axes[1].texts[0].get_text()
 
     def test_long_names_beside_many_points_are_numbers(self):
-        runs = table(
-            [n / 20 for n in range(15)], [1e6 + n for n in range(15)], loss=[f"{'x' * 40}{n}" for n in range(15)]
-        )
-        ax = draw_pareto(runs).axes[0]
-        assert {text.get_text() for text in ax.texts} <= {str(n) for n in range(1, 16)}
+        scores, costs = [0.1, *(0.5 + n / 1e4 for n in range(9))], [1e6, *(3e6 + 1e3 * n for n in range(9))]
+        ax = draw_pareto(table(scores, costs, loss=[f"{'x' * 40}{n}" for n in range(10)])).axes[0]
+        assert "1" in {text.get_text() for text in ax.texts} <= {str(n) for n in range(1, 11)}

@@ -552,3 +552,14 @@ def test_levels_without_positives_are_left_out_and_axes_have_names(tmp_path: Pat
         "cross-entropy",
     ]
     assert {ax.get_xlabel() for ax in figure.axes} == {"step"}
+
+
+def test_many_steps_are_smoothed(tmp_path: Path) -> None:
+    logger = MetricsFile(tmp_path)
+    for step in range(40):
+        logger.log_metrics({"statistics/positives_level_1": 1.0 + 2 * (step % 2)}, step)
+    logger.save()
+    figure = draw_training_statistics(tmp_path / "metrics.csv")
+    assert figure is not None
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [1.0, *[2.0] * 39]
+    assert figure.legends[0].get_title().get_text() == "mean of 2 logged steps"
