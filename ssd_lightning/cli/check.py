@@ -31,7 +31,7 @@ from ssd_lightning.data.formats.picture_checks import (
 )
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
-from ssd_lightning.scoring.scores import score
+from ssd_lightning.scoring.scores import MAX_DETECTIONS, score
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 MOST_SHOWN = 5
@@ -132,7 +132,9 @@ def truth_scored(pictures: AnnotatedPictures, num_classes: int) -> list[Finding]
     boxes = pictures.boxes * np.tile(pictures.sizes[image_ids][:, ::-1], 2)
     objects = ObjectRecords(image_ids, pictures.labels, boxes, pictures.difficult)
     detections = DetectionRecords(image_ids, pictures.labels, boxes, np.ones(len(boxes), dtype=np.float32))
-    scores = score(detections, objects, num_classes)
+    # All objects of a picture must be found, even if they are more than the detections that COCO counts.
+    most = max(MAX_DETECTIONS, int(pictures.counts.max(initial=0)))
+    scores = score(detections, objects, num_classes, most)
     wrong = {name: value for name, value in scores.items() if abs(value - 1) > 1e-6}
     return [
         Finding("scores", f"{name} of the ground truth itself: expected 1, got {value:g}")

@@ -19,12 +19,12 @@ from rich.table import Table
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
 from ssd_lightning.data.pictures import picture_size, read_picture
 from ssd_lightning.drawing import draw_detections, save_figure
-from ssd_lightning.require import require_number
+from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.run_folder import replace_text
 from ssd_lightning.scoring.error_figures import draw_worst_pictures
 from ssd_lightning.scoring.missed import REASONS, why_missed
 from ssd_lightning.scoring.run_report import write_report
-from ssd_lightning.scoring.scores import COCO_COLUMNS, voc_columns
+from ssd_lightning.scoring.scores import coco_columns, voc_columns
 from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_detections, save_detections
 from ssd_lightning.structures import Sample, Truth, select
 from ssd_lightning.training.checkpoint import load_detector, read_checkpoint, rebuild_part
@@ -47,7 +47,15 @@ def evaluate(config: DictConfig) -> float:
         is_kept = found.detections.scores > config.score_threshold
         found = found._replace(detections=select(found.detections, is_kept))
     detections, objects, paths, classes = found
-    table = write_report(folder, detections, objects, classes, config.iou_threshold, config.draw_threshold)
+    table = write_report(
+        folder,
+        detections,
+        objects,
+        classes,
+        config.iou_threshold,
+        config.draw_threshold,
+        config.coco_max_detections,
+    )
     save_detections(folder / FILE_NAME, detections, objects, paths, classes)
     replace_text(folder / "scores.json", json.dumps(_as_json(table, config, len(paths)), indent=2) + "\n")
     pictures = StoredPictures(found)
@@ -61,8 +69,8 @@ def evaluate(config: DictConfig) -> float:
             save_figure(figure, folder / "figures" / f"{name}.png")
     console = Console()
     voc = voc_columns(config.iou_threshold)
-    console.print(_class_table(table[["objects", *voc, "COCO AP"]], len(paths)))
-    console.print(_coco_table(table))
+    console.print(_class_table(table[["objects", *voc, "COCO AP", "best F1", "best F1 at score"]], len(paths)))
+    console.print(_coco_table(table, config.coco_max_detections))
     if misses is not None:
         misses.to_csv(folder / "misses.csv", index=False)
         console.print(_reason_table(misses, config.draw_threshold))
@@ -176,6 +184,7 @@ def _check(config: DictConfig) -> None:
         )
     require_number("iou_threshold", config.iou_threshold, "(0, 1]")
     require_number("draw_threshold", config.draw_threshold, "[0, 1]")
+    require_whole_number("coco_max_detections", config.coco_max_detections, 1)
     if config.score_threshold is not None:
         require_number("score_threshold", config.score_threshold, "[0, 1]")
 
@@ -187,6 +196,7 @@ def _as_json(table: pd.DataFrame, config: DictConfig, pictures: int) -> dict[str
         "detections": config.detections,
         "iou_threshold": config.iou_threshold,
         "score_threshold": config.score_threshold,
+        "coco_max_detections": config.coco_max_detections,
         "pictures": pictures,
         "scores": {name: {k: v for k, v in row.items() if v == v} for name, row in rows},
     }
@@ -203,12 +213,13 @@ def _class_table(table: pd.DataFrame, pictures: int) -> Table:
     return printed
 
 
-def _coco_table(table: pd.DataFrame) -> Table:
-    printed = Table(title="COCO, all classes")
+def _coco_table(table: pd.DataFrame, max_detections: int) -> Table:
+    """Build a table of COCO's twelve figures, which are too many for one line."""
+    printed = Table("score", title="COCO, all classes")
+    printed.add_column("mean", justify="right")
     mean = table.iloc[-1]
-    for column in COCO_COLUMNS:
-        printed.add_column(column.removeprefix("COCO "), justify="right")
-    printed.add_row(*(_cell(mean[column]) for column in COCO_COLUMNS))
+    for column in coco_columns(max_detections):
+        printed.add_row(column.removeprefix("COCO "), _cell(mean[column]))
     return printed
 
 

@@ -176,10 +176,11 @@ def coco_average_precision(
     false; as ordinary objects they would have to be found.
 
     Returns:
-        Floats 0 … 1: ``map`` (mean over IoU 0.50, 0.55, …, 0.95), ``map_50``, ``map_75``, ``map_small``,
-        ``map_medium``, ``map_large``, ``mar_100`` (recall; the number is ``max_detections``), ``mar_small``,
-        ``mar_medium`` and ``mar_large``; and ``map_per_class``, an array whose index 0 is class 1. NaN where there is
-        no object to score.
+        COCO's twelve figures, 0 … 1: ``map`` (mean over IoU 0.50, 0.55, …, 0.95), ``map_50``, ``map_75``,
+        ``map_small``, ``map_medium``, ``map_large``, ``mar_1``, ``mar_10`` and ``mar_100`` (recall with so many
+        detections; the last is ``max_detections``, and lower numbers replace the others if it is lower), ``mar_small``,
+        ``mar_medium`` and ``mar_large``. For each of them its values by class, as ``map_per_class``: an array whose
+        index 0 is class 1. NaN where there is no object to score.
 
     Raises:
         ValueError: as :func:`voc_average_precision` for records, and if ``max_detections`` is less than 1.
@@ -187,13 +188,14 @@ def coco_average_precision(
     check_records(detections, objects, num_classes)
     require_whole_number("max_detections", max_detections, 1)
 
+    numbers = [1, min(10, max_detections), max_detections]  # COCO takes three numbers, ascending.
+    recalls = tuple(dict.fromkeys(f"mar_{number}" for number in numbers))
     sizes = ("small", "medium", "large")
-    recall = f"mar_{max_detections}"
-    keys = ("map", "map_50", "map_75", *(f"map_{size}" for size in sizes), recall, *(f"mar_{size}" for size in sizes))
+    keys = ("map", "map_50", "map_75", *(f"map_{size}" for size in sizes), *recalls, *(f"mar_{size}" for size in sizes))
     scores = dict.fromkeys(keys, float("nan"))
-    map_per_class = np.full(num_classes, np.nan)
+    by_class = {f"{key}_per_class": np.full(num_classes, np.nan) for key in keys}
     if len(objects.labels) == 0:  # Without any image, torchmetrics would warn.
-        return {**scores, "map_per_class": map_per_class}
+        return {**scores, **by_class}
 
     # The backend logs its progress at the level of a program's own messages.
     logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
@@ -205,7 +207,7 @@ def coco_average_precision(
         # COCO's own numbers: the defaults of torchmetrics are rounded to float32 and miss a recall of exactly 0.3.
         iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
         rec_thresholds=np.linspace(0, 1, 101).tolist(),
-        max_detection_thresholds=[1, min(10, max_detections), max_detections],  # COCO takes three numbers, ascending.
+        max_detection_thresholds=numbers,
         extended_summary=True,  # It holds the scores of each class; `class_metrics` would evaluate each class again.
         sync_on_compute=False,  # The records are complete, and other ranks may not take part.
     )
@@ -213,12 +215,43 @@ def coco_average_precision(
     metric.update(*_per_image(detections, objects))
     result = metric.compute()
 
-    # COCO writes -1 for "undefined". The axes are IoU thresholds, recall levels, classes, areas (0: all), detections.
+    # COCO writes -1 for "undefined".
     scores.update({key: float(result[key]) for key in keys if result[key] >= 0})
-    precision = result["precision"][:, :, :, 0, -1].numpy()
     classes = result["classes"].numpy().reshape(-1)  # A single class comes as a scalar.
-    map_per_class[classes - 1] = np.where(precision.min(axis=(0, 1)) < 0, np.nan, precision.mean(axis=(0, 1)))
-    return {**scores, "map_per_class": map_per_class}
+    # Both arrays end with the axes areas (0: all) and numbers of detections, after IoU thresholds, recall levels (of
+    # precision alone) and classes.
+    precision, recall = result["precision"].numpy(), result["recall"].numpy()
+    parts = {"map": precision[..., 0, -1], "map_50": precision[:1, ..., 0, -1], "map_75": precision[5:6, ..., 0, -1]}
+    parts |= {f"mar_{number}": recall[..., 0, place] for place, number in enumerate(numbers)}
+    for area, size in enumerate(sizes, start=1):
+        parts |= {f"map_{size}": precision[..., area, -1], f"mar_{size}": recall[..., area, -1]}
+    for key, part in parts.items():
+        axes = tuple(range(part.ndim - 1))
+        by_class[f"{key}_per_class"][classes - 1] = np.where(part.min(axis=axes) < 0, np.nan, part.mean(axis=axes))
+    return {**scores, **by_class}
+
+
+class BestF1(NamedTuple):
+    """The score threshold of a class with the highest F1."""
+
+    f1: float
+    """0 … 1; NaN for a class without an object that counts."""
+    threshold: float
+    """Lowest score of the detections that count; NaN without a true detection."""
+
+
+def best_f1(curve: Curve) -> BestF1:
+    """Return the highest F1, 2 · precision · recall / (precision + recall), and the highest threshold that has it."""
+    if np.isnan(curve.recall).any():
+        return BestF1(float("nan"), float("nan"))
+    # Detections with equal scores count together, so only the last of them is a threshold.
+    points = np.flatnonzero(np.append(curve.scores[1:] != curve.scores[:-1], True)[: len(curve.scores)])
+    precision, recall = curve.precision[points], curve.recall[points]
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
+    if not f1.any():
+        return BestF1(0.0, float("nan"))
+    best = int(f1.argmax())
+    return BestF1(float(f1[best]), float(curve.scores[points[best]]))
 
 
 def _per_image(

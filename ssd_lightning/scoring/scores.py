@@ -15,24 +15,34 @@ from ssd_lightning import collectives
 from ssd_lightning.scoring.average_precision import (
     VOCAveragePrecision,
     average_curves,
+    best_f1,
     coco_average_precision,
     voc_average_precision,
 )
 from ssd_lightning.structures import Batch, DetectionRecords, Detections, ObjectRecords, Records, concatenate, select
 
-COCO_COLUMNS = {
-    "COCO AP50": "map_50",
-    "COCO AP75": "map_75",
-    "COCO AP small": "map_small",
-    "COCO AP medium": "map_medium",
-    "COCO AP large": "map_large",
-    "COCO AR100": "mar_100",
-    "COCO AR small": "mar_small",
-    "COCO AR medium": "mar_medium",
-    "COCO AR large": "mar_large",
-}
-"""Columns of COCO's scores over all classes, and their keys in
-:func:`ssd_lightning.scoring.average_precision.coco_average_precision`."""
+MAX_DETECTIONS = 100
+"""COCO's own limit of detections per picture and class."""
+
+
+def coco_columns(max_detections: int = MAX_DETECTIONS) -> dict[str, str]:
+    """Return the columns of COCO's twelve figures and their keys in :func:`coco_average_precision`.
+
+    The last of the three numbers of detections is ``max_detections``.
+    """
+    recalls = dict.fromkeys((1, min(10, max_detections), max_detections))
+    return {
+        "COCO AP": "map",
+        "COCO AP50": "map_50",
+        "COCO AP75": "map_75",
+        "COCO AP small": "map_small",
+        "COCO AP medium": "map_medium",
+        "COCO AP large": "map_large",
+        **{f"COCO AR{number}": f"mar_{number}" for number in recalls},
+        "COCO AR small": "mar_small",
+        "COCO AR medium": "mar_medium",
+        "COCO AR large": "mar_large",
+    }
 
 
 def voc_columns(iou_threshold: float = 0.5) -> tuple[str, str]:
@@ -41,14 +51,18 @@ def voc_columns(iou_threshold: float = 0.5) -> tuple[str, str]:
     return f"VOC07 AP{at}", f"VOC12 AP{at}"
 
 
-def score(detections: DetectionRecords, objects: ObjectRecords, num_classes: int) -> dict[str, float]:
+def score(
+    detections: DetectionRecords, objects: ObjectRecords, num_classes: int, coco_max_detections: int = MAX_DETECTIONS
+) -> dict[str, float]:
     """Compute the mean scores over all classes; boxes in pixels.
+
+    COCO's scores count the best ``coco_max_detections`` of each picture and class.
 
     Returns:
         VOC's averages at IoU 0.5, 11 points (``map_voc07``) and area (``map_voc12``); COCO's AP at IoU 0.5
         (``map_50``), at 0.75 (``map_75``) and averaged over IoU (``map``). NaN if there is no object to find.
     """
-    scores = _all_protocols(detections, objects, num_classes)
+    scores = _all_protocols(detections, objects, num_classes, 0.5, coco_max_detections)
     return {
         "map_voc07": scores.voc07.mean,
         "map_voc12": scores.voc12.mean,
@@ -57,7 +71,11 @@ def score(detections: DetectionRecords, objects: ObjectRecords, num_classes: int
 
 
 def score_by_class(
-    detections: DetectionRecords, objects: ObjectRecords, classes: Sequence[str], iou_threshold: float = 0.5
+    detections: DetectionRecords,
+    objects: ObjectRecords,
+    classes: Sequence[str],
+    iou_threshold: float = 0.5,
+    coco_max_detections: int = MAX_DETECTIONS,
 ) -> pd.DataFrame:
     """Compute the scores of each class; boxes in pixels.
 
@@ -65,17 +83,18 @@ def score_by_class(
         detections: of a data set.
         objects: the truth.
         classes: names; the class of label n is at n - 1.
-        iou_threshold: of the two VOC columns, see :func:`voc_columns`. COCO has its own.
+        iou_threshold: of the two VOC columns, see :func:`voc_columns`, and of F1. COCO has its own.
+        coco_max_detections: number of detections per picture and class that COCO's scores count, the best first.
 
     Returns:
         A row for each class, and a last row ``mean``. ``objects`` is the number of objects that count,
-        ``objects incl. difficult`` the number of all. NaN for a class without objects that count. COCO's scores over
-        all classes are NaN in every row but the last.
+        ``objects incl. difficult`` the number of all. ``best F1`` is the highest F1 of a class over all score
+        thresholds, and ``best F1 at score`` its threshold. NaN for a class without objects that count.
 
     Raises:
         ValueError: as :func:`ssd_lightning.scoring.average_precision.voc_average_precision`.
     """
-    scores = _all_protocols(detections, objects, len(classes), iou_threshold)
+    scores = _all_protocols(detections, objects, len(classes), iou_threshold, coco_max_detections)
     num_objects = scores.voc12.num_objects
     with_difficult = np.bincount(objects.labels, minlength=len(classes) + 1)[1:]
     columns = {
@@ -84,9 +103,12 @@ def score_by_class(
     }
     for column, voc in zip(voc_columns(iou_threshold), (scores.voc07, scores.voc12), strict=True):
         columns[column] = np.append(voc.average_precision, voc.mean)
-    columns["COCO AP"] = np.append(scores.coco["map_per_class"], scores.coco["map"])
-    for column, key in COCO_COLUMNS.items():
-        columns[column] = np.append(np.full(len(classes), np.nan), scores.coco[key])
+    f1, thresholds = np.reshape([best_f1(curve) for curve in scores.voc12.curves], (len(classes), 2)).T
+    f1[num_objects == 0] = thresholds[num_objects == 0] = np.nan
+    columns["best F1"] = np.append(f1, f1[num_objects > 0].mean() if num_objects.any() else np.nan)
+    columns["best F1 at score"] = np.append(thresholds, np.nan)
+    for column, key in coco_columns(coco_max_detections).items():
+        columns[column] = np.append(scores.coco[f"{key}_per_class"], scores.coco[key])
     return pd.DataFrame(columns, index=pd.Index([*classes, "mean"], name="class"))
 
 
@@ -97,11 +119,15 @@ class _Scores(NamedTuple):
 
 
 def _all_protocols(
-    detections: DetectionRecords, objects: ObjectRecords, num_classes: int, iou_threshold: float = 0.5
+    detections: DetectionRecords,
+    objects: ObjectRecords,
+    num_classes: int,
+    iou_threshold: float,
+    coco_max_detections: int,
 ) -> _Scores:
     voc12 = voc_average_precision(detections, objects, num_classes, iou_threshold)
     voc07 = average_curves(voc12.curves, voc12.num_objects, "11-point")
-    return _Scores(voc07, voc12, coco_average_precision(detections, objects, num_classes))
+    return _Scores(voc07, voc12, coco_average_precision(detections, objects, num_classes, coco_max_detections))
 
 
 _NO_ID, _NO_BOX = np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.float32)

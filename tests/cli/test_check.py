@@ -199,6 +199,12 @@ def test_the_truth_itself_is_perfect_and_what_is_not_is_told(monkeypatch: pytest
     assert truth_scored(parts, 2) == [("scores", "map_50 of the ground truth itself: expected 1, got 0.5")]
 
 
+def test_more_objects_of_a_class_than_coco_counts_are_no_problem():
+    left = np.linspace(0, 0.9, 130)
+    boxes = [(x, 0.1, x + 0.05, 0.5) for x in left.tolist()]
+    assert truth_scored(pictures([Path("a"), Path("b")], [0, 130], boxes, [1] * 130), 1) == []
+
+
 def test_remarks_are_no_problems(run, folder: Path, tmp_path: Path):
     shutil.copy(folder / "train" / "c.png", folder / "train" / "d.png")
     write_xml(folder / "train" / "a.xml", [("cat", 5, 5, 40, 40), ("cat", 5, 5, 40, 40), ("Cat", 5, 5, 40, 40)])

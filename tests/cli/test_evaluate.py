@@ -158,6 +158,16 @@ class TestStoredDetections:
         confusion = pd.read_csv(tmp_path / "scores/confusion.csv", index_col="truth")
         assert confusion.to_numpy().sum(axis=0)[0] == len(kept)
 
+    def test_coco_may_count_more_detections(self, run, published: Path, tmp_path: Path):
+        outcome = run("ssd-evaluate", f"detections={published}", "coco_max_detections=300", "hydra.run.dir=scores")
+        assert outcome.exit_code == 0, outcome.error
+        content = json.loads((tmp_path / "scores/scores.json").read_text())
+        assert content["coco_max_detections"] == 300
+        figures = {name.removeprefix("COCO ") for name in content["scores"]["mean"] if name.startswith("COCO")}
+        assert figures >= {"AP", "AP50", "AP75", "AR1", "AR10", "AR300"}
+        assert "AR300" in outcome.out
+        assert run("ssd-evaluate", f"detections={published}", "coco_max_detections=0").exit_code == 1
+
     def test_thresholds_of_a_sweep_each_have_a_job(self, run, published: Path, tmp_path: Path):
         """At a draw threshold of 1, all objects of the confusion matrix are missed."""
         settings = ["-m", "iou_threshold=0.3,0.5", "draw_threshold=1"]

@@ -24,6 +24,7 @@ from ssd_lightning.scoring.average_precision import (
     average_curves,
     average_precision_11_point,
     average_precision_area,
+    best_f1,
     coco_average_precision,
     precision_recall_curves,
     voc_average_precision,
@@ -388,7 +389,7 @@ def test_bad_max_detections_is_refused():
 def pycocotools_scores(
     detections: DetectionRecords, objects: ObjectRecords, num_classes: int, max_detections: int = 100
 ) -> dict[str, float | list[float]]:
-    """Score with the reference implementation, without torchmetrics. It has ``map`` at 100 detections only."""
+    """Score with the reference implementation, which has ``map`` at 100 detections only. It scores each class alone."""
 
     def annotations(records: ObjectRecords | DetectionRecords) -> list[dict]:
         sizes = records.boxes[:, 2:] - records.boxes[:, :2]
@@ -422,14 +423,22 @@ def pycocotools_scores(
         rows = zip(annotations(detections), detections.scores.tolist(), strict=True)
         evaluation = COCOeval(truth, truth.loadRes([{**row, "score": score} for row, score in rows]), "bbox")
         evaluation.params.maxDets = [1, min(10, max_detections), max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    names = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large", "", "", f"mar_{max_detections}"]
-    names += ["mar_small", "mar_medium", "mar_large"]
-    scores = {name: nan_for_undefined(value) for name, value in zip(names, evaluation.stats, strict=True) if name}
-    per_class = evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=(0, 1))
-    return {**scores, "map_per_class": [nan_for_undefined(value) for value in per_class]}
+        names = ["map", "map_50", "map_75", "map_small", "map_medium", "map_large"]
+        names += [f"mar_{number}" for number in evaluation.params.maxDets]
+        names += ["mar_small", "mar_medium", "mar_large"]
+
+        def figures(labels: list[int]) -> dict[str, float]:
+            evaluation.params.catIds = labels
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            return {name: nan_for_undefined(value) for name, value in zip(names, evaluation.stats, strict=True)}
+
+        of_class = [figures([label]) for label in range(1, num_classes + 1)]
+        scores = figures(list(range(1, num_classes + 1)))
+    per_class = {f"{name}_per_class": [figures[name] for figures in of_class] for name in scores}
+    precision = evaluation.eval["precision"][:, :, :, 0, -1].mean(axis=(0, 1))
+    return {**scores, **per_class, "map_per_class": [nan_for_undefined(value) for value in precision]}
 
 
 def average_precision_101_point(curve: Curve) -> float:
@@ -503,6 +512,39 @@ def test_coco_at_the_edges(detections, objects, expected, capfd):
         assert scores[key] == pytest.approx(mean, nan_ok=True), key
     assert np.isnan([scores[key] for key in ("map_medium", "map_large", "mar_medium", "mar_large")]).all()
     assert capfd.readouterr() == ("", "")
+
+
+def test_coco_counts_more_detections_than_its_own_limit():
+    """The object is found by the detection of rank 150."""
+    detections = detection_records(*((0, 1, ELSEWHERE, 1 - n / 1000) for n in range(149)), (0, 1, BOX, 0.5))
+    objects = object_records((0, 1, BOX, False))
+    assert coco_average_precision(detections, objects, 1)["map"] == 0
+    scores = coco_average_precision(detections, objects, 1, max_detections=150)
+    assert scores["map"] == pytest.approx(1 / 150)
+    assert (scores["mar_1"], scores["mar_10"], scores["mar_150"]) == (0, 0, 1)
+    assert scores["map_50_per_class"] == pytest.approx([1 / 150])
+
+
+@pytest.mark.parametrize(
+    ("found", "scores", "expected"),
+    [
+        pytest.param([True, True, False], [0.9, 0.8, 0.7], (1.0, 0.8), id="all before the first false one"),
+        pytest.param([True, False, True], [0.9, 0.8, 0.7], (0.8, 0.7), id="a false one on the way"),
+        pytest.param([True, False, False, False, True], [0.9, 0.8, 0.7, 0.6, 0.5], (2 / 3, 0.9), id="the first alone"),
+        pytest.param([True, False, True], [0.9, 0.9, 0.7], (0.8, 0.7), id="equal scores count together"),
+        pytest.param([False], [0.9], (0.0, np.nan), id="none found"),
+        pytest.param([], [], (0.0, np.nan), id="no detection"),
+    ],
+)
+def test_best_f1_of_two_objects(found, scores, expected):
+    true = np.cumsum(np.array(found, dtype=bool))
+    points = np.arange(1, len(found) + 1)
+    curve = Curve(true / 2, true / points, np.array(scores))
+    np.testing.assert_allclose(best_f1(curve), expected)
+
+
+def test_best_f1_without_objects():
+    assert np.isnan(best_f1(Curve(np.array([np.nan]), np.zeros(1), np.array([0.5])))).all()
 
 
 def test_coco_overlap_on_a_threshold_counts():

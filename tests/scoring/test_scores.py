@@ -20,7 +20,7 @@ from ssd_lightning.scoring.average_precision import (
 from ssd_lightning.scoring.confusion import confusion_matrix, confusion_table
 from ssd_lightning.scoring.errors import cost_in_ap
 from ssd_lightning.scoring.run_report import write_report
-from ssd_lightning.scoring.scores import COCO_COLUMNS, score_by_class, voc_columns
+from ssd_lightning.scoring.scores import coco_columns, score_by_class, voc_columns
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 BOX = (10.0, 10.0, 20.0, 20.0)
@@ -197,11 +197,22 @@ def test_scores_are_those_of_the_protocols():
     assert table["objects incl. difficult"].tolist() == [3, 1, 4]
     assert table["VOC12 AP"].tolist() == [0.5, 1, 0.75]
     assert table["VOC07 AP"].tolist() == pytest.approx([6 / 11, 1, 17 / 22])
-    assert table["COCO AP"].tolist() == pytest.approx([*coco["map_per_class"], coco["map"]])
-    for column, key in COCO_COLUMNS.items():
-        assert np.isnan(table[column][:-1]).all()
-        assert table[column].iloc[-1] == pytest.approx(coco[key], nan_ok=True)
+    assert len(coco_columns()) == 12
+    for column, key in coco_columns().items():
+        expected = [*coco[f"{key}_per_class"], coco[key]]
+        assert table[column].tolist() == pytest.approx(expected, nan_ok=True), column
+    assert table["COCO AP50"].tolist() == pytest.approx([0.504950, 1, 0.752475], abs=1e-6)
+    assert table["COCO AP75"].tolist() == pytest.approx([0.504950, 0, 0.252475], abs=1e-6)
+    assert table["best F1"].tolist() == pytest.approx([2 / 3, 1, 5 / 6])
+    assert table["best F1 at score"].tolist() == pytest.approx([0.9, 0.8, np.nan], nan_ok=True)
     assert table["COCO AR small"].iloc[-1] == pytest.approx((0.5 + 0.3) / 2)
+
+
+def test_a_column_names_the_number_of_detections():
+    objects = object_records((0, 1, BOX, False))
+    table = score_by_class(detection_records((0, 1, BOX, 0.9)), objects, ["banana"], coco_max_detections=300)
+    assert [name for name in table if name.startswith("COCO AR")][:3] == ["COCO AR1", "COCO AR10", "COCO AR300"]
+    assert table["COCO AR300"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("iou_threshold", [0.3, 0.75])
@@ -265,6 +276,7 @@ def test_report_can_be_read_again(tmp_path: Path, detections, objects):
         "precision_recall.csv",
         "figures/error_costs.png",
         "figures/precision_recall.png",
+        "figures/score_thresholds.png",
         "figures/per_class.png",
         "figures/confusion.png",
     }
