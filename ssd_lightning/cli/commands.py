@@ -38,7 +38,7 @@ EVALUATE = Command(
     [
         "ssd-evaluate checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
         "ssd-evaluate checkpoint=best.ckpt data=banana",
-        "ssd-evaluate checkpoint=best.ckpt +postprocess.nms_threshold=0.6",
+        "ssd-evaluate checkpoint=best.ckpt postprocess.nms_threshold=0.6",
         "ssd-evaluate detections=runs/banana_tiny/<time>  the detections of a run, scored again without a model",
         "ssd-evaluate detections=<run folder> iou_threshold=0.3 score_threshold=0.05",
         "ssd-evaluate -m detections=<run folder> iou_threshold=0.3,0.5,0.75",

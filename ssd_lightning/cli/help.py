@@ -109,7 +109,10 @@ def main_config(name: str) -> tuple[dict[str, str | None], dict[str, Key]]:
             defaults, included = defaults | more_defaults, included | more_keys
     own = {key.name: key for key in keys_of(path) if key.name not in ("defaults", "hydra")}
     # A key that is set again without a comment keeps its description.
-    own = {name: key if key.about else key._replace(about=included[name].about) for name, key in own.items()}
+    own = {
+        name: key._replace(about=included[name].about) if not key.about and name in included else key
+        for name, key in own.items()
+    }
     return defaults, included | own
 
 
