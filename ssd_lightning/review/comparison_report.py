@@ -156,7 +156,7 @@ def write_comparison(
     two, reason = None, ""
     try:
         chosen = _choose(finished, scored, None if baseline is None else str(Path(baseline).resolve()))
-        of_settings = [_with_other_seeds(run, finished, scored) for run in chosen[:2]]
+        of_settings = (_with_other_seeds(chosen[0], finished, scored), _with_other_seeds(chosen[1], finished, scored))
         two = _compare(*chosen, labels, of_settings, iou_threshold, draw_threshold, pictures)
     except _NotComparable as error:
         reason = str(error)
@@ -298,7 +298,7 @@ def _compare(
     b: str,
     chosen: str,
     labels: pd.Series,
-    of_settings: list[list[str]],
+    of_settings: tuple[list[str], list[str]],
     iou_threshold: float,
     draw_threshold: float,
     pictures: int,
