@@ -31,7 +31,7 @@ from ssd_lightning.box_design.coverage import (
     worst_classes,
 )
 from ssd_lightning.box_design.coverage_figures import MatchedBoxes, draw_coverage, draw_design
-from ssd_lightning.box_design.search import BoxShapes, design_boxes
+from ssd_lightning.box_design.search import design_boxes
 from ssd_lightning.cli.build import build_datamodule, plain_values, without_weights
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.detector.default_boxes import DefaultBoxes, Grid
@@ -68,6 +68,13 @@ NOT_OF_TRAINING = (
 """Keys of arguments that the suggested ``ssd-train`` command leaves out."""
 
 
+LEAST_GAIN = 0.0005
+"""Gain in the share of reached objects from which a design is recommended; less is shown as +0.0%."""
+
+LEAST_LARGEST = 0.75
+"""Side of the largest designed box, as a share of the largest present one, below which a design has a warning."""
+
+
 class Inputs(NamedTuple):
     """The pictures and the default boxes to examine."""
 
@@ -86,6 +93,11 @@ class Inputs(NamedTuple):
         """Return the number of default boxes on each level."""
         cells = [rows * columns for rows, columns in self.grids]
         return [number * each for number, each in zip(cells, default_boxes.boxes_per_cell, strict=True)]
+
+    def largest_side(self, default_boxes: DefaultBoxes) -> float:
+        """Return the side of a square as large as the largest default box, in pixels."""
+        sizes = default_boxes(self.grids, self.image_size)[:, 2:].prod(dim=1)
+        return float((sizes.max() * self.image_size[0] * self.image_size[1]).sqrt())
 
     def match(self, pictures: AnnotatedPictures, default_boxes: DefaultBoxes) -> ObjectMatches:
         """Match the objects of all pictures to the default boxes."""
@@ -187,10 +199,25 @@ def design(config: DictConfig) -> None:
     for table in (worst_classes(tables["classes"], tables["classes"]["present"]), tables["sizes"], tables["shapes"]):
         console.print(_table(table, f"Reached at IoU {threshold:g}, by {table.index.name}", threshold))
     console.print(_transposed(summary, f"Default boxes, and the objects they reach at IoU {threshold:g}"))
-    if found == BoxShapes.of(present):
-        _print(console, "The search found nothing better than the present default boxes.")
+    gain = reached - float(summary.loc["training, present", "reached"])
+    counts = summary["default boxes"]
+    # With a lower budget, the present default boxes are no choice.
+    is_better = gain >= LEAST_GAIN or counts["training, present"] > (config.boxes_budget or np.inf)
+    sides_of = [inputs.largest_side(boxes) for boxes in sets.values()]
+    if is_better and sides_of[1] < LEAST_LARGEST * sides_of[0]:
+        _print(
+            console,
+            f"Warning: the largest default box shrinks from {sides_of[0]:.0f} to {sides_of[1]:.0f} pixels (side of a "
+            f"square as large; the input has {inputs.image_size[0]} x {inputs.image_size[1]}), as large training "
+            "objects are rare. Larger objects in other pictures would be missed. Try augmented=true.",
+        )
+    if not is_better:
+        _print(console, f"The search found nothing better than the present default boxes (gain {gain:+.1%}).")
     _print(console, f"Results: {folder} (look at figures/design.png)")
     _require(config.least_reached, reached)
+    if not is_better:
+        _print(console, "Next:    ssd-train with the present default boxes")
+        return
     arguments = ["--config-dir", str(options), *_training_arguments(), f"box_scales={name}", f"aspect_ratios={name}"]
     _print(console, f"Next:    ssd-train {shlex.join(arguments)}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
@@ -209,6 +210,31 @@ class TestCommand:
         classes = pd.read_csv(tmp_path / "a folder/classes.csv", index_col="class")
         assert classes.loc["all", ["present", "designed", "gain"]].tolist() == [0, 1, 1]
         assert (tmp_path / "a folder/figures/design.png").stat().st_size > 10_000
+
+    def test_boxes_that_reach_no_more_objects_are_not_recommended(self, run, bananas: Path):
+        arguments = [
+            "data=banana",
+            f"data.root={bananas}",
+            *QUICK,
+            "+matcher.iou_threshold=0.1",
+            "matcher.background_threshold=0.05",
+        ]
+        outcome = run("ssd-boxes", "design", *arguments)
+        assert outcome.exit_code == 0, outcome.error
+        assert "nothing better than the present default boxes (gain +0.0%)" in outcome.out
+        assert "box_scales=" not in outcome.out
+        assert "Warning" not in outcome.out
+
+    def test_a_much_smaller_largest_box_has_a_warning(self, run, bananas: Path, tmp_path: Path):
+        large = "model.default_boxes.scales=[0.8,0.9,0.95,1.0,1.02,1.05]"
+        arguments = ["data=banana", f"data.root={bananas}", *QUICK, large, "hydra.run.dir=boxes"]
+        outcome = run("ssd-boxes", "design", *arguments)
+        assert outcome.exit_code == 0, outcome.error
+        warned = re.search(r"Warning: the largest default box shrinks from (\d+) to (\d+) pixels", outcome.out)
+        # The last scale sizes the second square of the last level alone: the root of 1.02 times 1.05, of 64 pixels.
+        assert int(warned[1]) == round(64 * (1.02 * 1.05) ** 0.5)
+        scales = yaml.safe_load((tmp_path / "boxes/conf/box_scales/designed.yaml").read_text())
+        assert int(warned[2]) == round(64 * (scales[-2] * scales[-1]) ** 0.5)
 
     def test_too_few_reached_by_the_design_are_an_error(self, run, bananas: Path, tmp_path: Path):
         arguments = ["data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=boxes"]
