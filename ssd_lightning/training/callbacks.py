@@ -253,7 +253,7 @@ def _moved_to(folder: Any, state: dict[str, Any]) -> dict[str, Any]:
     def moved(path: Any) -> Any:
         return str(Path(folder) / Path(path).name) if path else path
 
-    files = {
+    files: dict[str, Any] = {
         key: moved(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path") if key in state
     }
     best_k = {moved(path): score for path, score in state.get("best_k_models", {}).items()}
