@@ -32,7 +32,7 @@ class Trained(NamedTuple):
 
     folder: Path
     out: str
-    """What it printed."""
+    """The output of the command."""
 
     @property
     def best(self) -> Path:

@@ -10,7 +10,7 @@ from ssd_lightning.detector.default_boxes import AspectRatios, DefaultBoxes
 from ssd_lightning.detector.model import SSD
 
 SIDE = 64
-"""In pixels: ResNet's last map then has more than one cell, which a batch norm in training needs."""
+"""Input size in pixels. ResNet's last map then has more than one cell, which a batch norm in training needs."""
 
 
 def detector(backbone: nn.Module, levels: int, **settings) -> SSD:

@@ -18,7 +18,7 @@ ONCE = {
     "torchvision_models.py": (["--repeats", "1", "--batch", "2"], "ssdlite320_torchvision, training step"),
     "training_pictures.py": ([str(VOC), "--pictures", "8", "--rounds", "1"], "torchvision"),
 }
-"""For each script, arguments for the quickest run, and a part of its output."""
+"""Arguments for the quickest run of each script, and a part of its output."""
 
 
 @pytest.mark.slow

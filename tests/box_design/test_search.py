@@ -97,7 +97,7 @@ def test_a_small_budget_is_not_spent_on_useless_inverses():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_result_is_never_worse_than_the_present_boxes(monkeypatch: pytest.MonkeyPatch, seed: int):
-    """This holds even if the search samples few objects, or if the present boxes fit well."""
+    """The search samples few objects in some cases, and the present boxes fit well in others."""
     monkeypatch.setattr(search, "MOST_OBJECTS", [5, 20, 1000, 1000][seed])
     rng = np.random.default_rng(seed)
     present = [TINY, DefaultBoxes(TINY.scales, AspectRatios([2, 5], inverses=False), clip="border")][seed % 2]

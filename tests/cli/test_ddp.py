@@ -104,7 +104,7 @@ def test_validation_on_several_ranks_is_that_on_one(request, one_validates, rank
 
 @pytest.mark.parametrize("ranks", ["two", pytest.param("three", marks=pytest.mark.slow)])
 def test_what_is_validated_while_training_is_what_is_saved(request, ranks: str):
-    """Each rank has gathered different statistics in batch norm."""
+    """The batch norm of each rank has gathered different statistics."""
     outcomes = [outcome["fit"] for outcome in request.getfixturevalue(ranks)]
     module = ddp_program.make_module()
     [saved] = {outcome["best"] for outcome in outcomes}
@@ -158,7 +158,7 @@ def test_a_batch_of_another_rank_is_empty():
 
 
 def test_ranks_share_a_batch_that_is_greater_than_their_part():
-    """Each rank has 6 pictures, in batches of 8."""
+    """A rank has 6 pictures, and a batch 8."""
     batches = [list(data_of(rank, 2, 12, 8).train_dataloader()) for rank in range(2)]
     ids = [batch.image_ids.tolist() for [batch] in batches]
     assert sorted(ids[0] + ids[1]) == list(range(12))

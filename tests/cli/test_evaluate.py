@@ -145,7 +145,7 @@ class TestStoredDetections:
         assert "VOC12 AP at IoU 0.75" in (tmp_path / "again/scores.csv").read_text()
 
     def test_score_threshold_leaves_out_lower_scores(self, run, published: Path, tmp_path: Path):
-        """With a draw threshold of 0, every detection that is kept is in the confusion matrix."""
+        """The confusion matrix counts every detection that is kept, because the draw threshold is 0."""
         stored = load_detections(published / "detections.npz")
         threshold = float(np.median(stored.detections.scores))
         settings = [f"score_threshold={threshold}", "draw_threshold=0"]
@@ -169,7 +169,7 @@ class TestStoredDetections:
         assert run("ssd-evaluate", f"detections={published}", "coco_max_detections=0").exit_code == 1
 
     def test_thresholds_of_a_sweep_each_have_a_job(self, run, published: Path, tmp_path: Path):
-        """At a draw threshold of 1, all objects of the confusion matrix are missed."""
+        """All objects of the confusion matrix are missed, because the draw threshold is 1."""
         settings = ["-m", "iou_threshold=0.3,0.5", "draw_threshold=1"]
         outcome = run("ssd-evaluate", f"detections={published}", *settings, "hydra.sweep.dir=sweep")
         assert outcome.exit_code == 0, outcome.error

@@ -56,7 +56,7 @@ def values(content: Any, name: str = "") -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_random_moments(bananas: Path, tmp_path: Path):
-    """Each run is forked from a process that has imported everything, so that kills hit the training."""
+    """Runs are forked from a process that has imported everything, so that kills hit the training."""
     done = subprocess.run(
         [sys.executable, __file__, f"data.root={bananas}", *ARGUMENTS],
         cwd=tmp_path,

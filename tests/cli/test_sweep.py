@@ -227,7 +227,7 @@ def test_a_signal_stops_the_job_and_no_other_starts(run, tmp_path: Path, number:
 
 
 def test_a_job_counts_as_running_while_its_process_lives(tmp_path: Path):
-    """Also after the process of the sweep was killed, since the job holds the lock."""
+    """The job holds the lock, so it counts as running even after the process of the sweep was killed."""
     process = start(tmp_path, str(TESTS / "sweep_program.py"), *GRID, "name=slow")
     wait_for((tmp_path / "sweep/0/trains").exists, process)
     process.kill()

@@ -20,7 +20,7 @@ def choices(bananas: Path) -> list[str]:
 
 
 def test_the_number_of_devices_varies_and_one_rank_fails(choices: list[str], tmp_path: Path):
-    """With one process for all jobs, ranks would repeat the sweep, jobs would mix, and devices=1,2,1 would hang."""
+    """Ranks would repeat the sweep, jobs would mix and devices=1,2,1 would hang if one process ran all jobs."""
     fail = [f"+callbacks.fail.{item}" for item in ("rank=1", "step=0", 'how="user\'s mistake"', "unless=repaired")]
     fail = ["+callbacks.fail._target_=added_callbacks.Fail", *fail]
     _, error = finish(start(tmp_path, *TRAIN, "-m", *choices, *fail, "trainer.devices=1,2,1"), exit_code=1)
@@ -42,7 +42,7 @@ def test_the_number_of_devices_varies_and_one_rank_fails(choices: list[str], tmp
 
 
 def test_both_ranks_of_a_trial_train_what_optuna_chose(choices: list[str], tmp_path: Path):
-    """With one process for all jobs, each rank would draw hyperparameters of its own."""
+    """The ranks would draw different hyperparameters if one process ran all jobs."""
     optuna = pytest.importorskip("optuna")
     write = "+callbacks.write._target_=added_callbacks.WriteLearningRate"
     search = ["hparams_search=banana_optuna", "hydra.sweeper.n_trials=2", "matcher=iou50", "loss=multibox"]

@@ -208,7 +208,7 @@ def test_a_run_that_was_resumed_can_be_resumed_again() -> None:
 
 @pytest.mark.parametrize("taken", [2, 3])
 def test_a_state_from_the_end_of_an_epoch_leaves_the_next_one_whole(taken: int) -> None:
-    """Also of an epoch that ended before its last batch, as with Trainer(limit_train_batches=2)."""
+    """One epoch ends before its last batch, as with Trainer(limit_train_batches=2)."""
     finished = datamodule().train_dataloader()
     iterator = iter(finished)
     for _ in range(taken):
@@ -299,7 +299,7 @@ def test_a_picture_size_is_height_and_width() -> None:
 
 
 class WorkerPictures(NumberedPictures):
-    """Each label is the process that made the sample; its two flags: whether it ignores Ctrl-C and SIGTERM."""
+    """Samples with the process that made them as label, and its handling of Ctrl-C and SIGTERM as flags."""
 
     def __getitem__(self, index: int) -> Sample:
         ignored = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)]

@@ -367,7 +367,7 @@ def test_what_is_in_the_way_stays(tmp_path: Path, existing: str) -> None:
 def test_an_interrupted_extraction_is_finished_by_the_next(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is expected arrives last, so that its presence means that everything is there."""
+    """The expected file arrives last, so that its presence means that everything is there."""
     archive = archive_of(server.url(), content=zip_of({"V/a/done.txt": b"", "V/b/1": b"1", "V/b/2": b"2"}))
     write(tmp_path / "a.zip", zip_of({"V/a/done.txt": b"", "V/b/1": b"1", "V/b/2": b"2"}))
     (tmp_path / "V/b").mkdir(parents=True)

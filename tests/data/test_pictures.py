@@ -169,7 +169,7 @@ def test_every_exif_orientation_comes_upright(
 
 @pytest.mark.parametrize(("orientation", "row", "column"), [(1, 0, 0), (3, -1, -1), (6, 0, -1), (8, -1, 0)])
 def test_the_marked_corner_of_a_phones_photograph(tmp_path: Path, orientation: int, row: int, column: int) -> None:
-    """Of the four ways to hold a phone: where the red corner of the sensor is in the upright picture."""
+    """A phone can be held in four ways; row and column are the sensor's red corner in the upright picture."""
     stored = np.full((32, 64, 3), 255, dtype=np.uint8)
     stored[:16, :16] = RED
     exif = Image.Exif()

@@ -449,7 +449,7 @@ def average_precision_101_point(curve: Curve) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_voc_finds_what_pycocotools_finds(seed):
-    """If no detection overlaps two objects, the curves are equal and only the averages differ."""
+    """The curves are equal and only the averages differ if no detection overlaps two objects."""
     detections, objects = random_scene(seed)
     curves, _ = precision_recall_curves(detections, objects, 3)
     expected = pycocotools_scores(detections, objects, 3)["map_50"]

@@ -350,7 +350,7 @@ def test_table_of_errors():
 
 
 class TestWhyMissed:
-    """Of seven default boxes, the first equals the object, the second overlaps it, and the others are elsewhere."""
+    """The first of seven default boxes equals the object, the second overlaps it, and five are elsewhere."""
 
     BOXES = torch.tensor(
         [

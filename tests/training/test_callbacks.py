@@ -287,7 +287,7 @@ def test_gradients_that_are_added_up_are_waited_for(tmp_path: Path) -> None:
 def test_a_validation_within_the_epoch_is_not_lost(
     tmp_path: Path, settings: dict[str, Any], step: int, validated_after: list[int]
 ) -> None:
-    """After a signal in a step before a validation, the run makes the validation and one more step."""
+    """A run that gets a signal in the step before a validation makes the validation and one more step."""
     module = OneWeight()
     with pytest.raises(StoppedBySignal):
         trainer_with(Interrupt(step, signal.SIGINT), StopOnSignal(tmp_path / "last.ckpt"), **settings).fit(
@@ -347,7 +347,7 @@ class DuringValidation(lightning.Callback):
 def test_before_and_after_training_signals_do_what_they_did(
     tmp_path: Path, number: signal.Signals, method: str
 ) -> None:
-    """Both in the sanity check and when weights are scored."""
+    """The signal arrives in the sanity check, or while weights are scored."""
     signal.signal(number, former)
     trainer = trainer_with(StopOnSignal(tmp_path / "last.ckpt"), DuringValidation(number), num_sanity_val_steps=1)
     with pytest.raises(Former):

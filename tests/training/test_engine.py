@@ -126,7 +126,7 @@ def test_checkpoints_have_the_average_and_what_is_needed_to_go_on(averaged: tupl
 
 
 def test_other_weights_can_be_validated_afterwards(bananas: Path, tmp_path: Path):
-    """As ssd-train does with the best weights, by the trainer of the run."""
+    """The trainer of the run validates other weights, as ssd-train does with the best ones."""
     trainer, module, data, follow = (
         make_trainer(tmp_path, AveragedWeights(), epochs=1),
         make_module(),
@@ -589,7 +589,7 @@ COMPILED = """if True:
 
 @pytest.mark.slow
 def test_a_compiled_network_trains_and_its_checkpoint_is_an_ordinary_one(bananas: Path, tmp_path: Path):
-    """In a process of its own: the checks of shapes, which all tests run with, are not for compiling."""
+    """The training is a process of its own, because the shape checks of the tests cannot be compiled."""
     for compiled in ("false", "true"):
         arguments = [*QUICK, f"data.root={bananas}", "optimizer=sgd", "callbacks=ema", "trainer.max_epochs=1"]
         done = subprocess.run(

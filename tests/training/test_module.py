@@ -193,7 +193,7 @@ def test_a_run_that_is_stopped_by_a_signal(
 
 @pytest.mark.parametrize("step", [STEPS, STEPS + 1], ids=["between epochs", "mid-epoch"])
 def test_a_run_that_dies(bananas: Path, tmp_path: Path, finished: Path, step: int) -> None:
-    """It resumes from the checkpoint of the epoch before, and replaces what was logged since then."""
+    """The run resumes from the checkpoint of the epoch before, and replaces what was logged since then."""
     assert_same_run(interrupted_and_resumed(bananas, tmp_path, Crash(step)), finished)
 
 

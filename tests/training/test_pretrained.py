@@ -174,7 +174,7 @@ def random_detector(case: Case, pictures: list[Tensor]) -> TorchvisionSSD:
 
 
 class Theirs(NamedTuple):
-    """What torchvision computes from pictures of 0 … 1 at their own sizes."""
+    """The outputs of torchvision for pictures of 0 … 1 at their own sizes."""
 
     anchors: Tensor
     """xyxy in pixels of the network's input."""

@@ -196,7 +196,7 @@ def test_progress_can_be_turned_off(run, bananas: Path) -> None:
 
 
 def test_no_warning_of_a_library_is_on_the_screen(bananas: Path, tmp_path: Path) -> None:
-    """In a process of its own, since pytest handles warnings itself."""
+    """The training is a process of its own, since pytest handles warnings itself."""
     command = subprocess_command("train", "data=banana", f"data.root={bananas}", *QUICK, "debug=fast")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -209,7 +209,7 @@ def test_scenes_have_what_they_are_named_for() -> None:
 
 
 def test_numbers_that_can_be_counted() -> None:
-    """On two levels of two default boxes, the first object reaches none, and the second equals one."""
+    """The first object reaches none of two levels of two default boxes, and the second equals one."""
     default_boxes = torch.tensor([[0.2, 0.2, 0.2, 0.2], [0.7, 0.2, 0.2, 0.2], [0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.8, 1]])
     objects = make_objects([[(0.1, 0.1, 0.2, 0.2), (0.25, 0.25, 0.75, 0.75)], []])
     matches = Matches(torch.tensor([[1, 0, 1, -1], [0, 0, 0, 0]]), torch.tensor([[0, 0, 1, 1], [0] * 4]), objects.boxes)

@@ -42,7 +42,7 @@ def step(model: SSD, objective: nn.Module, images: Tensor, objects: Objects) -> 
 
 @pytest.mark.parametrize("read", [Tensor.item, Tensor.nonzero, bool, Tensor.tolist, Tensor.numpy])
 def test_a_fake_tensor_cannot_be_read(read):
-    """What the next test rests on."""
+    """The next test rests on this."""
     with FakeTensorMode(), pytest.raises((RuntimeError, DataDependentOutputException, DynamicOutputShapeException)):
         read(torch.ones(1))
 

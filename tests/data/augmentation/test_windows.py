@@ -73,7 +73,7 @@ def test_no_objects() -> None:
     seed=st.integers(0, 2**32),
 )
 def test_the_chosen_object_is_completely_visible(box: np.ndarray, largest: float, seed: int) -> None:
-    """This holds for boxes of any size, even where rounding errors leave no room."""
+    """Boxes have any size, even one where rounding errors leave no room."""
     left_top, right_bottom = box.min(axis=0), box.max(axis=0)
     truth = truth_with((*left_top.tolist(), *right_bottom.tolist()))
     window = ZoomIn(probability=1.0, largest=largest)(truth, np.random.default_rng(seed))
@@ -101,7 +101,7 @@ def test_boxes_on_the_pixels_of_ordinary_pictures() -> None:
 
 
 def test_boxes_that_begin_next_to_the_border() -> None:
-    """Because 1 - (1 - ε) is not ε, the first position of the window can come after the last one."""
+    """The first position of the window can come after the last one, because 1 - (1 - ε) is not ε."""
     rng = np.random.default_rng(0)
     for epsilon in np.geomspace(1e-12, 1e-3, 200):
         window = ZoomIn(probability=1.0, largest=1.02)(truth_with((epsilon, 0.2, 0.99, 0.8)), rng)
@@ -202,7 +202,7 @@ def test_zooming_out_by_one_leaves_the_picture_whole() -> None:
 def test_crops_contain_an_object_with_enough_overlap(
     size: tuple[int, int], boxes: np.ndarray, min_iou: float, seed: int
 ) -> None:
-    """This holds for pictures of any shape and boxes of any size, including empty boxes."""
+    """Pictures have any shape and boxes any size, including empty boxes."""
     boxes = np.concatenate((boxes.min(axis=1), boxes.max(axis=1)), axis=1)
     truth = Truth(size, boxes, np.arange(len(boxes)), np.zeros(len(boxes), dtype=bool))
     window = MinIoUCrop([min_iou])(truth, np.random.default_rng(seed))

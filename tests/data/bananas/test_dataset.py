@@ -284,7 +284,7 @@ def test_only_its_own_folder_is_filled(tmp_path: Path) -> None:
 
 
 def test_an_archive_in_another_folder_is_unpacked_there(tmp_path: Path, archive: Archive) -> None:
-    """It was put there by hand, or an earlier run was stopped after the download."""
+    """The archive was put there by hand, or an earlier run was stopped after the download."""
     Bananas(tmp_path / "data").prepare()
     shutil.rmtree(tmp_path / "data" / "banana-detection")
     data = Bananas(tmp_path / "data", download_to=tmp_path / "banana")

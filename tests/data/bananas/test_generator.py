@@ -296,7 +296,7 @@ def test_refused_number_of_bananas_in_a_picture(num_bananas: int):
 
 
 def test_a_script_without_main_guard_works_and_is_not_imported(tmp_path: Path):
-    """By default a spawned process imports the main module, which would run the script again and fail."""
+    """A spawned process imports the main module by default, which would run the script again and fail."""
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"

@@ -21,7 +21,7 @@ from ssd_lightning.data.formats.findings import Finding, check_objects, refuse
 
 
 def mended(rows: Sequence[PictureAnnotation], fix, **settings) -> list[tuple[str, list[list[float]]]]:
-    """Of each picture its name, and label and edges in pixels of each object."""
+    """Return each picture's name, and the label and the edges in pixels of its objects."""
     pictures = annotated_pictures(as_columns(rows, "voc"), ["cat", "dog"], fix=fix, **settings)
     refuse(pictures.findings)
     result = []
@@ -70,7 +70,7 @@ FAULTS: dict[str, tuple[tuple[str, Edges], list[list[float]] | None]] = {
 
 @pytest.mark.parametrize(("thing", "clipped"), FAULTS.values(), ids=FAULTS)
 def test_each_fault_by_itself(thing, clipped):
-    """What is right stays, and so does a picture without any object left."""
+    """Right objects stay, and so does a picture without any object left."""
     is_right = thing == FAULTS["right"][0]
     assert mended([row(thing)], "clip") == [("a.png", clipped)]
     assert mended([row(thing)], "skip") == [("a.png", clipped if is_right else [])]
@@ -107,7 +107,7 @@ def test_a_wrong_class_is_the_error_though_clip_would_deal_with_what_comes_befor
 
 
 def test_a_picture_of_another_size_is_left_out_by_skip_alone():
-    """Where its boxes belong cannot be told."""
+    """The right place of its boxes is unknown."""
     rows = [row(("dog", (1, 2, 50, 4)), told_size=(30, 60)), row(("cat", (0, 0, 9, 9)), picture="b.png")]
     assert mended(rows, "skip") == [("b.png", [[1, 0, 0, 9, 9]])]
     with pytest.raises(ValueError, match=r"^a\.xml: size: expected"):
@@ -197,7 +197,7 @@ def test_pictures_of_any_data_set_can_be_checked(kind: str):
 
 @pytest.fixture
 def three_pictures(tmp_path: Path) -> AnnotatedPictures:
-    """With 2, 0 and 1 objects."""
+    """Write three pictures, with 2, 0 and 1 objects."""
     rng = np.random.default_rng(0)
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     sizes = [(20, 40), (1, 1), (300, 200)]

@@ -83,7 +83,7 @@ def test_select_is_that_of_plain_lists(seed: int):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_concatenate_is_that_of_plain_lists(seed: int):
-    """Though each part numbers its names in its own way."""
+    """The parts number their names in different ways."""
     rng = random.Random(seed)
     parts = [random_rows(rng, count, names) for count, names in ((3, "xbq"), (0, "a"), (1, "ba"), (9, "abcx"))]
     columns = [as_columns(part, "coco") for part in parts]

@@ -439,7 +439,7 @@ class TestServers:
 
     @pytest.mark.slow
     def test_disappears(self, run, bananas: Path, tmp_path: Path, monkeypatch):
-        """At the end, wandb asks the server for about 20 s whether there are tables already."""
+        """wandb asks the server at the end, for about 20 s, whether there are tables already."""
         began = time.monotonic()
         with StandIn(leaves_after="/files") as server:
             outcome = self.train(run, bananas, monkeypatch, server, "+logger.wandb.finish_timeout=2")
