@@ -219,9 +219,9 @@ class Name(NamedTuple):
     """A public name."""
 
     public: str
-    """As users import it, such as ``ssd_lightning.SSD``."""
+    """The name that users import, such as ``ssd_lightning.SSD``."""
     defined: str
-    """Where it is written, such as ``ssd_lightning.detector.model.SSD``."""
+    """The name in the module that defines it, such as ``ssd_lightning.detector.model.SSD``."""
 
 
 def public_names() -> list[Name]:

@@ -62,7 +62,7 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref, con
 
 
 def exists(name: str) -> bool:
-    """Whether a full name can be imported, or a short one is written in any module of the package."""
+    """Return whether a full name can be imported, or a short name occurs in any module of the package."""
     if name.startswith("ssd_lightning."):
         try:
             pkgutil.resolve_name(name)

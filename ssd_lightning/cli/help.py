@@ -42,7 +42,7 @@ class Command(NamedTuple):
     """A command as its users see it."""
 
     name: str
-    """As typed, such as ``ssd-train``."""
+    """The word that users type, such as ``ssd-train``."""
     config: str
     """Its main config: ``conf/<config>.yaml``."""
     about: str
