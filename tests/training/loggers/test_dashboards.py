@@ -317,12 +317,15 @@ class KillsTheServiceOfWandb(lightning.Callback):
 
 class TestEnds:
     @pytest.mark.parametrize(
-        ("name", "error"), [("Signals", "stopped by SIGTERM"), ("Fails", "a failure of this test")]
+        ("name", "error", "exit_code"),
+        [("Signals", "stopped by SIGTERM", 128 + signal.SIGTERM), ("Fails", "a failure of this test", 1)],
     )
-    def test_a_run_that_fails_is_shown_as_failed(self, run, bananas: Path, tmp_path: Path, name: str, error: str):
+    def test_a_run_that_fails_is_shown_as_failed(
+        self, run, bananas: Path, tmp_path: Path, name: str, error: str, exit_code: int
+    ):
         more = ["logger=wandb_offline", f"+callbacks.ends._target_={__name__}.{name}"]
         outcome = run("ssd-train", *arguments(bananas, *more))
-        assert outcome.exit_code == 1
+        assert outcome.exit_code == exit_code
         assert error in outcome.error
         [shown] = runs_in(tmp_path / "run")
         assert shown.exit_codes == [1]
