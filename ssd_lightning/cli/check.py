@@ -28,6 +28,7 @@ from ssd_lightning.data.formats.picture_checks import (
     read_contents,
     repeated_objects,
     same_pictures,
+    tiny_objects,
 )
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
@@ -36,6 +37,10 @@ from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 MOST_SHOWN = 5
 """Number of findings of each kind on the terminal; the file has all."""
+
+
+MOST_UNREACHED = 0.5
+"""Share of objects without a default box above which default boxes should be designed before training."""
 
 
 def check(config: DictConfig) -> None:
@@ -79,11 +84,15 @@ def check(config: DictConfig) -> None:
         _fail(folder, problems, data, "Nothing is left without them")
     problems += truth_scored(val, len(classes))
     remarks = [
-        *absent_classes(train, classes),
+        *dict.fromkeys((*train.remarks, *val.remarks)),
+        *absent_classes(train, classes, "train on"),
+        *absent_classes(val, classes, "score on"),
         *odd_names(classes),
         *twice,
         *repeated_objects(train),
         *repeated_objects(val),
+        *tiny_objects(train),
+        *tiny_objects(val),
     ]
     write_findings(folder / "findings.csv", problems, fixed, remarks)
 
@@ -113,7 +122,9 @@ def check(config: DictConfig) -> None:
     console.print(f"Results: {folder} (look at figures/data.png)", highlight=False, markup=False, soft_wrap=True)
     if problems:
         _fail(folder, problems, data, "")
-    console.print("Next:    ssd-train with the same arguments", highlight=False, markup=False)
+    # Without a default box, an object has a forced match alone.
+    command = "ssd-boxes" if by_class.loc["all", "unreached"] > MOST_UNREACHED else "ssd-train"
+    console.print(f"Next:    {command} with the same arguments", highlight=False, markup=False)
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:
@@ -122,7 +133,8 @@ def _print(console: Console, lines: Iterable[str]) -> None:
 
 
 def _fail(folder: Path, problems: list[Finding], data: DetectionData, more: str) -> NoReturn:
-    text = f"data: expected none, got {len(problems)} problems, all in {folder / 'findings.csv'}"
+    count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+    text = f"data: expected none, got {count}, all in {folder / 'findings.csv'}"
     raise ValueError(". ".join(part for part in (text, more, advice(problems, data)) if part))
 
 
@@ -165,8 +177,12 @@ def told(name: str, findings: list[Finding]) -> Iterator[str]:
 
 def advice(problems: list[Finding], data: DetectionData) -> str:
     """Return the values of ``data.fix`` that deal with all problems, as text; empty if there are none."""
-    ways = [f"data.fix={way}" for way in ("clip", "skip") if all(kind in FIXED[way] for kind, _ in problems)]
-    return f"Try {' or '.join(ways)}." if ways and hasattr(data, "fix") else ""
+    given = FIXED.get(getattr(data, "fix", "none"))
+    if given is None:
+        return ""  # The data set has no such key.
+    # A value that does no more than the given one would not help.
+    ways = [way for way in ("clip", "skip") if given < FIXED[way] and all(kind in FIXED[way] for kind, _ in problems)]
+    return f"Try {' or '.join(f'data.fix={way}' for way in ways)}." if ways else ""
 
 
 def _table(coverage: pd.DataFrame, title: str, threshold: float) -> Table:

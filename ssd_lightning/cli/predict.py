@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
 from ssd_lightning.data.datamodule import free_cores
-from ssd_lightning.data.pictures import PICTURE_SUFFIXES, PictureError, picture_size, read_picture
+from ssd_lightning.data.folders import is_picture, visible_files
+from ssd_lightning.data.pictures import PictureError, picture_size, read_picture
 from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
 from ssd_lightning.require import require_number, require_whole_number
@@ -163,13 +164,13 @@ def find_pictures(sources: list[Any]) -> list[Path]:
     """Return the picture files of some sources, each file once.
 
     Args:
-        sources: files, patterns such as ``photos/*.jpg``, and folders, which are searched with their subfolders.
-            Hidden files and folders are left out.
+        sources: files, patterns such as ``photos/*.jpg``, and folders, which are searched with their subfolders
+            as :func:`~ssd_lightning.data.folders.visible_files` does.
 
     Raises:
         ValueError: with the source that has no pictures.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     # Hydra turns a file name of digits into a number.
     if not sources or any(source in ("", None) or not isinstance(source, str | int) for source in sources):
         raise ValueError(f"source: expected a picture, a folder, a pattern, or a list of them, got {sources}")
@@ -178,20 +179,15 @@ def find_pictures(sources: list[Any]) -> list[Path]:
         if path.is_file():
             new = [path]
         elif path.is_dir():
-            new = sorted(p for p in path.rglob("*") if _is_picture(p, path))
+            new = [path.joinpath(*file.split("/")) for file in visible_files(path, "source") if is_picture(file)]
         else:
             new = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
         if not new:
             what = "a folder with pictures" if path.is_dir() else "a file, folder or pattern that exists"
             raise ValueError(f"source: expected {what}, got {source}")
-        found.update(dict.fromkeys(p.resolve() for p in new))
-    return list(found)
-
-
-def _is_picture(path: Path, folder: Path) -> bool:
-    # macOS keeps a hidden file ._a.jpg beside a.jpg, which is no picture.
-    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in PICTURE_SUFFIXES and not is_hidden and path.is_file()
+        for file in new:
+            found.setdefault(file.resolve(), file.absolute())
+    return list(found.values())
 
 
 def choose_device(name: str) -> torch.device:

@@ -17,9 +17,17 @@ from voc_xml import write_xml
 
 from ssd_lightning.box_design.coverage import best_ious, coverage_by_class, coverage_by_size, sides
 from ssd_lightning.cli import check as check_run
-from ssd_lightning.cli.check import truth_scored
+from ssd_lightning.cli.check import advice, truth_scored
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
-from ssd_lightning.data.formats.picture_checks import odd_names, read_contents, repeated_objects, same_pictures
+from ssd_lightning.data.formats.findings import Finding
+from ssd_lightning.data.formats.picture_checks import (
+    odd_names,
+    read_contents,
+    repeated_objects,
+    same_pictures,
+    tiny_objects,
+)
+from ssd_lightning.data.formats.voc import VOCFolder
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 
 MODEL = ["model.image_size=64", "trainer=cpu"]
@@ -127,7 +135,7 @@ def test_each_problem_is_told_and_ends_with_1(run, folder: Path, tmp_path: Path,
     assert f"Problem, {kind}: 1" in outcome.out
     assert text in outcome.out
     assert findings(tmp_path / "check") == [("problem", kind)]
-    assert "got 1 problems" in outcome.error
+    assert "got 1 problem, " in outcome.error
 
 
 @pytest.mark.parametrize("kind", ["unreadable", "reversed", "empty", "outside", "size"])
@@ -210,7 +218,8 @@ def test_remarks_are_no_problems(run, folder: Path, tmp_path: Path):
     write_xml(folder / "train" / "a.xml", [("cat", 5, 5, 40, 40), ("cat", 5, 5, 40, 40), ("Cat", 5, 5, 40, 40)])
     outcome = check(run, folder)
     assert outcome.exit_code == 0, outcome.error
-    assert findings(tmp_path / "check") == [("remark", "names"), ("remark", "same"), ("remark", "same")]
+    assert findings(tmp_path / "check") == [("remark", kind) for kind in ("absent", "names", "same", "same")]
+    assert "no object to score on: 'Cat'" in outcome.out
     assert "may be one class: 'Cat', 'cat'" in outcome.out
     assert "a.png has 2 objects of one class with the same box" in outcome.out
 
@@ -329,7 +338,7 @@ def test_remarks_on_a_data_set_of_ones_own(run, own: list[str], folder: Path, tm
     shutil.copy(folder / "train" / "c.png", folder / "train" / "d.png")
     outcome = run("ssd-check", *own, "hydra.run.dir=check")
     assert outcome.exit_code == 0, outcome.error
-    assert [kind for _, kind in findings(tmp_path / "check")] == ["names", "same", "same"]
+    assert [kind for _, kind in findings(tmp_path / "check")] == ["absent", "absent", "names", "same", "same"]
 
 
 @pytest.mark.parametrize("overfit", [[], ["overfit_pictures=2"]])
@@ -344,7 +353,7 @@ def test_one_job_for_each_value(run, folder: Path, tmp_path: Path):
     spoil_annotation(folder)
     outcome = run("ssd-check", "-m", "data=voc_folder", f"data.root={folder}", *MODEL, "data.fix=null,skip")
     assert outcome.exit_code == 1
-    assert "got 1 problems" in outcome.error
+    assert "got 1 problem, " in outcome.error
     [sweep] = (tmp_path / "runs/check").iterdir()
     assert findings(sweep / "0") == [("problem", "unreadable")]
     assert findings(sweep / "1") == [("fixed", "unreadable")]
@@ -364,7 +373,35 @@ def test_names_that_may_be_one():
     assert odd_names(("Traffic light", "traffic_light", "cat")) == [
         ("names", "may be one class: 'Traffic light', 'traffic_light'")
     ]
-    assert odd_names(("cat", "cats")) == []
+    assert odd_names(("cat", "cats", "car", "person 1", "person 2", "banana", "orange")) == []
+    for other in ("bananna", "banan", "bamana", "banaan"):
+        assert odd_names(("banana", "apple", other)) == [("names", f"may be one class: 'banana', '{other}'")]
+
+
+def test_objects_of_one_pixel():
+    parts = pictures(
+        [Path("a")], [3], [(0.5, 0.5, 0.5 + 1 / 64, 0.5 + 1 / 48), (0, 0, 0.5, 1 / 48), (0, 0, 1, 1)], [1, 1, 1]
+    )
+    assert tiny_objects(parts) == [("tiny", "a has objects of one pixel: 1")]
+
+
+@pytest.mark.parametrize(
+    ("fix", "kind", "advised"),
+    [
+        (None, "outside", "Try data.fix=clip or data.fix=skip."),
+        ("clip", "unreadable", "Try data.fix=skip."),
+        ("skip", "unreadable", ""),
+        ("skip", "outside", ""),
+        ("clip", "outside", "Try data.fix=skip."),
+        (None, "both", ""),
+    ],
+)
+def test_advice_that_was_followed_is_not_repeated(folder: Path, fix, kind: str, advised: str):
+    assert advice([Finding(kind, "")], VOCFolder(folder, fix=fix)) == advised
+
+
+def test_the_next_step_where_most_objects_have_no_default_box(run, folder: Path):
+    assert "Next:    ssd-boxes" in check(run, folder, "+matcher.iou_threshold=0.99").out
 
 
 def pictures(paths: list[Path], counts: list[int], boxes: list, labels: list[int]) -> AnnotatedPictures:

@@ -27,6 +27,7 @@ class AnnotatedPictures:
         difficult: VOC's flag of all objects; ``None``: no object is difficult.
         findings: faults that were found in reading. Training refuses to start with any.
         fixed: faults that were found and dealt with.
+        remarks: what may be meant as it is, and stops nothing.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class AnnotatedPictures:
         difficult: Bool[np.ndarray, " objects"] | None = None,
         findings: Sequence[Finding] = (),
         fixed: Sequence[Finding] = (),
+        remarks: Sequence[Finding] = (),
     ) -> None:
         self.paths = list(paths)
         self.sizes = sizes
@@ -48,6 +50,7 @@ class AnnotatedPictures:
         self.counts = counts
         self.findings = list(findings)
         self.fixed = list(fixed)
+        self.remarks = list(remarks)
         self._end = np.cumsum(counts)
         self._start = self._end - counts
 
@@ -96,6 +99,7 @@ def annotated_pictures(
     difficult: bool = True,
     fix: Fix | None = None,
     findings: Sequence[Finding] = (),
+    remarks: Sequence[Finding] = (),
 ) -> AnnotatedPictures:
     """Return the pictures with all objects that are right or could be fixed, and with the findings about the others.
 
@@ -106,6 +110,7 @@ def annotated_pictures(
         fix: treatment of faults, see :data:`~ssd_lightning.data.formats.findings.Fix`; ``None``: every fault is one of
             the ``findings`` of the result, which stop training.
         findings: faults that the reader has found.
+        remarks: what the reader has to say beside them.
     """
     found = [*findings, *check_objects(annotations, classes)]
     fixed = [finding for finding in found if finding.kind in FIXED[fix]]
@@ -122,7 +127,7 @@ def annotated_pictures(
         faulty = faulty_objects(annotations, classes)
     boxes = annotations.fractions().clip(0, 1)
     left, top, right, bottom = boxes.T
-    kept = ~faulty.unknown_class & (left < right) & (top < bottom)
+    kept = ~np.full(len(boxes), faulty.wrong_units) & ~faulty.unknown_class & (left < right) & (top < bottom)
     if fix != "clip":
         kept &= ~faulty.outside
     if not difficult:
@@ -138,4 +143,5 @@ def annotated_pictures(
         annotations.difficult[kept],
         [finding for finding in found if finding.kind not in FIXED[fix]],
         fixed,
+        remarks,
     )

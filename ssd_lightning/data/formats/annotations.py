@@ -128,6 +128,36 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
     )
 
 
+def stratified(
+    annotations: Annotations, share: float, seed: int
+) -> tuple[Int[np.ndarray, " train"], Int[np.ndarray, " val"]]:
+    """Divide pictures at random, so that about the same share of the pictures of each class is in either part.
+
+    Pictures are sorted by their rarest class, at random within it, and the second part takes evenly spaced ones.
+
+    Args:
+        annotations: annotations of all pictures.
+        share: share of the pictures in the second part.
+        seed: seed of the draw.
+
+    Returns:
+        The rows of both parts, in order.
+    """
+    rng = np.random.default_rng(seed)
+    number = len(annotations.counts)
+    pairs = np.unique(np.stack((annotations.picture_of_object(), annotations.names), axis=1), axis=0)
+    pictures_of_class = np.bincount(pairs[:, 1], minlength=len(annotations.vocabulary))
+    rank = np.empty(len(pictures_of_class), dtype=np.int64)
+    rank[np.argsort(pictures_of_class, kind="stable")] = np.arange(len(rank))
+    rarest = np.full(number, len(rank))
+    np.minimum.at(rarest, pairs[:, 0], rank[pairs[:, 1]])
+    order = np.lexsort((rng.permutation(number), rarest))
+    count = round(share * number)
+    val = np.zeros(number, dtype=bool)
+    val[order[((np.arange(count) + rng.random()) * number / max(count, 1)).astype(np.int64)]] = True
+    return np.flatnonzero(~val), np.flatnonzero(val)
+
+
 def distinct(classes: Iterable[str]) -> tuple[str, ...]:
     """Return given class names as a tuple.
 

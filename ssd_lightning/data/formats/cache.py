@@ -21,7 +21,7 @@ from ssd_lightning.data.formats.annotations import Annotations, Format, PictureA
 from ssd_lightning.data.formats.findings import Finding
 from ssd_lightning.run_folder import written_whole
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the cache files; a new number makes all annotations be read again."""
 
 TEXTS = ("sources", "pictures", "vocabulary")

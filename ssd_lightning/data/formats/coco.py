@@ -1,19 +1,21 @@
 """Pictures annotated in one json file, in the format of COCO, which most labelling tools export."""
 
 import json
+import logging
 import math
-import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssd_lightning.data.folders import DataFolder, picture_places
 from ssd_lightning.data.formats import cache as annotation_cache
+from ssd_lightning.data.formats import scalars
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
-from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns, distinct
+from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns, distinct, stratified
 from ssd_lightning.data.formats.cache import Stored, in_parallel, stamps
 from ssd_lightning.data.formats.findings import Finding, Fix, check_fix
 from ssd_lightning.data.pictures import picture_size
@@ -22,8 +24,14 @@ from ssd_lightning.require import require_number
 LAYOUTS = (
     ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
     ("train/_annotations.coco.json", "valid/_annotations.coco.json"),
+    ("annotations/instances_Train.json", "annotations/instances_Validation.json"),
+    ("annotations/instances_Train.json", "annotations/instances_Test.json"),
 )
-"""Places of the json files for training and for scoring, in COCO itself and in exports of Roboflow."""
+"""Places of the json files for training and for scoring, in COCO itself and in exports of Roboflow and CVAT.
+
+The case of letters may differ."""
+
+logger = logging.getLogger(__name__)
 
 
 class COCO:
@@ -31,8 +39,10 @@ class COCO:
 
     The ``file_name`` of a picture is searched for in the folder of pictures. Without a given folder it is searched for
     beside the json, in ``root``, in its folder ``images``, and in the folder that the json is named after
-    (``train2017`` for ``instances_train2017.json``). Class ids may have gaps: labels follow the order of the ids.
-    Crowds are left out in training, and are neither found nor missed in scoring.
+    (``train2017`` for ``instances_train2017.json``). Folders of another computer at the beginning of a ``file_name``
+    are left out, and at last the only file of this name is taken. Hidden files and files outside these folders are
+    never read. Class ids may have gaps: labels follow the order of the ids. Crowds are left out in training, and are
+    neither found nor missed in scoring.
 
     Args:
         root: folder that relative paths start from.
@@ -41,7 +51,7 @@ class COCO:
         pictures: folder of the pictures; ``None``: see above.
         val_pictures: folder of the pictures to score on; ``None``: ``pictures``.
         classes: names in the order of their labels. ``None``: all categories of the json, in the order of their ids.
-        val_share: share of the pictures to score on, where it is drawn.
+        val_share: share of the pictures to score on, where it is drawn, class by class.
         seed: seed of that draw.
         fix: treatment of faults, see :data:`~ssd_lightning.data.formats.findings.Fix`; ``None``: training stops at the
             first fault. ``skip`` also leaves out objects of other classes than the given ones.
@@ -99,8 +109,8 @@ class COCO:
             raise ValueError(f"data.root: expected a folder, got {self.root}, which does not exist")
         train, val = self.files
         if train is None:
-            layouts = [(self.root / train, self.root / val) for train, val in LAYOUTS]
-            found = next(((t, v) for t, v in layouts if t.is_file() and v.is_file()), None)
+            layouts = [(_file_at(self.root, train), _file_at(self.root, val)) for train, val in LAYOUTS]
+            found = next(((t, v) for t, v in layouts if t is not None and v is not None), None)
             if found is None:
                 known = ", or ".join(f"{train} and {val}" for train, val in LAYOUTS)
                 raise ValueError(
@@ -119,24 +129,33 @@ class COCO:
         """Annotations for training and for scoring, and findings about the pictures that cannot be read."""
         train_file, val_file = self.json_files()
         folders = [None if folder is None else _below(self.root, folder) for folder in self.folders]
-        train, findings = read_json(train_file, self.root, folders[0])
+        indexes: dict[Path, DataFolder] = {}
+        train, findings = read_json(train_file, self.root, folders[0], indexes)
         if val_file is not None:
-            val, more = read_json(val_file, self.root, folders[1])
+            val, more = read_json(val_file, self.root, folders[1], indexes)
             findings = findings + more
         else:
-            order = np.random.default_rng(self.seed).permutation(len(train.sources))
-            count = round(self.val_share * len(order))
-            train, val = train.select(np.sort(order[count:])), train.select(np.sort(order[:count]))
+            rows, val_rows = stratified(train, self.val_share, self.seed)
+            logger.info("%s: %d of %d pictures are drawn for scoring", train_file, len(val_rows), len(train.sources))
+            train, val = train.select(rows), train.select(val_rows)
         for purpose, part, path in (("training", train, train_file), ("scoring", val, val_file or train_file)):
             if not part.sources and not findings:
                 raise ValueError(f"{path}: images: expected at least one for {purpose}, got none")
         return train, val, findings
 
 
-def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annotations, list[Finding]]:
+def read_json(
+    path: Path, root: Path, folder: Path | None = None, indexes: dict[Path, DataFolder] | None = None
+) -> tuple[Annotations, list[Finding]]:
     """Return the annotations in one file, and findings about the pictures that cannot be read.
 
     The file is parsed again only if the file or one of the pictures has changed.
+
+    Args:
+        path: json file.
+        root: folder of the data.
+        folder: folder of the pictures; ``None``: the usual ones.
+        indexes: indexes of folders that have been read already; new ones are added.
 
     Raises:
         ValueError: if the file is not in the format of COCO; the message names the file and the place.
@@ -150,43 +169,48 @@ def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annot
             return known.annotations, []
     content = _parsed(path)
     category_ids = _distinct_ids(content, "categories", path)
-    categories = dict(zip(category_ids, (str(entry.get("name") or "") for entry in content["categories"]), strict=True))
-    names = [categories[number] for number in sorted(categories)]
+    categories = dict(
+        zip(category_ids, (scalars.name(entry.get("name")) for entry in content["categories"]), strict=True)
+    )
+    names = [categories[number] for number in sorted(categories, key=_in_order)]
     if "" in names or len(set(names)) != len(names):
         raise ValueError(f"{path}: categories: expected a name for each, and each once, got {names}")
-    objects: dict[int, list[_Entry]] = {number: [] for number in _distinct_ids(content, "images", path)}
-    spoilt: dict[int, str] = {}
-    for entry in content["annotations"]:
-        number, image, category = (_number(entry, key, path) for key in ("id", "image_id", "category_id"))
-        place = f"{path}, annotation {number}"
+    objects: dict[Hashable, list[_Entry]] = {number: [] for number in _distinct_ids(content, "images", path)}
+    spoilt: dict[Hashable, str] = {}
+    for position, entry in enumerate(content["annotations"], 1):
+        # The ids of annotations mean nothing here.
+        what = f"annotation {entry.get('id', f'at position {position}')}"
+        place = f"{path}, {what}"
+        image, category = (scalars.identity(entry, key, place) for key in ("image_id", "category_id"))
         if image not in objects:
-            raise ValueError(f"{place}: image_id: expected an id of one of the images, got {image}")
+            raise ValueError(f"{place}: image_id: expected an id of one of the images, got {image!r}")
         if category not in categories:
-            raise ValueError(f"{place}: category_id: expected one of {sorted(categories)}, got {category}")
+            known_ids = sorted(categories, key=_in_order)
+            raise ValueError(f"{place}: category_id: expected one of {known_ids}, got {category!r}")
         box = entry.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(_is_finite(value) for value in box)):
-            # Such a box makes its picture unreadable, as it does in an xml file.
-            expected = "expected left, top, width, height in pixels"
-            spoilt.setdefault(image, f"annotation {number}: bbox: {expected}, got {box}")
+        try:
+            if not (isinstance(box, list) and len(box) == 4 and all(_is_finite(value) for value in box)):
+                raise ValueError(f"{what}: bbox: expected left, top, width, height in pixels, got {box}")
+            is_crowd = scalars.flag(entry.get("iscrowd"), f"{what}: iscrowd")
+        except ValueError as error:
+            # Such an entry makes its picture unreadable, as it does in an xml file.
+            spoilt.setdefault(image, str(error))
             continue
         left, top, width, height = map(float, box)
-        objects[image].append(
-            _Entry(categories[category], (left, top, left + width, top + height), bool(entry.get("iscrowd", 0)))
-        )
-    usual = (path.parent, root, root / "images", root / path.stem.rpartition("_")[2])
-    folders = [folder] if folder else list(dict.fromkeys(usual))
+        objects[image].append(_Entry(categories[category], (left, top, left + width, top + height), is_crowd))
+    searches = _searches(path, root, folder, {} if indexes is None else indexes)
 
     def read(entry: dict[str, Any]) -> PictureAnnotation | Finding:
         source = f"{path}, image {entry['id']} ({entry.get('file_name')})"
         if entry["id"] in spoilt:
             return Finding("unreadable", f"{source}, {spoilt[entry['id']]}")
         try:
-            picture = _picture(source, entry, folders)
+            picture = _picture(source, entry, searches)
             size = picture_size(Path(picture))
         except ValueError as error:
             return Finding("unreadable", str(error))
         mine = objects[entry["id"]]
-        told = _told(entry, "height"), _told(entry, "width")
+        told = scalars.side(entry.get("height")), scalars.side(entry.get("width"))
         return PictureAnnotation(
             source, picture, size, told, [e.name for e in mine], [e.box for e in mine], [e.is_crowd for e in mine]
         )
@@ -199,6 +223,35 @@ def read_json(path: Path, root: Path, folder: Path | None = None) -> tuple[Annot
         source_stamps = np.repeat(stamp, len(rows), axis=0)
         annotation_cache.save(key, Stored(annotations, source_stamps, stamps(annotations.pictures)))
     return annotations, findings
+
+
+def _in_order(number: Hashable) -> tuple[bool, Any]:
+    """Return the key to sort ids by: numbers first, then texts."""
+    return isinstance(number, str), number
+
+
+class _Search(NamedTuple):
+    """A folder to search for pictures, and the likely places in it."""
+
+    files: DataFolder
+    places: list[str]
+
+
+def _searches(path: Path, root: Path, folder: Path | None, indexes: dict[Path, DataFolder]) -> list[_Search]:
+    """Return where the pictures of a json file are searched for."""
+
+    def index(folder: Path) -> DataFolder:
+        return indexes.setdefault(folder, DataFolder(folder))
+
+    if folder is not None:
+        return [_Search(index(folder), [""])]
+    subset = path.stem.rpartition("_")[2]
+    inside = index(root).relative(path.parent)
+    own = [] if inside is None else picture_places(inside)
+    places = [*own[:1], "", "images", subset, f"images/{subset}", *own[1:]]
+    found = [_Search(index(root), list(dict.fromkeys(places)))]
+    # A json outside of the data folder was named by the user, so that its own folder is searched, too.
+    return found if inside is not None else [_Search(index(path.parent), [""]), *found]
 
 
 class _Entry(NamedTuple):
@@ -223,37 +276,40 @@ def _parsed(path: Path) -> dict[str, list[dict[str, Any]]]:
     return {key: content[key] for key in PARTS}
 
 
-def _number(entry: dict[str, Any], key: str, path: Path) -> int:
-    if not isinstance(entry.get(key), int):
-        raise ValueError(f"{path}: {key}: expected a whole number, got {entry.get(key)!r} in {str(entry)[:200]}")
-    return entry[key]
-
-
-def _distinct_ids(content: dict[str, list[dict[str, Any]]], kind: str, path: Path) -> list[int]:
-    ids = [_number(entry, "id", path) for entry in content[kind]]
+def _distinct_ids(content: dict[str, list[dict[str, Any]]], kind: str, path: Path) -> list[Hashable]:
+    ids = [scalars.identity(entry, "id", f"{path}: {kind}") for entry in content[kind]]
     repeated = [number for number, count in Counter(ids).items() if count > 1]
     if repeated:
-        raise ValueError(f"{path}: {kind}: expected each id once, got {repeated[0]} more often")
+        raise ValueError(f"{path}: {kind}: expected each id once, got {repeated[0]!r} more often")
     return ids
-
-
-def _told(entry: dict[str, Any], side: str) -> int:
-    """Return 0 where the size is missing."""
-    return int(entry[side]) if _is_finite(entry.get(side)) else 0
 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _picture(source: str, entry: dict[str, Any], folders: Sequence[Path]) -> str:
-    name = str(entry.get("file_name") or "").replace("\\", "/")
-    candidates = [os.path.join(folder, name) for folder in folders if name]
-    found = next((path for path in candidates if os.path.isfile(path)), None)
+def _picture(source: str, entry: dict[str, Any], searches: Sequence[_Search]) -> str:
+    name = scalars.name(entry.get("file_name"))
+    found = next((s.files.path(file) for s in searches if (file := s.files.find(name, s.places)) is not None), None)
+    found = found or next((s.files.path(file) for s in searches if (file := s.files.only(name)) is not None), None)
     if found is None:
-        places = ", ".join(str(folder) for folder in folders)
-        raise ValueError(f"{source}: file_name: expected a picture in {places}, got {name!r}")
+        places = ", ".join(str(Path(search.files.root, place)) for search in searches for place in search.places[:5])
+        there = ", ".join(filter(None, (search.files.candidates(name) for search in searches)))
+        raise ValueError(
+            f"{source}: file_name: expected a picture in {places}, got {name!r}"
+            + f", which may be {there}. Try data.pictures=<folder>" * bool(there)
+        )
     return found
+
+
+def _file_at(root: Path, name: str) -> Path | None:
+    """Return a file whose name may differ in the case of letters."""
+    if (root / name).is_file():
+        return root / name
+    *folders, file = name.split("/")
+    folder = root.joinpath(*folders)
+    alike = [path for path in folder.glob("*") if path.name.casefold() == file.casefold()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _below(root: Path, name: Path | str) -> Path:

@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from ssd_lightning.data.formats.annotations import Annotations, Format
 
 BORDER = 1.0
 """Pixels that a box may reach over the edge of its picture, because tools count pixels from 0 or from 1."""
+
+LARGE = 3
+"""Least side of pictures in pixels in which boxes of fractions can be told from boxes of pixels."""
+
+LEAST_BOXES = 5
+"""Least number of boxes from which another order of their numbers is concluded."""
 
 Fix = Literal["skip", "clip"]
 """The treatment of faults. ``skip`` leaves out faulty objects, objects of unknown classes, and pictures that cannot be
@@ -30,11 +36,15 @@ Kind = Literal[
     "same",
     "names",
     "absent",
+    "units",
+    "tiny",
+    "unannotated",
 ]
 """``unreadable``: the annotation, or the header or the end of its picture. ``undecodable``: the rest of the picture.
 ``both``: a picture is trained and scored on. ``scores``: the ground truth is not scored as perfect. ``same``: a
 picture, or an object of one, occurs twice. ``names``: two class names may mean one class. ``absent``: a class has no
-objects to train on."""
+objects to train or to score on. ``units``: boxes are written in another format than the one that is read. ``tiny``:
+an object of one pixel. ``unannotated``: a picture without annotation."""
 
 FIXED: dict[str | None, frozenset[Kind]] = {
     None: frozenset(),
@@ -63,6 +73,8 @@ class FaultyObjects(NamedTuple):
     """Objects that reach over the edge of their picture by more than ``BORDER``, or lie beside it."""
     wrong_size: Bool[np.ndarray, " pictures"]
     """Pictures whose size differs from their annotation."""
+    wrong_units: bool
+    """Whether all boxes are within the first pixel of their pictures, as fractions of a picture are."""
 
 
 def faulty_objects(annotations: Annotations, classes: Sequence[str]) -> FaultyObjects:
@@ -82,7 +94,41 @@ def faulty_objects(annotations: Annotations, classes: Sequence[str]) -> FaultyOb
         empty,
         ~reversed_edges & ~empty & (too_far | beside),
         (told > 0).all(axis=1) & (told != annotations.sizes).any(axis=1),
+        _are_fractions(annotations),
     )
+
+
+def told_boxes(annotations: Annotations) -> Float[np.ndarray, "objects 4"]:
+    """Return the four numbers of each box as its annotation writes them."""
+    left, top, right, bottom = annotations.boxes.T
+    if annotations.box_format == "coco":
+        return np.stack((left, top, right - left, bottom - top), axis=1)
+    first = 1 if annotations.box_format == "voc" else 0
+    return np.stack((left + first, top + first, right, bottom), axis=1)
+
+
+def _are_fractions(annotations: Annotations) -> bool:
+    boxes = told_boxes(annotations)
+    # Pictures of a pixel or two have such boxes in pixels.
+    is_large = annotations.sizes[annotations.picture_of_object()].min(axis=1, initial=LARGE) >= LARGE
+    has_fractions = bool((boxes != np.round(boxes)).any())
+    return len(boxes) > 0 and bool(is_large.all()) and has_fractions and bool(((boxes >= 0) & (boxes <= 1)).all())
+
+
+def _other_format(annotations: Annotations, faulty: FaultyObjects) -> str | None:
+    """Return the order of numbers in which all boxes are right, where most are wrong in the format that is read."""
+    wrong = faulty.reversed_edges | faulty.empty | faulty.outside
+    if len(wrong) < LEAST_BOXES or 2 * wrong.sum() <= len(wrong):
+        return None
+    boxes = told_boxes(annotations)
+    ends = boxes[:, 2:]
+    if annotations.box_format != "coco":
+        ends = boxes[:, :2] + ends
+    sides = annotations.sizes[annotations.picture_of_object()][:, ::-1]
+    is_right = (boxes[:, :2] < ends).all() and (boxes >= 0).all() and (ends <= sides + 1 + BORDER).all()
+    if not is_right:
+        return None
+    return "xmin, ymin, xmax, ymax" if annotations.box_format == "coco" else "left, top, width, height"
 
 
 EXTENT: dict[Format, str] = {
@@ -97,6 +143,23 @@ def check_objects(annotations: Annotations, classes: Sequence[str]) -> list[Find
     """Return all faults, kind by kind, in the order of the pictures."""
     faulty = faulty_objects(annotations, classes)
     findings = []
+    if faulty.wrong_units:
+        first = f"{annotations.sources[annotations.picture_of_object()[0]]}, object 1"
+        text = f"expected pixels, got {annotations.told_box(0)}; all boxes are within 0 … 1, like fractions"
+        boxes = told_boxes(annotations)
+        beyond = (boxes[:, :2] + boxes[:, 2:] > 1).any(axis=1).mean()
+        if annotations.box_format != "coco" and (boxes[:, :2] > boxes[:, 2:]).any():
+            text += " of left, top, width, height"
+        elif annotations.box_format == "coco" and beyond > 0.5:
+            text += " of xmin, ymin, xmax, ymax"
+        findings.append(Finding("units", f"{first}: {text} of the picture"))
+        faulty = faulty._replace(reversed_edges=np.zeros_like(faulty.reversed_edges), empty=np.zeros_like(faulty.empty))
+    other = _other_format(annotations, faulty)
+    if other is not None:
+        first = annotations.sources[annotations.picture_of_object()[0]]
+        findings.append(
+            Finding("units", f"{first}: expected {EXTENT[annotations.box_format]}, got boxes that look like {other}")
+        )
     for picture in np.flatnonzero(faulty.wrong_size):
         (told_height, told_width), (height, width) = annotations.told_sizes[picture], annotations.sizes[picture]
         is_turned = (told_height, told_width) == (width, height)

@@ -1,8 +1,9 @@
 """Checks of picture files and their ground truth: whether every picture can be decoded, and what occurs twice."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,7 +63,7 @@ def checked(
         *check_objects(annotations, classes),
     ]
     right = annotated_pictures(annotations, classes)
-    right.findings, right.fixed = [], pictures.fixed
+    right.findings, right.fixed, right.remarks = [], pictures.fixed, pictures.remarks
     return right, found
 
 
@@ -96,18 +97,56 @@ def same_pictures(
     return in_both, twice
 
 
+LONG_NAME = 5
+"""Least length of names that may be one name with a typing error; shorter ones such as cat and car are often alike."""
+
+
 def odd_names(classes: tuple[str, ...]) -> list[Finding]:
-    """Find classes whose names differ only in case, spaces or punctuation."""
+    """Find classes whose names differ only in case, spaces or punctuation, or in one letter of a long name."""
     alike = defaultdict(list)
     for name in classes:
         alike["".join(character for character in name.casefold() if character.isalnum())].append(name)
-    return [Finding("names", f"may be one class: {', '.join(map(repr, n))}") for n in alike.values() if len(n) > 1]
+    groups = [names for names in alike.values() if len(names) > 1]
+    pairs = combinations((key for key in alike if len(key) >= LONG_NAME), 2)
+    groups += [[*alike[first], *alike[second]] for first, second in pairs if _may_be_mistyped(first, second)]
+    return [Finding("names", f"may be one class: {', '.join(map(repr, names))}") for names in groups]
 
 
-def absent_classes(train: AnnotatedPictures, classes: tuple[str, ...]) -> list[Finding]:
-    """Find classes without any object to train on."""
-    counts = np.bincount(train.labels, minlength=len(classes) + 1)[1:]
-    return [Finding("absent", f"no object to train on: {classes[row]!r}") for row in np.flatnonzero(counts == 0)]
+def _may_be_mistyped(first: str, second: str) -> bool:
+    """Return whether one letter is added, missing or another one, or two neighbours are swapped; digits count."""
+    if abs(len(first) - len(second)) > 1:
+        return False
+    start = _common_start(first, second)
+    one, other = first[start:], second[start:]
+    end = _common_start(one[::-1], other[::-1])
+    one, other = one[: len(one) - end], other[: len(other) - end]
+    if any(character.isdigit() for character in one + other):
+        return False
+    return max(len(one), len(other)) <= 1 or (len(one) == 2 and one == other[::-1])
+
+
+def _common_start(first: str, second: str) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
+def absent_classes(pictures: AnnotatedPictures, classes: tuple[str, ...], purpose: str) -> list[Finding]:
+    """Find classes without any object; ``purpose`` is what the pictures are for, such as ``train on``."""
+    counts = np.bincount(pictures.labels, minlength=len(classes) + 1)[1:]
+    return [Finding("absent", f"no object to {purpose}: {classes[row]!r}") for row in np.flatnonzero(counts == 0)]
+
+
+def tiny_objects(pictures: AnnotatedPictures) -> list[Finding]:
+    """Find objects of at most one pixel, which may be mistaken clicks."""
+    picture = np.repeat(np.arange(len(pictures)), pictures.counts)
+    sides = (pictures.boxes[:, 2:] - pictures.boxes[:, :2]) * pictures.sizes[picture][:, ::-1]
+    rows = np.flatnonzero((sides <= 1 + ROUNDING).all(axis=1))
+    rows_of = Counter(picture[rows].tolist())
+    return [Finding("tiny", f"{pictures.paths[row]} has objects of one pixel: {n}") for row, n in rows_of.items()]
+
+
+ROUNDING = 1e-2
+"""Pixels that a side may be too long because boxes are fractions in float32."""
 
 
 def repeated_objects(pictures: AnnotatedPictures) -> list[Finding]:

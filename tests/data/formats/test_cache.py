@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from voc_xml import write_pair, write_picture, write_xml
 
+from ssd_lightning.data.folders import DataFolder
 from ssd_lightning.data.formats import cache as annotation_cache
 from ssd_lightning.data.formats import voc
 from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns
@@ -31,9 +32,9 @@ class Reader:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def __call__(self, path: str) -> PictureAnnotation:
+    def __call__(self, path: str, files: DataFolder | None = None) -> PictureAnnotation:
         self.read.append(Path(path).name)
-        return read_xml(path)
+        return read_xml(path, files or DataFolder(Path(path).parent))
 
     def since(self) -> list[str]:
         """Names of the files that were read since it was asked last."""
@@ -74,7 +75,7 @@ def assert_same(one: Annotations, other: Annotations) -> None:
 
 def fresh(folder: Path) -> Annotations:
     """Without any cache."""
-    return as_columns([read_xml(path) for path in xml_files(folder)], "voc")
+    return as_columns([read_xml(path, DataFolder(folder)) for path in xml_files(folder)], "voc")
 
 
 def assert_reads_again(folder: Path, reader: Reader, *names: str) -> None:
@@ -165,7 +166,7 @@ def test_the_order_is_that_of_the_files_asked_for(folder: Path, reader: Reader):
     assert reader.since() == ["a.xml", "c.xml", "e.xml"]
     for asked in ([d, e, b, a, c], [c, a], [b, c, d], [a, a]):
         annotations, _ = read_annotations(asked, reader, "voc", "key")
-        assert_same(annotations, as_columns([read_xml(path) for path in asked], "voc"))
+        assert_same(annotations, as_columns([read_xml(path, DataFolder(folder)) for path in asked], "voc"))
     assert reader.since() == ["b.xml", "d.xml"]
 
 

@@ -258,19 +258,11 @@ def test_known_layouts_are_found(tmp_path: Path, files, pictures):
     assert data.train().paths == [tmp_path / pictures[0] / "a.png"]
 
 
-@pytest.mark.parametrize("pictures", ["", "labels", "images", "labels/images"])
+@pytest.mark.parametrize("pictures", ["", "labels", "images", "labels/images", "images/some"])
 def test_pictures_beside_the_json_in_the_root_and_in_its_folder_images(tmp_path: Path, pictures: str):
     said = content({"a.png": [], "b.png": []})
     write_data(tmp_path, said, "labels/some.json", pictures)
     data = COCO(tmp_path, "labels/some.json", val_share=0.5)
-    if pictures == "labels/images":  # where file_name would have to say so
-        with pytest.raises(
-            ValueError, match=r"image 1 \(a\.png\): file_name: expected a picture in .*labels, .*images, .*some, got"
-        ):
-            refuse(data.train().findings)
-        said["images"] = [{**image, "file_name": f"images/{image['file_name']}"} for image in said["images"]]
-        write_json(tmp_path / "labels" / "some.json", said)
-        data = COCO(tmp_path, "labels/some.json", val_share=0.5)
     (train,), (val,) = both(data)
     assert {train, val} == {"a.png", "b.png"}
     assert data.train().paths[0].parent == tmp_path / pictures
@@ -333,6 +325,75 @@ def test_json_with_a_byte_order_mark(tmp_path: Path):
     assert both(COCO(tmp_path, path, path)) == (["a.png"], ["a.png"])
 
 
+# --- what tools write ---
+
+
+def test_the_export_of_cvat(tmp_path: Path):
+    for name, subset in (("Train", "images/Train"), ("Validation", "images/Validation")):
+        picture = f"Data/{name}.bmp"
+        write_data(tmp_path, content({picture: [("cat", [1, 1, 2, 2])]}), f"annotations/instances_{name}.json", subset)
+    data = COCO(tmp_path)
+    assert both(data) == (["Train.bmp"], ["Validation.bmp"])
+    assert data.train().paths == [tmp_path / "images" / "Train" / "Data" / "Train.bmp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "picture"),
+    [
+        ("..\\..\\label-studio\\media\\upload\\4\\a.png", "images/a.png"),
+        ("images\\1/a.png", "images/a.png"),
+        ("/home/somebody/a.png", "a.png"),
+        ("a.PNG", "images/a.png"),
+        ("a.png", "deep/in/the/folder/a.png"),
+        ("../a.png", "a.png"),
+    ],
+)
+def test_file_names_of_another_computer(tmp_path: Path, name: str, picture: str):
+    write_picture(tmp_path / picture)
+    path = write_json(tmp_path / "annotations" / "result.json", content({name: []}))
+    assert COCO(tmp_path, path, path).train().paths == [tmp_path / picture]
+
+
+def test_nothing_outside_of_the_data_folder_is_read(tmp_path: Path):
+    write_picture(tmp_path / "secret.png")
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "images/../../secret.png"):
+        path = write_json(tmp_path / "data" / "labels.json", content({name: []}))
+        with pytest.raises(ValueError, match="file_name: expected a picture"):
+            refuse(COCO(tmp_path / "data", path, path).train().findings)
+
+
+def test_a_name_of_several_pictures_is_not_guessed(tmp_path: Path):
+    for place in ("one", "two"):
+        write_picture(tmp_path / place / "a.png")
+    path = write_json(tmp_path / "labels.json", content({"a.png": []}))
+    told = r"file_name: .* may be one/a\.png, two/a\.png\. Try data\.pictures"
+    with pytest.raises(ValueError, match=told):
+        refuse(COCO(tmp_path, path, path).train().findings)
+
+
+def test_ids_of_any_type_and_annotations_without_id(tmp_path: Path):
+    said = {
+        "categories": [{"id": "k", "name": "dog"}, {"id": 0, "name": 0}],
+        "images": [{"id": "x", "file_name": "a.png"}, {"id": 1, "file_name": "b.png", "width": "40", "height": 20.0}],
+        "annotations": [
+            {"image_id": "x", "category_id": 0.0, "bbox": [1, 1, 2, 2], "iscrowd": "false"},
+            {"image_id": 1.0, "category_id": "k", "bbox": [1, 1, 2, 2], "iscrowd": "1"},
+        ],
+    }
+    path = write_data(tmp_path, said)
+    data = COCO(tmp_path, path, path)
+    assert data.classes == ("0", "dog")
+    assert truths(data.val()) == {"a.png": [(1, [1, 1, 3, 3], False)], "b.png": [(2, [1, 1, 3, 3], True)]}
+
+
+def test_a_flag_that_is_none(tmp_path: Path):
+    said = content({"a.png": [("cat", [1, 1, 2, 2])]})
+    said["annotations"][0]["iscrowd"] = "perhaps"
+    path = write_data(tmp_path, said)
+    with pytest.raises(ValueError, match=r"annotation 1: iscrowd: expected 0 or 1, got 'perhaps'"):
+        refuse(COCO(tmp_path, path, path).train().findings)
+
+
 # --- the split ---
 
 
@@ -381,10 +442,20 @@ ERRORS = {
     "no categories": (without("categories"), f": categories: {LIST}"),
     "images by name": (lambda said: said.update(images={"1": {}}), f": images: {LIST}"),
     "numbers for annotations": (lambda said: said.update(annotations=[1, 2]), f": annotations: {LIST}"),
-    "category without id": (removing("categories", "id"), ": id: expected a whole number, got None in {'name': 'dog'"),
-    "category by name": (setting("categories", id="2"), ": id: expected a whole number, got '2' in {'id': '2'"),
+    "category without id": (
+        removing("categories", "id"),
+        ": categories: id: expected a number or a text, got None in {'name': 'dog'",
+    ),
+    "category by a text and a number": (
+        setting("categories", id="2"),
+        ", annotation 2: category_id: expected one of [1, '2'], got 2",
+    ),
     "category without name": (
         removing("categories", "name"),
+        ": categories: expected a name for each, and each once, got ['cat', '']",
+    ),
+    "name of no text": (
+        setting("categories", name=["dog"]),
         ": categories: expected a name for each, and each once, got ['cat', '']",
     ),
     "name twice": (
@@ -393,14 +464,14 @@ ERRORS = {
     ),
     "category id twice": (setting("categories", id=1), ": categories: expected each id once, got 1 more often"),
     "image id twice": (setting("images", id=1), ": images: expected each id once, got 1 more often"),
-    "image without id": (removing("images", "id"), ": id: expected a whole number, got None in {'file_name': 'b.png'"),
-    "annotation without id": (
-        removing("annotations", "id"),
-        ": id: expected a whole number, got None in {'image_id': 2",
+    "image without id": (
+        removing("images", "id"),
+        ": images: id: expected a number or a text, got None in {'file_name': 'b.png'",
     ),
+    "image by a list": (setting("images", id=[2]), ": images: id: expected a number or a text, got [2] in"),
     "annotation without image": (
         removing("annotations", "image_id"),
-        ": image_id: expected a whole number, got None in",
+        ", annotation 2: image_id: expected a number or a text, got None in",
     ),
     "image that is not there": (
         setting("annotations", image_id=7),
@@ -408,7 +479,7 @@ ERRORS = {
     ),
     "annotation without category": (
         removing("annotations", "category_id"),
-        ": category_id: expected a whole number, got None in",
+        ", annotation 2: category_id: expected a number or a text, got None in",
     ),
     "category that is not there": (
         setting("annotations", category_id=0),
@@ -518,7 +589,7 @@ def test_folders_and_files_that_are_not_there(tmp_path: Path):
         COCO(tmp_path / "nowhere").prepare()
     layouts = (
         r"^data\.root: .* annotations/instances_train2017\.json and annotations/instances_val2017\.json"
-        r".* train/_annotations\.coco\.json and valid/_annotations\.coco\.json, got .*data\.annotations=<file>"
+        r".* train/_annotations\.coco\.json and valid/_annotations\.coco\.json, .*got .*data\.annotations=<file>"
     )
     with pytest.raises(ValueError, match=layouts):
         COCO(tmp_path).prepare()

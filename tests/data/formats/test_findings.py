@@ -139,6 +139,36 @@ def test_several_faults_in_one_picture_are_all_told():
     ]
 
 
+@pytest.mark.parametrize("box_format", ["voc", "coco", "edges"])
+def test_fractions_of_the_picture_are_no_pixels(box_format):
+    offset = 1 if box_format == "voc" else 0
+    rows = [row(("cat", (0.25 - offset, 0.5 - offset, 0.5, 0.75)), ("cat", (0.0 - offset, 0.0 - offset, 1.0, 1.0)))]
+    (finding,) = check_objects(as_columns(rows, box_format), ["cat"])
+    assert finding.kind == "units"
+    for fix in (None, "clip", "skip"):
+        pictures = annotated_pictures(as_columns(rows, box_format), ["cat"], fix=fix)
+        assert [found.kind for found in pictures.findings] == ["units"]
+        assert len(pictures.boxes) == 0
+
+
+def test_one_box_of_pixels_among_small_ones_is_in_pixels():
+    rows = [row(("cat", (0.25, 0.25, 0.75, 0.75)), ("cat", (3, 3, 9, 9)))]
+    assert check_objects(as_columns(rows, "edges"), ["cat"]) == []
+
+
+@pytest.mark.parametrize(
+    ("box_format", "told"), [("voc", "left, top, width, height"), ("coco", "xmin, ymin, xmax, ymax")]
+)
+def test_boxes_in_the_order_of_another_format(box_format, told: str):
+    things = [("cat", (30 + n, 10, 35 + n, 18)) for n in range(5)]
+    if box_format == "voc":
+        things = [("cat", (left, top, right - left, bottom - top)) for _, (left, top, right, bottom) in things]
+    else:
+        things = [("cat", (left, top, left + right, top + bottom)) for _, (left, top, right, bottom) in things]
+    found = check_objects(as_columns([row(*things)], box_format), ["cat"])
+    assert (found[0].kind, found[0].text.endswith(told)) == ("units", True)
+
+
 def test_nothing_to_refuse():
     refuse([])
     with pytest.raises(ValueError, match=r"^first$"):

@@ -18,16 +18,23 @@ from places import SHARED
 from voc_xml import Box, write_pair, write_picture, write_xml
 
 from ssd_lightning.data.download import Archive, DownloadError
+from ssd_lightning.data.folders import DataFolder
 from ssd_lightning.data.formats import voc
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
-from ssd_lightning.data.formats.annotations import as_columns
+from ssd_lightning.data.formats.annotations import PictureAnnotation, as_columns
 from ssd_lightning.data.formats.findings import check_objects, refuse
 from ssd_lightning.data.formats.voc import ARCHIVE_OF, VOC, VOC_CLASSES, VOCFolder, read_xml
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 
 
+def read_one(path: str) -> PictureAnnotation:
+    """Read an xml file in a data folder of its own, which may have a folder of annotations."""
+    parent = Path(path).parent
+    return read_xml(path, DataFolder(parent.parent if parent.name.lower().startswith("annot") else parent))
+
+
 def one_sample(tmp_path: Path, objects: Sequence[Box], classes: Sequence[str] = ("cat", "dog"), **settings):
-    rows = [read_xml(str(write_pair(tmp_path, "a", objects, **settings)))]
+    rows = [read_one(str(write_pair(tmp_path, "a", objects, **settings)))]
     pictures = annotated_pictures(as_columns(rows, "voc"), classes)
     refuse(pictures.findings)
     return pictures[0]
@@ -110,14 +117,14 @@ def test_names_with_spaces_and_other_letters_and_a_path_of_another_computer(tmp_
     write_xml(tmp_path / "größe 1.xml")
     write_picture(tmp_path / "named.png")
     write_xml(tmp_path / "other.xml", filename="C:\\pictures\\named.png")
-    found = [read_xml(str(path)) for path in sorted(tmp_path.glob("*.xml"))]
+    found = [read_one(str(path)) for path in sorted(tmp_path.glob("*.xml"))]
     assert [Path(annotation.picture).name for annotation in found] == ["größe 1.JPG", "named.png"]
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
 def test_pictures_of_any_mode(tmp_path: Path, mode: str):
     write_picture(tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}", mode=mode)
-    pictures = annotated_pictures(as_columns([read_xml(str(write_xml(tmp_path / "a.xml")))], "voc"), ["cat"])
+    pictures = annotated_pictures(as_columns([read_one(str(write_xml(tmp_path / "a.xml")))], "voc"), ["cat"])
     assert pictures[0].image.shape == (20, 40, 3)
 
 
@@ -146,14 +153,14 @@ def test_a_bad_object_is_named_with_its_file(tmp_path: Path, objects, told: list
 def test_bad_files_are_named(tmp_path: Path):
     (tmp_path / "broken.xml").write_text("<annotation>")
     with pytest.raises(ValueError, match=r"broken\.xml: cannot be read as xml"):
-        read_xml(str(tmp_path / "broken.xml"))
+        read_one(str(tmp_path / "broken.xml"))
     with pytest.raises(ValueError, match=r"gone\.xml: expected an xml file"):
-        read_xml(str(tmp_path / "gone.xml"))
+        read_one(str(tmp_path / "gone.xml"))
     with pytest.raises(ValueError, match=r"alone\.xml: filename: expected a picture .*, got 'alone\.png'"):
-        read_xml(str(write_xml(tmp_path / "alone.xml")))
+        read_one(str(write_xml(tmp_path / "alone.xml")))
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"text\.png: cannot be read as a picture"):
-        read_xml(str(write_xml(tmp_path / "text.xml")))
+        read_one(str(write_xml(tmp_path / "text.xml")))
 
 
 def test_a_folder_without_either_side_is_refused(tmp_path: Path):
@@ -244,7 +251,7 @@ def test_the_size_that_the_xml_tells(tmp_path: Path):
     }
     for size, expected in answers.items():
         path.write_text(whole.replace("</annotation>", f"{size}</annotation>"))
-        found = check_objects(as_columns([read_xml(str(path))], "voc"), ["cat"])
+        found = check_objects(as_columns([read_one(str(path))], "voc"), ["cat"])
         assert [finding.text for finding in found] == [f"{path}: size: expected {text}" for text in expected], size
 
 
@@ -252,7 +259,7 @@ def test_fractions_of_pixels_and_spaces_around_words(tmp_path: Path):
     """As in VOC2012."""
     path = write_xml(tmp_path / "a.xml", [("\n cat ", " 1.5", "2.25 ", 10.75, 12)], difficult=[" 1\n"])
     write_picture(tmp_path / "a.png")
-    annotation = read_xml(str(path))
+    annotation = read_one(str(path))
     assert (annotation.names, annotation.boxes, annotation.difficult) == (["cat"], [(0.5, 1.25, 10.75, 12)], [True])
 
 
@@ -263,7 +270,7 @@ def test_xml_in_other_encodings(tmp_path: Path):
     for encoding in ("utf-8", "utf-16", "iso-8859-1"):
         header = f'<?xml version="1.0" encoding="{encoding}"?>'
         (tmp_path / "a.xml").write_bytes((header + text).encode(encoding))
-        assert read_xml(str(tmp_path / "a.xml")).names == ["Bär"]
+        assert read_one(str(tmp_path / "a.xml")).names == ["Bär"]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +281,7 @@ def test_xml_in_other_encodings(tmp_path: Path):
         b"<annotation>",
         b"<annotation>\xff</annotation>",
         b'<?xml version="1.0" encoding="klingon"?><annotation/>',
-        b'<?xml version="1.0" encoding="shift_jis"?><annotation/>',
+        '<?xml version="1.0" encoding="shift_jis"?><annotation>Ä</annotation>'.encode(),
         b"\x89PNG\r\n\x1a\n",
         b'{"images": []}',
     ],
@@ -283,7 +290,7 @@ def test_what_is_no_xml(tmp_path: Path, content: bytes):
     write_picture(tmp_path / "a.png")
     (tmp_path / "a.xml").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.xml: cannot be read as xml \("):
-        read_xml(str(tmp_path / "a.xml"))
+        read_one(str(tmp_path / "a.xml"))
 
 
 def test_a_folder_that_is_called_like_a_file(tmp_path: Path):
@@ -296,7 +303,7 @@ def test_a_folder_that_is_called_like_a_file(tmp_path: Path):
     data = VOCFolder(tmp_path)
     assert [path.name for path in (*data.train().paths, *data.val().paths)] == ["a.png", "b.bmp"]
     with pytest.raises(ValueError, match=r"b\.xml: cannot be read as xml \(.*directory"):
-        read_xml(str(tmp_path / "train" / "b.xml"))
+        read_one(str(tmp_path / "train" / "b.xml"))
 
 
 def test_hidden_files_are_passed_over(tmp_path: Path):
@@ -312,15 +319,15 @@ def test_hidden_files_are_passed_over(tmp_path: Path):
 def test_a_picture_of_any_kind_beside_its_xml_or_in_jpegimages(tmp_path: Path, stem: str, suffix: str):
     path = write_xml(tmp_path / "Annotations" / f"{stem}.xml", filename="another name.png")
     picture = write_picture(tmp_path / "JPEGImages" / f"{stem}{suffix}")
-    assert read_xml(str(path)).picture == str(picture)
+    assert read_one(str(path)).picture == str(picture)
     picture = write_picture(tmp_path / "Annotations" / f"{stem}{suffix}", 5, 6)
-    assert (read_xml(str(path)).picture, read_xml(str(path)).size) == (str(picture), (6, 5))
+    assert (read_one(str(path)).picture, read_one(str(path)).size) == (str(picture), (6, 5))
 
 
 def test_a_picture_of_one_pixel(tmp_path: Path):
     write_picture(tmp_path / "a.png", 1, 1)
     path = write_xml(tmp_path / "a.xml", [("cat", 1, 1, 1, 1)])
-    sample = annotated_pictures(as_columns([read_xml(str(path))], "voc"), ["cat"])[0]
+    sample = annotated_pictures(as_columns([read_one(str(path))], "voc"), ["cat"])[0]
     assert sample.image.shape == (1, 1, 3)
     assert sample.boxes.tolist() == [[0, 0, 1, 1]]
 
@@ -407,6 +414,197 @@ def test_what_skip_leaves_out_of_a_folder(tmp_path: Path, caplog: pytest.LogCapt
     np.testing.assert_allclose(clipped.truth(0).boxes, [[0, 0, 9 / 40, 9 / 20], [29 / 40, 0, 1, 9 / 20]])
 
 
+# --- what tools write ---
+
+
+def annotation(path: Path, content: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"<annotation>{content}</annotation>", encoding="utf-8")
+    return str(path)
+
+
+def bndbox(*edges: int) -> str:
+    tags = ("xmin", "ymin", "xmax", "ymax")
+    return f"<bndbox>{''.join(f'<{t}>{e}</{t}>' for t, e in zip(tags, edges, strict=True))}</bndbox>"
+
+
+def test_several_boxes_of_one_object_are_several_objects(tmp_path: Path):
+    write_picture(tmp_path / "a.png")
+    thing = f"<object><name>car</name>{bndbox(1, 1, 9, 9)}{bndbox(2, 2, 8, 8)}</object>"
+    found = read_one(annotation(tmp_path / "a.xml", thing))
+    assert (found.names, found.boxes) == (["car", "car"], [(0, 0, 9, 9), (1, 1, 8, 8)])
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (f"<object><name>car</name><name>bus</name>{bndbox(1, 1, 9, 9)}</object>", "object 1: name: .*'car', 'bus'"),
+        ("<filename>a.png</filename><filename>b.png</filename>", "filename: .*'a.png', 'b.png'"),
+        ("<size><width>40</width></size><size><width>50</width></size>", "size/width: .*'40', '50'"),
+        (f"<object><name>car</name><difficult>2</difficult>{bndbox(1, 1, 9, 9)}</object>", "difficult: .*got '2'"),
+    ],
+)
+def test_elements_that_disagree(tmp_path: Path, content: str, told: str):
+    write_picture(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=rf"a\.xml.*{told}"):
+        read_one(annotation(tmp_path / "a.xml", content))
+
+
+def test_the_same_element_twice_says_one_thing(tmp_path: Path):
+    write_picture(tmp_path / "a.png")
+    size = "<size><width>40.0</width><height>20</height></size>"
+    thing = f"<object><name>car</name><name>car</name><difficult>True</difficult>{bndbox(1, 1, 9, 9)}</object>"
+    found = read_one(annotation(tmp_path / "a.xml", size * 2 + thing))
+    assert (found.names, found.told_size, found.difficult) == (["car"], (20, 40), [True])
+
+
+@pytest.mark.parametrize(
+    ("xml", "picture"),
+    [
+        ("Annotations/cam1/0.xml", "JPEGImages/cam1/0.png"),
+        ("annotations/0.xml", "images/0.png"),
+        ("annots/0.xml", "images/0.png"),
+        ("set/labels/0.xml", "set/images/0.png"),
+        ("0.xml", "images/0.png"),
+        ("0.xml", "0.Png"),
+        ("a.xml", "0.PNG"),
+        ("labels/a.xml", "somewhere/else/0.png"),
+        ("0.png.xml", "0.png"),
+    ],
+)
+def test_where_a_picture_may_be(tmp_path: Path, xml: str, picture: str):
+    Image.new("RGB", (40, 20)).save(write_picture(tmp_path / "x.png").parent / "x.png")
+    (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "x.png").rename(tmp_path / picture)
+    path = write_xml(tmp_path / xml, filename="0.png")
+    assert read_xml(str(path), DataFolder(tmp_path)).picture == str(tmp_path / picture)
+
+
+def test_a_picture_that_may_be_several(tmp_path: Path):
+    for place in ("one", "two"):
+        write_picture(tmp_path / place / "0.png")
+    path = str(write_xml(tmp_path / "labels" / "a.xml", filename="0.png"))
+    with pytest.raises(ValueError, match=r"filename: .*got '0\.png', which may be one/0\.png, two/0\.png"):
+        read_xml(path, DataFolder(tmp_path))
+
+
+def test_a_name_and_a_filename_of_two_pictures(tmp_path: Path):
+    for stem in "ab":
+        write_picture(tmp_path / f"{stem}.png")
+    with pytest.raises(ValueError, match=r"a\.xml: filename: expected .* a\.png, got b\.png"):
+        read_one(str(write_xml(tmp_path / "a.xml", filename="b.png")))
+
+
+def test_lists_with_folders_and_suffixes(tmp_path: Path):
+    for stem in ("cam1/0", "cam2/0", "1", "2"):
+        write_xml(tmp_path / "Annotations" / f"{stem}.xml")
+        write_picture(tmp_path / "JPEGImages" / f"{stem}.png")
+    lists = tmp_path / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "Train.txt").write_text("cam1/0\r\ncam2\\0.jpg\r\n", encoding="utf-16")
+    (lists / "val.txt").write_text("1.png\nJPEGImages/2.png\n")
+    data = VOCFolder(tmp_path)
+    names = [
+        [str(path.relative_to(tmp_path / "JPEGImages")) for path in side.paths] for side in (data.train(), data.val())
+    ]
+    assert names == [["cam1/0.png", "cam2/0.png"], ["1.png", "2.png"]]
+
+
+def test_a_list_that_leads_out_of_the_folder(tmp_path: Path):
+    write_pair(tmp_path, "secret", [("cat", 1, 1, 9, 9)])
+    write_year(tmp_path, "2007", {"train": ["a"], "val": ["b"]})
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    for line in ("../../../secret", str(tmp_path / "secret")):
+        (root / "ImageSets" / "Main" / "val.txt").write_text(f"{line}\n")
+        with pytest.raises(ValueError, match=r"secret\.xml: expected a file inside"):
+            refuse(VOCFolder(root).val().findings)
+
+
+def test_lists_of_one_class_are_the_split(tmp_path: Path):
+    write_year(tmp_path, "2007", {"all": list("abcd")})
+    root = tmp_path / "VOCdevkit" / "VOC2007"
+    (root / "ImageSets" / "Main" / "all.txt").unlink()
+    for name, lines in {"dog_train": "a  1\nb -1", "cat_train": "a -1\nb  1\nc  0", "dog_val": "d  1"}.items():
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text(lines)
+    data = VOCFolder(root)
+    assert (stems(data.train()), stems(data.val())) in ((["a", "b", "c"], ["d"]), (["c", "a", "b"], ["d"]))
+    own = VOCFolder(root, train="dog_train", val=["dog_val", "cat_train.txt"])
+    assert (stems(own.train()), stems(own.val())) == (["a", "b"], ["d", "a", "b", "c"])
+    with pytest.raises(ValueError, match=r"data\.val: .*cat_train, dog_train, dog_val.*got nothing"):
+        VOCFolder(root, train="dog_train", val="nothing").train()
+    with pytest.raises(ValueError, match=r"train, val: expected"):
+        VOCFolder(root, train="dog_train")
+
+
+def test_lists_that_are_no_split_are_not_drawn_over(tmp_path: Path):
+    write_year(tmp_path, "2007", {"mine": ["a", "b"], "other": ["c"]})
+    with pytest.raises(ValueError, match=r"data\.root: expected lists .* got mine, other .*Try data\.train"):
+        VOCFolder(tmp_path / "VOCdevkit" / "VOC2007").train()
+
+
+def test_any_list_of_voc_can_be_named(tmp_path: Path):
+    write_year(tmp_path, "2007", {"train": ["a", "b"], "car_train": ["a"], "my list": ["b"]})
+    data = VOC(tmp_path, ["2007/car_train"], ["2007/my list"])
+    data.prepare()
+    assert (stems(data.train()), stems(data.val())) == (["a"], ["b"])
+    with pytest.raises(ValueError, match=r"^val: .*got '\.\./2007'"):
+        VOC(tmp_path, ["2007/train"], ["../2007"])
+
+
+def test_folders_of_a_split_below_the_annotations(tmp_path: Path):
+    for name in ("train/a", "val/b", "train/c"):
+        write_xml(tmp_path / "Annotations" / f"{name}.xml")
+        write_picture(tmp_path / "images" / f"{name}.png")
+    data = VOCFolder(tmp_path)
+    assert (stems(data.train()), stems(data.val())) == (["a", "c"], ["b"])
+
+
+def test_a_drawn_split_has_its_share_of_each_class(tmp_path: Path):
+    for number in range(40):
+        write_pair(tmp_path, f"{number:02}", [("rare" if number < 10 else "usual", 1, 1, 9, 9)])
+    for seed in range(3):
+        assert np.bincount(VOCFolder(tmp_path, seed=seed).val().labels).tolist() == [0, 2, 6]
+
+
+def test_hidden_xml_and_pictures_without_xml(tmp_path: Path):
+    for split in ("train", "val"):
+        write_pair(tmp_path / split, split)
+        (tmp_path / split / ".ipynb_checkpoints").mkdir()
+        (tmp_path / split / ".ipynb_checkpoints" / "0-checkpoint.xml").write_text("<foo/>")
+        write_picture(tmp_path / split / "alone.png")
+    (remark,) = VOCFolder(tmp_path).train().remarks
+    assert remark.kind == "unannotated"
+    assert "train/alone.png" in remark.text
+    assert "2 " in remark.text
+
+
+def test_folders_that_are_links(tmp_path: Path):
+    for split in ("train", "val"):
+        write_pair(tmp_path / "store" / split, split)
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "first").symlink_to(tmp_path / "store" / "train", target_is_directory=True)
+    (tmp_path / "data" / "val").symlink_to(tmp_path / "store" / "val", target_is_directory=True)
+    data = VOCFolder(tmp_path / "data")
+    assert data.train().paths == [tmp_path / "data" / "train" / "first" / "train.png"]
+    assert data.val().paths == [tmp_path / "data" / "val" / "val.png"]
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "big5", "euc-kr"])
+def test_xml_in_encodings_of_several_bytes(tmp_path: Path, encoding: str):
+    write_picture(tmp_path / "a.png")
+    name = "가" if encoding == "euc-kr" else "中"
+    thing = f"<object><name>{name}</name>{bndbox(1, 1, 9, 9)}</object>"
+    text = f'<?xml version="1.0" encoding="{encoding}"?><annotation>{thing}</annotation>'
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    assert read_one(str(tmp_path / "a.xml")).names == [name]
+
+
+def test_xml_that_declares_utf_16_and_is_utf_8(tmp_path: Path):
+    write_picture(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_bytes('<?xml version="1.0" encoding="utf-16"?><annotation>ä</annotation>'.encode())
+    assert read_one(str(tmp_path / "a.xml")).names == []
+
+
 # --- VOC itself ---
 
 
@@ -480,7 +678,7 @@ def test_boxes_are_cut_and_difficult_objects_kept_as_in_the_paper(tmp_path: Path
 )
 @pytest.mark.parametrize("side", ["train", "val"])
 def test_parts_that_there_are_not(part: str, side: str):
-    with pytest.raises(ValueError, match=rf"^{side}: expected some of 2007/train, .*2012/trainval, got '{part}'$"):
+    with pytest.raises(ValueError, match=rf"^{side}: expected some of 2007/train, .*2012/trainval, .*, got '{part}'$"):
         VOC("nowhere", **{side: ["2007/train", part]})
 
 
@@ -665,7 +863,7 @@ def test_pictures_of_voc_2007_in_their_own_layout(root: Path):
     data = VOC(root, train=["2007/train"], val=["2007/val"], fix=None)
     data.prepare()
     assert (len(data.train()), len(data.val())) == (350, 150)
-    train, val, findings = data.annotations
+    train, val, findings, _ = data.annotations
     assert [*findings, *check_objects(train, data.classes), *check_objects(val, data.classes)] == []
     assert {path.suffix for path in data.train().paths} == {".jpg"}
     for index in range(0, 350, 50):
