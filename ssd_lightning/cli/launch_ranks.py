@@ -1,9 +1,10 @@
 """The start and the end of the ranks of a machine.
 
-The first rank starts the other ranks, and all ranks end together. Lightning's launcher repeats the command line: that
-composes the config anew, creates a second run folder, and ends all ranks by SIGKILL when one fails. torchrun adds an
-agent and a report of some twenty lines to every failure. Here each rank runs the config saved in the run folder, and a
-rank that fails reports its reason before the first rank ends with exit code 1.
+The first rank starts the other ranks, and all ranks end together. Each rank runs the config saved in the run folder.
+A rank that fails reports its reason before the first rank ends with exit code 1.
+
+Lightning's launcher repeats the command line, which composes the config anew and creates a second run folder. It also
+ends all ranks by SIGKILL when one fails. torchrun adds an agent and a report of some twenty lines to every failure.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """The rank of this process. Nothing heavy is imported, so that the rank is known at once.
 
-A run on several devices has one process, a rank, for each device. Either torchrun or SLURM starts all ranks with the
-same command line, or the first rank of a machine starts the others: see :mod:`ssd_lightning.cli.launch_ranks`.
+A run on several devices has one process, a rank, for each device. torchrun or SLURM starts all ranks with the same
+command line. Otherwise the first rank starts the other ranks: see :mod:`ssd_lightning.cli.launch_ranks`.
 """
 
 import os

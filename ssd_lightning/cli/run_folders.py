@@ -72,13 +72,13 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
     """Expand ``resume=<run folder>`` to the arguments that continue the run in that folder, with its saved config.
 
     A run without a checkpoint starts from its beginning, so that a job that was killed early can be queued again.
-    ``resume=auto`` continues the run in ``hydra.run.dir`` if there is one, and starts it otherwise. It accepts the
-    arguments that the run was started with, so that a script for a cluster has one command line. Other arguments stay
-    and override the saved config.
+    ``resume=auto`` continues the run in ``hydra.run.dir`` if there is one, and starts a run there otherwise. The
+    arguments of the first start may be repeated, so that a script for a cluster has one command line. Other arguments
+    stay and override the saved config.
 
     Raises:
-        ValueError: if the folder holds no run, its config names what is not trusted, or an argument would change what
-            is being trained.
+        ValueError: if the folder holds no run, its config names untrusted code, or an argument would change the
+            training.
     """
     resumed = [overrides.value_of(argument) for argument in arguments if argument.startswith("resume=")]
     if not resumed or not resumed[-1]:
