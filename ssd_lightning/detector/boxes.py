@@ -30,7 +30,7 @@ def pairwise_iou(
     """Compute the IoU of each box (xyxy) with each of the others of its image.
 
     The IoU of two empty boxes is 0. The function is not differentiable. Its numbers are those of
-    :func:`torchvision.ops.box_iou`, at three times the speed on a CPU: the long axis stays last, and memory is reused.
+    :func:`torchvision.ops.box_iou`, at three times the speed on a CPU. The long axis stays last, and memory is reused.
 
     Args:
         boxes: for each image.
@@ -38,8 +38,7 @@ def pairwise_iou(
     """
     left, top, right, bottom = boxes.unsqueeze(-1).unbind(dim=-2)
     other_left, other_top, other_right, other_bottom = others.mT.contiguous().unsqueeze(-3).unbind(dim=-2)
-    # Two arrays of all pairs are reused, because glibc returns large blocks to the system and allocating them again
-    # costs more than the arithmetic.
+    # Two arrays of all pairs are reused. A new allocation of such large blocks would cost more than the arithmetic.
     iou, scratch = torch.minimum(right, other_right), torch.maximum(left, other_left)
     width = iou.sub_(scratch).clamp_(min=0)
     height = torch.minimum(bottom, other_bottom, out=scratch).sub_(torch.maximum(top, other_top)).clamp_(min=0)

@@ -65,14 +65,14 @@ class DefaultBoxes:
 
     Args:
         scales: fractions of the image, ascending; one more than there are levels.
-        aspect_ratios: for each level its ratios above 1, without the squares and the inverse ratios, which are added;
-            or a rule for any number of levels.
-        steps: for each level, the pixels between two cells. The centre of cell i is then at (i + ½) · step / image
-            size, as the authors' released weights need it: in SSD300, 38 cells of 8 pixels are not 300 pixels.
+        aspect_ratios: the ratios above 1 of each level, or a rule for any number of levels. Squares and inverse
+            ratios are added.
+        steps: number of pixels between two cells of each level. The centre of cell i is then at (i + ½) · step /
+            image size, as the authors' released weights need it. (In SSD300, 38 cells of 8 pixels are not 300 pixels.)
             ``None``: the centre of cell i is at (i + ½) / cells.
         clip: ``None`` leaves the boxes as they are, as in the authors' code. "border" cuts them at the border of the
-            image. "size" limits width and height to those of the image, as torchvision's released weights need it.
-            "centre_and_size" also moves centres into the image, as the weights of amdegroot/ssd.pytorch need it.
+            image. "size" limits width and height to those of the image, for torchvision's released weights.
+            "centre_and_size" also moves centres into the image, for the weights of amdegroot/ssd.pytorch.
     """
 
     def __init__(

@@ -45,8 +45,8 @@ class MultiBoxLoss(nn.Module):
         with torch.autocast(predictions.logits.device.type, enabled=False):
             normalizer = _positives_per_rank(positive) if self.training else positive.sum().float().clamp(min=1)
             classification = self.classification(predictions.logits.float(), matches.labels) / normalizer
-            # A default box without an object is its own target: with a target that is not finite, the loss would be
-            # masked, but its gradient would be 0 · inf.
+            # A default box without an object is its own target. The loss would be masked with any target, but the
+            # gradient of a target that is not finite would be 0 · inf.
             targets = torch.where(positive.unsqueeze(-1), matches.boxes, cxcywh_to_xyxy(default_boxes))
             boxwise = self.localization(predictions.offsets.float(), targets, default_boxes)
             localization = torch.where(positive, boxwise, 0).sum() / normalizer
@@ -152,8 +152,8 @@ SMALLEST_AREA = 1e-12
 class BoxIoULoss(nn.Module):
     """1 - GIoU, DIoU or CIoU of the decoded boxes: arXiv 1902.09630 and 1911.08287.
 
-    The losses of ``torchvision.ops`` index by a mask, for which a GPU waits, and add 1e-7 to areas, which in fractions
-    of the image is a small object's area.
+    The losses of ``torchvision.ops`` index by a mask, for which a GPU waits. They also add 1e-7 to areas, which is the
+    area of a small object in fractions of the image.
     """
 
     def __init__(self, kind: Literal["giou", "diou", "ciou"] = "giou") -> None:
@@ -197,8 +197,8 @@ def _area(size: Float[Tensor, "*batch boxes 2"]) -> Float[Tensor, "*batch boxes"
 class MeanOverBoxesLoss(nn.Module):
     """The plain loss of d2l.ai, section 14.7, without mining and without N.
 
-    It is the cross-entropy averaged over all default boxes, plus the L1 loss averaged over all offsets, where default
-    boxes that are not positive count as 0.
+    The loss is the mean cross-entropy over all default boxes, plus the mean L1 loss over all offsets. The L1 loss is 0
+    for default boxes that are not positive.
     """
 
     def forward(self, predictions: Predictions, matches: Matches, default_boxes: Float[Tensor, "boxes 4"]) -> Losses:
@@ -245,7 +245,7 @@ def cross_entropy(
 def _positives_per_rank(positive: Bool[Tensor, "batch boxes"]) -> Float[Tensor, ""]:
     """Return the number of positives of all ranks, at least 1, divided by the number of ranks.
 
-    DDP averages the gradients of the ranks, so dividing each rank's loss by this number divides the summed gradient by
-    the number of positives of all ranks.
+    DDP averages the gradients of the ranks. If each rank divides its loss by this number, the summed gradient is
+    divided by the number of positives of all ranks.
     """
     return collectives.all_reduce_sum(positive.sum().float()).clamp(min=1) / collectives.world_size()

@@ -21,8 +21,8 @@ MakeHead = Callable[[list[int], list[int], int], nn.Module]
 class SSD(nn.Module):
     """Single Shot MultiBox Detector, section 2.1 of arXiv 1512.02325.
 
-    A dry run at ``image_size`` gives the channels and grids of the backbone's feature maps. Extra layers follow until
-    there are as many levels as ``default_boxes`` has, so that any backbone can be combined with any default boxes.
+    A dry run at ``image_size`` gives the channels and grids of the backbone's feature maps. Extra layers
+    follow for the other levels of ``default_boxes``, so that any backbone can be combined with any default boxes.
 
     Args:
         backbone: maps pictures (B, 3, H, W) in 0 … 255 to a list of feature maps, finest first.

@@ -13,7 +13,8 @@ from ssd_lightning.structures import Detections, Predictions
 BLOCK = 128
 """Number of candidates that are suppressed at once.
 
-128 keep a GPU busy, and the pairs of a batch still fit in a CPU's cache: there, 256 take more than twice as long.
+128 candidates keep a GPU busy, and the pairs of a batch still fit in a CPU's cache. On a CPU, 256 candidates take more
+than twice as long.
 """
 
 

@@ -28,8 +28,8 @@ LAYERS = [f"conv{stage}_{number}" for stage, widths in enumerate(WIDTHS, 1) for 
 class VGG16(nn.Module):
     """Backbone with two feature maps, normalized conv4_3 and fc7, whose grids at 300×300 pixels are 38 and 19.
 
-    The third pooling rounds up and the fifth keeps the grid. fc6 and fc7 are convolutions; fc6 is dilated, for the
-    receptive field of the fully connected layer.
+    The third pooling rounds up, and the fifth pooling keeps the grid. fc6 and fc7 are convolutions. fc6 is dilated, for
+    the receptive field of the fully connected layer.
 
     Args:
         weights: torchvision's name, such as ``IMAGENET1K_FEATURES``, from which the paper starts; or a file in the
