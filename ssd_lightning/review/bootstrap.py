@@ -43,7 +43,7 @@ def compare_runs(
 
     Args:
         run_a: run folder, or file of stored detections.
-        run_b: the other.
+        run_b: run folder or stored detections of the other run.
         iou_threshold: lowest IoU at which a detection finds an object.
         resamples: number of draws.
         confidence: share of the differences inside the interval, between 0 and 1.
@@ -80,7 +80,7 @@ def compare_settings(
     Each draw takes pictures with replacement and scores all runs on them, as :func:`compare_runs`. To the difference of
     the two means it adds a chance deviation of the seeds: Student's t with n_a + n_b − 2 degrees of freedom, times the
     standard error of the difference from the pooled variance of the runs of each setting. Drawing the runs themselves
-    would be too sure: of 2 seeds each, the two of one setting are both better by chance in one case of three.
+    would be too sure. With two seeds each, both runs of one setting are the better ones by chance in one case of three.
 
     Args:
         runs_a: runs of one setting, which differ in the seed alone: run folders, or files of stored detections.
@@ -132,8 +132,8 @@ def compare_classes(
 ) -> pd.DataFrame:
     """Compare the average precision (VOC, area) of each class by a paired bootstrap; see :func:`compare_runs`.
 
-    With many classes, some differ by chance: at 95% confidence, ``holds on other pictures`` is wrong for 1 class in 20
-    that neither run is better at.
+    With many classes, some classes differ by chance. At 95% confidence, ``holds on other pictures`` is wrong for 1 in
+    20 of the classes on which the runs are equally good.
 
     Args:
         a: stored detections of a run.

@@ -125,9 +125,9 @@ def write_comparison(
 ) -> Findings:
     """Write an HTML page about all runs in or below some folders.
 
-    The page has a table of the runs, the failures with their reasons, mean and deviation over seeds, learning curves,
-    score against cost, and the importance of the settings. It compares two runs on the same pictures: the best run with
-    ``baseline``; without a baseline, with the best run that differs from it in more than the seed.
+    The page has a table of the runs, the failures with their reasons, and mean and deviation over seeds. Figures show
+    learning curves, score against cost, and the importance of the settings. The page also compares the best run with
+    ``baseline`` on the same pictures. Default: the best run whose settings differ in more than the seed.
 
     Args:
         folders: as for :func:`ssd_lightning.review.load_runs`.
@@ -139,8 +139,8 @@ def write_comparison(
         pictures: highest number of pictures.
 
     Raises:
-        ValueError: if there are no runs, no run has scores, ``score`` is not a column of numbers, or ``baseline`` is
-            not a finished run with stored detections.
+        ValueError: if there are no runs with scores, ``score`` is not a column of numbers, or ``baseline`` is not a
+            finished run with stored detections.
     """
     runs = _load(folders, baseline)
     if score not in runs.columns and not (runs["status"] == FINISHED).any():

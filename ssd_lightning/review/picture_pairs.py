@@ -96,8 +96,8 @@ def picture_differences(
 ) -> Float[np.ndarray, " pictures"]:
     """Measure how much two runs differ on each picture.
 
-    The measure is the number of objects that only one run finds, plus the difference between the runs in the sum of
-    the scores of false detections.
+    The measure is a sum: the number of objects that only one run finds, and the difference between the total scores of
+    the false detections of both runs.
     """
     weights = np.zeros(pictures)
     is_found_once = (errors_a.object_causes == FOUND) != (errors_b.object_causes == FOUND)

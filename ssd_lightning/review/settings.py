@@ -25,9 +25,8 @@ def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str
     Any grouping explains something by chance, and groups of one run each explain everything. Compare ``explained``
     with ``by chance``, or read ``beyond chance``. With fewer than about ten runs, only believe large values.
 
-    The table does not show settings that only work together, nor values that were not tried. In a search that favours
-    good values, as Optuna's, or in a grid with holes, a setting also gets the credit of the settings that changed
-    with it.
+    The table does not show settings that only work together, nor values that were not tried. A setting also gets the
+    credit of settings that changed with it: in a search that favours good values, as Optuna's, or in a grid with holes.
 
     Args:
         runs: the table of :func:`load_runs`. Only finished runs with the score are used.
@@ -118,8 +117,8 @@ def _explained(scores: Float[np.ndarray, " runs"], grouping: _Grouping, more_is_
 def over_seeds(runs: pd.DataFrame, scores: Sequence[str] = ("map_50", "map")) -> pd.DataFrame:
     """Compute mean and standard deviation over the runs that differ in nothing but ``seed``.
 
-    (The table that a sweep prints has the same numbers. It is made without pandas and from the command lines of the
-    jobs, since the process that starts a sweep must stay small.)
+    (The table that a sweep prints has the same numbers. That table is made without pandas, since the process that
+    starts a sweep must stay small.)
 
     Args:
         runs: the table of :func:`ssd_lightning.review.load_runs`, with ``seed`` among its settings. Only finished
