@@ -2,8 +2,8 @@
 
 Why no ``+ 1``: VOC writes a box as its first and last pixel, both inside, so the devkit takes the width of pixels
 3 … 7 as 7 − 3 + 1 = 5. Here a box is its edges, and the same five pixels lie between the edges 2 and 7, 7 − 2 = 5.
-With every 1-based inclusive box (a, b) stored as the edges (a − 1, b), all widths, heights, intersections and unions
-equal those of the devkit, and so does each IoU. Edges, unlike pixel numbers, can also be scaled to fractions.
+Every 1-based inclusive box (a, b) is stored as the edges (a − 1, b). So widths, heights, intersections, unions and IoUs
+equal those of the devkit. Edges, unlike pixel numbers, can also be scaled to fractions.
 """
 
 from typing import NamedTuple
@@ -31,10 +31,14 @@ class Assignments(NamedTuple):
 def assign_detections(detections: DetectionRecords, objects: ObjectRecords, iou_threshold: float = 0.5) -> Assignments:
     """Decide for each detection whether it is true, false or ignored, by the rules of ``VOCevaldet.m``.
 
-    A detection belongs to the object of its image and class with the highest IoU (the first among equals), even if
-    that object is claimed already. With IoU ≥ ``iou_threshold`` the detection is ignored if the object is difficult,
-    true if no detection with a higher score has claimed the object, and false otherwise. Below the threshold it is
-    false.
+    A detection belongs to the object of its image and class with the highest IoU, even if that object is claimed
+    already. (The first object wins if several have this IoU.) A detection with IoU ≥ ``iou_threshold`` is:
+
+    * ignored if the object is difficult,
+    * true if no detection with a higher score has claimed the object,
+    * false otherwise.
+
+    A detection with a lower IoU is false.
 
     The records are not checked here; call :func:`check_records` before.
     """

@@ -27,10 +27,10 @@ from ssd_lightning.structures import DetectionRecords, ObjectRecords
 RECALL_LEVELS = np.arange(11) / 10
 """Recall levels 0, 0.1, …, 1 of the 11-point average, each the float nearest to the decimal.
 
-A recall of 3 objects out of 10 then equals level 0.3, as in the definition and in the evaluation of SSD's Caffe code
-(``recall < j / 10.``). Steps of 0.1 add up to 0.30000000000000004, both in the devkit's ``0:0.1:1`` and in
-``np.arange(0, 1.1, 0.1)`` of its Python ports (these also miss 0.6 and 0.7). There such a recall falls short of the
-level. The difference matters only for a recall of exactly 0.3, and little when there are many objects.
+A recall of 3 objects out of 10 then equals level 0.3, as in the evaluation of SSD's Caffe code (``recall < j / 10.``).
+The devkit's ``0:0.1:1`` has the level 0.30000000000000004 instead, of which such a recall falls short. The same holds
+for ``np.arange(0, 1.1, 0.1)`` in Python ports, which also miss 0.6 and 0.7. The difference matters only for a recall of
+exactly 0.3, and little when there are many objects.
 """
 
 
@@ -79,8 +79,8 @@ def voc_average_precision(
     :mod:`ssd_lightning.scoring.assignment` for the unit of the boxes and for the detections that count as true.
 
     Raises:
-        ValueError: if columns differ in length, a box or score is not finite, the edges of a box are swapped, a label
-            is outside 1 … ``num_classes``, ``iou_threshold`` is outside (0, 1], or ``interpolation`` is unknown.
+        ValueError: if columns differ in length, a box or score is not finite, or the edges of a box are swapped. Also
+            if a label is outside 1 … ``num_classes``, ``iou_threshold`` outside (0, 1], or ``interpolation`` unknown.
     """
     curves, num_objects = precision_recall_curves(detections, objects, num_classes, iou_threshold)
     return average_curves(curves, num_objects, interpolation)
@@ -170,17 +170,17 @@ def coco_average_precision(
     (The other scores are the same in any unit.) Only the best ``max_detections`` per image and class count.
 
     VOC's difficult objects are passed as ``iscrowd``, COCO's only flag for "neither found nor missed". COCO then
-    forgives more than VOC does. The overlap with a crowd is the share of the *detection* inside it, so a small box in a
-    large difficult object is ignored at an IoU that VOC counts as false. A detection also prefers an ordinary object
-    to a crowd, even if the crowd overlaps more. Without difficult objects in the truth, their detections would be
-    false; as ordinary objects they would have to be found.
+    forgives more than VOC does. The overlap with a crowd is the share of the *detection* inside the crowd. So a small
+    box in a large difficult object is ignored, where VOC counts a false detection. A detection also prefers an ordinary
+    object to a crowd, even if the crowd overlaps more. Without difficult objects in the truth, their detections would
+    be false; as ordinary objects they would have to be found.
 
     Returns:
-        COCO's twelve figures, 0 … 1: ``map`` (mean over IoU 0.50, 0.55, …, 0.95), ``map_50``, ``map_75``,
-        ``map_small``, ``map_medium``, ``map_large``, ``mar_1``, ``mar_10`` and ``mar_100`` (recall with so many
-        detections; the last is ``max_detections``, and lower numbers replace the others if it is lower), ``mar_small``,
-        ``mar_medium`` and ``mar_large``. For each of them its values by class, as ``map_per_class``: an array whose
-        index 0 is class 1. NaN where there is no object to score.
+        COCO's twelve figures, 0 … 1. Precision: ``map`` (mean over IoU 0.50, 0.55, …, 0.95), ``map_50``, ``map_75``,
+        ``map_small``, ``map_medium`` and ``map_large``. Recall with so many detections: ``mar_1``, ``mar_10`` and
+        ``mar_100``, where ``max_detections`` replaces 100, and 10 if it is lower. Recall by size: ``mar_small``,
+        ``mar_medium`` and ``mar_large``. Each figure also has its values by class, as ``map_per_class``: an array
+        whose index 0 is class 1. NaN where there is no object to score.
 
     Raises:
         ValueError: as :func:`voc_average_precision` for records, and if ``max_detections`` is less than 1.
@@ -218,8 +218,7 @@ def coco_average_precision(
     # COCO writes -1 for "undefined".
     scores.update({key: float(result[key]) for key in keys if result[key] >= 0})
     classes = result["classes"].numpy().reshape(-1)  # A single class comes as a scalar.
-    # Both arrays end with the axes areas (0: all) and numbers of detections, after IoU thresholds, recall levels (of
-    # precision alone) and classes.
+    # Axes: IoU thresholds, recall levels (of precision alone), classes, areas (0: all) and numbers of detections.
     precision, recall = result["precision"].numpy(), result["recall"].numpy()
     parts = {"map": precision[..., 0, -1], "map_50": precision[:1, ..., 0, -1], "map_75": precision[5:6, ..., 0, -1]}
     parts |= {f"mar_{number}": recall[..., 0, place] for place, number in enumerate(numbers)}

@@ -21,9 +21,9 @@ def confusion_matrix(
     """Count objects and detections by the label of the truth (row) and of the detection (column); 0 is background.
 
     Detections with at least ``score_threshold`` are matched in the order of their scores; equal scores keep their
-    order. Each detection takes the free object of its image with the highest IoU (the first among equals) of any
-    class, if that IoU is at least ``iou_threshold``. A detection without an object is counted in row 0, and an object
-    without a detection in column 0. The background itself is not counted: [0, 0] is 0.
+    order. Each detection takes the free object of its image with the highest IoU, of any class, if that IoU is at least
+    ``iou_threshold``. (The first object wins if several have this IoU.) A detection without an object is counted in row
+    0, and an object without a detection in column 0. The background itself is not counted: [0, 0] is 0.
 
     Difficult objects are neither found nor missed. They always stay free, and their detections are not counted. So a
     row adds up to the objects of its class that count.

@@ -95,8 +95,10 @@ def find_errors(
     * background: none of these.
 
     (The code of TIDE tests localisation first. A well-placed detection of the wrong class would then be blamed on a
-    neighbour of its own class that it touches.) An object that was not found has the cause ``classification`` or
-    ``localisation`` of its best detection with one of these causes; without such a detection it is ``missed``.
+    neighbour of its own class.)
+
+    An object that was not found has the cause of its best detection with ``classification`` or ``localisation``. An
+    object without such a detection is ``missed``.
 
     Difficult objects are neither found nor missed. A false detection can still be assigned to a difficult object.
 
@@ -215,9 +217,9 @@ def cost_in_ap(
     """Compute by how much the mean AP (VOC, area) would rise if the errors of one cause were mended.
 
     Errors are mended as in TIDE, section 2.3. A detection of the wrong class gets the right class, and a badly placed
-    detection the box of its object, if no other detection finds that object or is mended into it with a higher score;
-    otherwise the detection is removed. Detections with any other cause are removed. Missed objects are removed from the
-    truth. (A class that loses all its objects has AP 0, since nothing was found.)
+    detection gets the box of its object. The detection is removed if another detection finds that object, or would find
+    it with a higher score after mending. Detections with any other cause are removed. Missed objects are removed from
+    the truth. (A class that loses all its objects has AP 0, since nothing was found.)
 
     Costs do not add up to the AP that is missing to 1: with one cause gone, others weigh more.
 

@@ -81,7 +81,7 @@ def why_missed(
     Returns:
         A row for each object that is not found; the index is its row in ``objects``. Columns: ``image_id``, ``label``,
         ``side`` (√area in pixels of the network's input), ``cause`` (see
-        :func:`ssd_lightning.scoring.find_errors`), ``reason``, categorical, so that ``value_counts()`` has all reasons,
+        :func:`ssd_lightning.scoring.find_errors`), ``reason`` (categorical: ``value_counts()`` has all reasons),
         and the numbers of :class:`Misses`.
 
     Raises:
@@ -139,10 +139,10 @@ def find_reasons(
 ) -> Misses:
     """Find the reasons why objects of a batch were missed.
 
-    A default box would find an object if it scores the object's class above the threshold and its decoded box has
-    IoU ≥ ``iou_threshold``. If there are such boxes, the reason is the last step that any of them reached: the best of
-    the class, suppression, the best of the picture. Otherwise the reason is the first of these that applies: no default
-    box overlaps the object enough, scored as background or as another class, placed badly.
+    A default box would find an object if it scores the object's class above the threshold and its decoded box has IoU ≥
+    ``iou_threshold``. Where such boxes exist, the reason is the last step that one of these boxes reached: best of the
+    class, suppression, best of the picture. Otherwise the reason is the first that applies: no default box overlaps the
+    object enough, scored as background or as another class, placed badly.
 
     Args:
         predictions: of the network.

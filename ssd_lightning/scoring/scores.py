@@ -140,7 +140,7 @@ NO_OBJECTS = ObjectRecords(_NO_ID, _NO_ID, _NO_BOX, np.zeros(0, dtype=bool))
 class DetectionScores:
     """Detections and ground truth of a data set, collected batch by batch, and their scores.
 
-    Average precision is not a mean over batches, so all records are kept, in pixels of the original pictures, and
+    Average precision is not a mean over batches. So all records are kept, in pixels of the original pictures, and
     scored at the end. A picture that comes twice, as padding of a distributed sampler, counts once. With several ranks,
     each rank calls :meth:`update` with some of the pictures, and :meth:`gather` brings all of them to the first rank.
 
