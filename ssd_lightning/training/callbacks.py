@@ -239,7 +239,7 @@ class StopOnSignal(Checkpoint):
 class RunCheckpoint(ModelCheckpoint):
     """Callback that saves a checkpoint of the run, and knows the best one after the run folder has moved.
 
-    Lightning's ModelCheckpoint forgets the best score when a run is resumed in a folder of another path, and then
+    Lightning's ModelCheckpoint forgets the best score when a run is resumed in a folder of another path. It then
     overwrites the best checkpoint with a worse one. The arguments are those of ModelCheckpoint.
     """
 
@@ -263,8 +263,8 @@ def _moved_to(folder: Any, state: dict[str, Any]) -> dict[str, Any]:
 class SaveEverySteps(RunCheckpoint):
     """Callback that saves a checkpoint every ``every_n_train_steps``, from which a run can be resumed exactly.
 
-    Unlike Lightning's ModelCheckpoint, it saves nothing between a step and the validation after that step, since a
-    resumed run would leave out the validation. Callbacks that save after the validation serve as well.
+    Nothing is saved between a step and the validation after that step, unlike in Lightning's ModelCheckpoint: a resumed
+    run would leave out the validation. Callbacks that save after the validation serve as well.
 
     Args:
         every_n_train_steps: number of optimizer steps, at least 1.
@@ -287,8 +287,8 @@ class AveragedWeights(WeightAveraging):
     """Callback that validates and saves an exponential moving average of the weights. The module has it in the end.
 
     There are two differences to Lightning's EMAWeightAveraging. Weights that do not change, such as default boxes and
-    frozen layers, stay exactly the same, since the average is an interpolation and not a sum of two rounded products.
-    And the average is dropped after the run, so that other weights can be validated with the same trainer.
+    frozen layers, stay exactly the same: the average is an interpolation, not a sum of two rounded products. And the
+    average is dropped after the run, so that other weights can be validated with the same trainer.
 
     Args:
         decay: share of the average that a step keeps, in [0, 1). 0.999 averages over about 1000 steps.

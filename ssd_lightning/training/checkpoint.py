@@ -103,8 +103,8 @@ def load_detector(
             such as ``["my_project"]`` for a backbone of one's own. Their code is imported and run.
 
     Raises:
-        ValueError: with the file, if the file is missing, no checkpoint of this project, names classes of packages
-            that are not trusted, or holds weights that do not fit its config.
+        ValueError: with the file, if it is missing or no checkpoint of this project. Also if it names classes of
+            packages that are not trusted, or if its weights do not fit its config.
     """
     # Hydra is used outside the commands only in this file and in detector/presets.py.
     from hydra.utils import instantiate

@@ -15,8 +15,8 @@ from ssd_lightning.training.progress import Throughput
 class ShowOnDashboards(lightning.Callback):
     """Callback that shows pictures and the AP of each class after every validation, and images/s while training.
 
-    These numbers go to dashboards only. The speed depends on the machine, and the metrics of a run must be equal to the
-    bit when the same config is trained again.
+    These numbers go to dashboards only. The speed depends on the machine, but the metrics of a run must be equal to the
+    bit when its config is trained again.
 
     Args:
         pictures: number of pictures. They are the same every time, with objects of as many classes as possible.

@@ -269,7 +269,7 @@ class WandbRun(WandbLogger, Dashboard):
 
 
 def sweep_and_job(folder: Path) -> tuple[str | None, str | None]:
-    """Return names for the sweep of a run and for its job, or None twice if the run is not part of a sweep."""
+    """Return names for the sweep of a run and for its job; both are None if the run is in no sweep."""
     sweep = next((parent for parent in folder.parents if (parent / "multirun.yaml").exists()), None)
     if sweep is None or not (folder / JOB_FILE).exists():
         return None, None
