@@ -1,6 +1,6 @@
 """Train, compare and use Single Shot MultiBox Detectors.
 
-The names of this package are its public interface: configs and checkpoints refer to them, so that a file may move
+The names of this package are its public interface. Configs and checkpoints refer to these names, so a file may move
 without breaking either. Each name is imported when it is first used; ``__init__.pyi`` lists all of them by room.
 """
 

@@ -34,9 +34,9 @@ THRESHOLD = 1 << 30
 def keep_freed_memory() -> None:
     """Make glibc reuse large blocks instead of returning them to the system, for the whole process.
 
-    Activations are larger than glibc's threshold for mapped memory. Mapping them again costs a page fault for every 4
-    KiB of every activation in every step: without this function, TinySSD trains about half as fast on a CPU. The
-    function does nothing with other C libraries.
+    Activations are larger than glibc's threshold for mapped memory. A new mapping costs a page fault for every 4 KiB of
+    every activation in every step. Without this function, TinySSD trains about half as fast on a CPU. The function does
+    nothing with other C libraries.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -34,9 +34,10 @@ def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Write a file as a whole or not at all: readers never find half of it, and a full disk leaves the former file.
+    """Write a file as a whole or not at all.
 
-    The bytes go to a hidden file in the same folder, which gets the final name once they are on the disk.
+    Readers never find half of the file, and a full disk leaves the former file. The bytes go to a hidden file in the
+    same folder, which gets the final name once they are on the disk.
 
     Yields:
         The open file to write to.

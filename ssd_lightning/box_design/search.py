@@ -170,8 +170,8 @@ def design_boxes(
 class ShapesReach:
     """A fast evaluation of shapes that does not place a box in every cell.
 
-    All default boxes of one shape on one level have the same area, so the box with the nearest centre has the highest
-    IoU. For boxes that are clipped at the border the result is approximate.
+    Default boxes of one shape and level have the same area, so the box with the nearest centre has the highest IoU.
+    The result is approximate for boxes that are clipped at the border.
     """
 
     def __init__(
