@@ -45,7 +45,7 @@ def require_plugins(arguments: list[str]) -> None:
         for pattern, plugin in PLUGINS.items():
             if re.match(pattern, argument) and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
                 package = plugin.replace("_", "-")
-                raise ValueError(f"{argument}: expected {package} to be installed. Try: uv sync --extra sweep")
+                raise ValueError(f"{argument}: expected the package {package}, got none. Try uv sync --extra sweep.")
 
 
 def fail(name: str, message: str, exit_code: int = 1) -> NoReturn:

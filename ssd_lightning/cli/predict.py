@@ -57,7 +57,7 @@ def predict(config: DictConfig) -> None:
     if config.num_workers is not None:
         require_whole_number("num_workers", config.num_workers, 0)
     if config.checkpoint is None:
-        raise ValueError("checkpoint: expected a file, got null")
+        raise ValueError("checkpoint: expected a file, got null. Try checkpoint=<run folder>/checkpoints/best.ckpt.")
     detector = load_detector(config.checkpoint, dict(config.postprocess), config.trusted_packages)
     device = choose_device(config.device)
     keep_freed_memory()

@@ -59,15 +59,16 @@ def refuse_untrusted_config(config: Any, path: Path | str, key: str, trusted_pac
             package, _, rest = str(value).partition(".")
             if package == "ssd_lightning" and rest.rpartition(".")[2] in dir(ssd_lightning):
                 raise ValueError(
-                    f"{key}: {path} was written by ssd_lightning before 0.2, where {value} had that name. "
-                    "Try training again, or that version of ssd_lightning."
+                    f"{key}: expected a file of ssd_lightning 0.2 or later, got {path}, which names {value}. "
+                    "Try training again, or the version that wrote the file."
                 )
             advice = "; refused"
             if package.isidentifier() and rest and package not in {*NEVER_PROPOSED, "ssd_lightning"}:
-                advice = f". Try trusted_packages=[{package}] if you trust that code"
-            raise ValueError(f"{key}: {path} asks for {value}, which a saved config may not name{advice}")
+                advice = f". Try trusted_packages=[{package}] if you trust that code."
+            raise ValueError(f"{key}: expected only names that a saved config may use, got {value} in {path}{advice}")
         if isinstance(value, str) and (resolver := _resolver_not_listed(value)) is not None:
-            raise ValueError(f"{key}: {path} uses ${{{resolver}:…}}, which a saved config may not; refused")
+            allowed = ", ".join(RESOLVERS)
+            raise ValueError(f"{key}: expected only the resolvers {allowed}, got ${{{resolver}:…}} in {path}; refused")
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

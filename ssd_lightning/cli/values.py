@@ -92,7 +92,7 @@ def check_values(config: DictConfig) -> None:
         if OmegaConf.select(config, key) == 0:
             raise ValueError(f"{key}: expected at least 1, or -1 for no limit, got 0")
     if OmegaConf.select(config, "trainer.overfit_batches"):
-        raise ValueError("trainer.overfit_batches: expected no value. Try overfit_pictures=<number of pictures>.")
+        raise ValueError("trainer.overfit_batches: expected 0, got more. Try overfit_pictures=<number of pictures>.")
     _check_image_size(OmegaConf.select(config, "model.image_size"))
 
 

@@ -258,8 +258,8 @@ def refuse_old_targets(config: Any, path: Path | str) -> None:
     for target in _targets(config):
         if isinstance(target, str) and _is_of_former_version(target):
             raise ValueError(
-                f"checkpoint: {path} was written by ssd_lightning before 0.2, where {target} had that name. "
-                "Try training again, or that version of ssd_lightning."
+                f"checkpoint: expected a file of ssd_lightning 0.2 or later, got {path}, which names {target}. "
+                "Try training again, or the version that wrote the file."
             )
 
 
@@ -293,11 +293,11 @@ def _refuse_untrusted(target: Any, path: Path | str, trusted_packages: Collectio
     if package not in ("ssd_lightning", *trusted_packages):
         is_package = package.isidentifier() and package != target and package not in NEVER_ADVISED
         advice = f". Try trusted_packages=[{package}] if you trust that code." if is_package else "; refused"
-        raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of ssd_lightning{advice}")
+        raise ValueError(f"checkpoint: expected only classes of ssd_lightning, got {target} in {path}{advice}")
     found = _found(target)
     # A package also gives access to what it has imported from elsewhere.
     if not isinstance(found, type) or found.__module__.partition(".")[0] != package:
-        raise ValueError(f"checkpoint: {path} asks for {target}, which is no class of {package}; refused")
+        raise ValueError(f"checkpoint: expected a class of {package}, got {target} in {path}; refused")
 
 
 def _found(target: str) -> Any:

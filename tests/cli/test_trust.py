@@ -59,7 +59,7 @@ def test_every_config_of_the_project_may_be_saved(path: Path):
     "place", [lambda node: node, lambda node: {"loss": {"alpha": [1, [node]]}}, lambda node: [{"a": node}]]
 )
 def test_anything_else_is_refused_wherever_it_stands(target: Any, place: Any):
-    with pytest.raises(ValueError, match=r"^resume: run/\.hydra/config\.yaml (asks for|uses) .* refused$"):
+    with pytest.raises(ValueError, match=r"^resume: expected only .* in run/\.hydra/config\.yaml; refused$"):
         refuse(place({"_target_": target}))
 
 
@@ -79,15 +79,15 @@ def test_sections_that_hydra_acts_on_are_refused(section: str):
 
 def test_a_package_is_trusted_by_its_name_alone():
     config = {"model": {"_target_": "my_project.parts.Backbone"}, "trusted_packages": ["my_project"]}
-    with pytest.raises(ValueError, match=r"asks for my_project\.parts\.Backbone.* Try trusted_packages=\[my_project\]"):
+    with pytest.raises(ValueError, match=r"got my_project\.parts\.Backbone in .* Try trusted_packages=\[my_project\]"):
         refuse(config)
-    with pytest.raises(ValueError, match="asks for my_project"):
+    with pytest.raises(ValueError, match="got my_project"):
         refuse(config, "my_project.parts", "my")
     refuse(config, "my_project")
 
 
 def test_a_config_from_before_the_public_names_is_told_apart():
-    with pytest.raises(ValueError, match=r"resume: .* before 0\.2.* Try training again"):
+    with pytest.raises(ValueError, match=r"resume: .* 0\.2 or later, got .* Try training again"):
         refuse({"model": {"_target_": "ssd_lightning.model.SSD"}})
 
 
@@ -116,5 +116,5 @@ def test_resume_reads_no_stranger_s_config(run, tmp_path: Path):
     outcome = run("ssd-train", f"resume={folder}")
     assert outcome.exit_code == 1
     assert "resume: " in outcome.error
-    assert "asks for os.mkdir" in outcome.error
+    assert "got os.mkdir in " in outcome.error
     assert not proof.exists()

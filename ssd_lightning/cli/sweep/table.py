@@ -236,7 +236,7 @@ def lock_job(folder: Path) -> int | None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
-        raise ValueError(f"resume_sweep: expected a job that no process runs, got {folder}") from None
+        raise ValueError(f"resume_sweep: expected a job that no process runs, got {folder}. Try again later.") from None
     except OSError:
         os.close(descriptor)
         return None
