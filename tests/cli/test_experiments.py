@@ -1,4 +1,4 @@
-"""Each recipe trains two steps of its own network, on a very small VOC."""
+"""Recipes: all of them train two steps of their own network, on a very small VOC."""
 
 import json
 from pathlib import Path

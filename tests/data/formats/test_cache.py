@@ -1,4 +1,4 @@
-"""What is read a second time, and what is not."""
+"""The cache of annotations: files that are read a second time, and files that are not."""
 
 import logging
 import multiprocessing
@@ -66,7 +66,7 @@ def read(folder: Path, reader: Reader, key: str = "key") -> Annotations:
 
 
 def assert_same(one: Annotations, other: Annotations) -> None:
-    """But for names in the vocabulary that nothing uses any more."""
+    """Compare annotations, except for unused names in the vocabulary."""
     for name, left, right in zip(one._fields, one, other, strict=True):
         if name not in ("names", "vocabulary"):
             np.testing.assert_array_equal(left, right, err_msg=name)
@@ -74,12 +74,12 @@ def assert_same(one: Annotations, other: Annotations) -> None:
 
 
 def fresh(folder: Path) -> Annotations:
-    """Without any cache."""
+    """Read the annotations without any cache."""
     return as_columns([read_xml(path, DataFolder(folder)) for path in xml_files(folder)], "voc")
 
 
 def assert_reads_again(folder: Path, reader: Reader, *names: str) -> None:
-    """Those files alone, once, and all is as if there were no cache."""
+    """Check that the named files alone are read again, once, and that the result is as without a cache."""
     for expected in (list(names), []):
         assert_same(read(folder, reader), fresh(folder))
         assert reader.since() == expected
@@ -104,7 +104,7 @@ def touch_xml(folder: Path) -> None:
 
 
 def change_xml_keeping_its_time(folder: Path) -> None:
-    """As copying does that preserves times."""
+    """Change an xml file, as a copy does that preserves times."""
     status = os.stat(folder / "c.xml")
     change_xml(folder)
     os.utime(folder / "c.xml", ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -445,7 +445,7 @@ def lengths_and_classes(folder: Path) -> tuple[int, int, tuple[str, ...]]:
 
 
 def test_processes_that_start_at_the_same_time(folder: Path, reader: Reader, cache_folder: Path):
-    """As the jobs of a sweep do."""
+    """The jobs of a sweep start like this."""
     with multiprocessing.get_context("fork").Pool(3) as pool:
         answers = pool.map(lengths_and_classes, [folder] * 3, chunksize=1)
     assert answers == [(4, 1, ("cat", "dog"))] * 3

@@ -53,14 +53,14 @@ def write_json(path: Path, said: object) -> Path:
 
 
 def write_data(root: Path, said: Content, name: str = "labels.json", pictures: str = "") -> Path:
-    """With a picture of 40×20 pixels for each image."""
+    """Write the json, and a picture of 40×20 pixels for each image."""
     for image in said["images"]:
         write_picture(root / pictures / image["file_name"])
     return write_json(root / name, said)
 
 
 def truths(pictures: AnnotatedPictures) -> dict[str, list[tuple[int, list[float], bool]]]:
-    """By name of the picture: label, edges in pixels, and whether it is difficult, of each object."""
+    """Return label, edges in pixels and the difficult flag of each object, by the name of its picture."""
     result = {}
     for index, path in enumerate(pictures.paths):
         (height, width), boxes, labels, difficult = pictures.truth(index)
@@ -282,7 +282,7 @@ def test_given_folders_are_the_only_ones(tmp_path: Path):
 
 
 def test_paths_from_where_one_stands_and_in_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What is there from where one stands comes first."""
+    """A path from the working directory comes before the same path in the root."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     lay_out(tmp_path / "own", "labels.json", pictures=("",))

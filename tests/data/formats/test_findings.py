@@ -95,7 +95,7 @@ def test_and_in_the_words_of_coco(edges: Edges, kind: str, text: str):
 
 
 def test_a_width_that_float32_cannot_tell_is_none():
-    """It would be trained on as a box without width, whose logarithm is infinite."""
+    """Training would see a box without width, whose logarithm is infinite."""
     columns = as_columns([row(("cat", (30.0, 1.0, 30.0 + 1e-6, 9.0)))], "coco")
     assert [finding.kind for finding in check_objects(columns, ["cat"])] == ["empty"]
     assert len(annotated_pictures(columns, ["cat"], fix="clip").boxes) == 0

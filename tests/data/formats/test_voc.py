@@ -64,7 +64,7 @@ def test_a_box_of_one_pixel_is_a_box(tmp_path: Path):
 
 @pytest.mark.parametrize("box", [(0, 0, 40, 20), (1, 1, 41, 21)])
 def test_a_pixel_over_the_border_is_cut_off(tmp_path: Path, box):
-    """As tools write it that count from 0."""
+    """Tools that count pixels from 0 write such boxes."""
     np.testing.assert_allclose(one_sample(tmp_path, [("cat", *box)]).boxes, [[0, 0, 1, 1]])
 
 
@@ -216,7 +216,7 @@ def test_what_a_list_names_and_is_not_there(tmp_path: Path):
 
 
 def test_a_picture_may_be_trained_and_scored_on_and_twice(tmp_path: Path):
-    """To see whether a network can learn a few pictures by heart."""
+    """Users do this to see whether a network can learn a few pictures by heart."""
     write_year(tmp_path, "2007", {"train": ["b", "a", "b"], "val": ["b", "c"]}, {"c": [("cat", 1, 1, 9, 9)]})
     data = VOCFolder(tmp_path / "VOCdevkit" / "VOC2007")
     assert (stems(data.train()), stems(data.val())) == (["b", "a", "b"], ["b", "c"])
@@ -256,7 +256,7 @@ def test_the_size_that_the_xml_tells(tmp_path: Path):
 
 
 def test_fractions_of_pixels_and_spaces_around_words(tmp_path: Path):
-    """As in VOC2012."""
+    """VOC2012 has fractions of pixels."""
     path = write_xml(tmp_path / "a.xml", [("\n cat ", " 1.5", "2.25 ", 10.75, 12)], difficult=[" 1\n"])
     write_picture(tmp_path / "a.png")
     annotation = read_one(str(path))
@@ -294,7 +294,7 @@ def test_what_is_no_xml(tmp_path: Path, content: bytes):
 
 
 def test_a_folder_that_is_called_like_a_file(tmp_path: Path):
-    """It is gone through, and not read."""
+    """The folder is searched, and not read as a file."""
     write_pair(tmp_path / "train" / "b.xml", "a", [("cat", 1, 1, 9, 9)])
     write_pair(tmp_path / "val", "b")
     (tmp_path / "val" / "b.png").rename(tmp_path / "val" / "away")
@@ -307,7 +307,7 @@ def test_a_folder_that_is_called_like_a_file(tmp_path: Path):
 
 
 def test_hidden_files_are_passed_over(tmp_path: Path):
-    """As macOS puts them beside each file on foreign disks."""
+    """macOS puts such files beside each file on foreign disks."""
     for split in ("train", "val"):
         write_pair(tmp_path / split, split, [("cat", 1, 1, 9, 9)])
         (tmp_path / split / f"._{split}.xml").write_bytes(b"\0\5\x16\7")
@@ -647,7 +647,7 @@ def test_the_root_is_the_devkit_or_its_parent(tmp_path: Path, monkeypatch: pytes
 
 
 def test_pictures_of_two_years_in_the_order_of_the_parts(tmp_path: Path):
-    """Those of the same name are different pictures."""
+    """Pictures of the same name in two years are different pictures."""
     objects = {"a": [("cat", 1, 1, 9, 9)], "b": [("dog", 1, 1, 9, 9)], "c": []}
     write_year(tmp_path, "2007", {"trainval": ["c", "a"], "test": ["b"]}, objects)
     write_year(tmp_path, "2012", {"trainval": ["b", "a"]}, {"a": [("dog", 2, 2, 9, 9)], "b": [("cow", 1, 1, 9, 9)]})
@@ -723,7 +723,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def archives(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Archive]:
-    """By part. As the real ones, both hold a readme of the same content and share folders."""
+    """Archives by part. Both hold the same readme and share folders, as the real archives do."""
     parts = {"trainval": {"trainval": ["a", "c"], "train": ["a"], "val": ["c"]}, "test": {"test": ["b"]}}
     made = {}
     for name, lists in parts.items():
@@ -829,7 +829,7 @@ def test_the_error_tells_what_to_put_where(tmp_path: Path, server: Server, archi
 
 
 def test_the_real_archives_have_several_mirrors_and_the_checksums_of_torchvision():
-    """From ``torchvision.datasets.voc``; 2007/test is its ``2007-test``."""
+    """The checksums are those of ``torchvision.datasets.voc``, where 2007/test is ``2007-test``."""
     from torchvision.datasets.voc import DATASET_YEAR_DICT
 
     for part, archive in ARCHIVE_OF.items():
