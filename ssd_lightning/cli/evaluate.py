@@ -180,7 +180,7 @@ def _check(config: DictConfig) -> None:
                 )
     if config.why_missed and config.draw_threshold == 1:
         raise ValueError(
-            "draw_threshold: expected a number below 1 with why_missed=true, got 1, at which all objects are missed"
+            "draw_threshold: expected a number below 1 with why_missed=true, got 1. Try draw_threshold=0.5."
         )
     require_number("iou_threshold", config.iou_threshold, "(0, 1]")
     require_number("draw_threshold", config.draw_threshold, "[0, 1]")

@@ -79,8 +79,8 @@ class OtherRanks:
             return
         if not isinstance(launcher, _SubprocessScriptLauncher):
             raise ValueError(
-                "trainer.strategy: expected a strategy that starts ranks as subprocesses, such as ddp, "
-                f"got {getattr(trainer.strategy, 'strategy_name', type(trainer.strategy).__name__)}"
+                "trainer.strategy: expected a strategy that starts ranks as subprocesses, "
+                f"got {getattr(trainer.strategy, 'strategy_name', type(trainer.strategy).__name__)}. Try ddp."
             )
         # These variables keep Lightning from starting ranks itself.
         self._variables = variables(environment, trainer.world_size)

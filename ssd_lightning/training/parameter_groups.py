@@ -43,7 +43,7 @@ class ParameterGroups:
             if not decays:
                 group["weight_decay"] = 0.0
         if not groups:
-            raise ValueError("model: expected parameters to train, got frozen ones only")
+            raise ValueError("model: expected parameters to train, got frozen ones only. Try model.frozen_until=null.")
         if len(groups) == 1:
             return list(groups.values())
         return [{"name": title, **group} for title, group in groups.items()]
