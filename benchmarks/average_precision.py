@@ -3,8 +3,8 @@
     uv run python benchmarks/average_precision.py --repeats 3
 
 Our time includes input checks and both VOC averages, from raw records. The time of the other libraries does not
-include the indexing of annotations. They compute COCO's protocol (10 IoU thresholds × 4 area ranges), and the part of
-it that is the same work as ours (IoU 0.5, all areas).
+include the indexing of annotations. These libraries compute COCO's protocol (10 IoU thresholds × 4 area ranges). They
+also compute the part of it that is the same work as ours (IoU 0.5, all areas).
 """
 
 import argparse
@@ -146,8 +146,8 @@ def main() -> None:
                 scores[name] = run()
                 seconds[name].append(time.perf_counter() - start)
 
-    # The speeds are comparable only for the same work. With the same average of 101 points, the only difference is that
-    # in COCO a detection may match its second best object if the best one is taken.
+    # The speeds are comparable only for the same work. Both sides take the average of 101 points. But in
+    # COCO a detection may match its second best object if the best one is taken.
     ours, theirs = average_precision_101_point(detections, objects), scores["pycocotools, IoU 0.5 only"]
     print(f"AP50 of the same curves, 101 points: ours {ours:.4f}, pycocotools {theirs:.4f}")
     if abs(ours - theirs) > 0.005:

@@ -4,8 +4,8 @@
 
 The weights are random. Outputs are checked to be equal first; then the two sides take turns, and medians are compared.
 Both have kept memory and channels-last weights, as in ``ssd-train``. The pictures have the size of the network's input,
-so that neither side resizes; ours are uint8, and theirs are floats in 0 … 1. The training step is forward, matching,
-loss, backward and an SGD step.
+so that neither side resizes. Our pictures are uint8, and torchvision's are floats in 0 … 1. The training step is
+forward, matching, loss, backward and an SGD step.
 """
 
 import argparse
