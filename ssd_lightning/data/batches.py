@@ -129,8 +129,8 @@ class ResumableLoader(DataLoader):
         before = state.get("world_size", 1)
         if before != self.sampler.world_size:
             raise ValueError(
-                f"resume: expected {before} devices as before, got {self.sampler.world_size}. Another number would "
-                "change the batches and the steps of the learning rate."
+                f"resume: expected {before} devices as before, got {self.sampler.world_size}, which would change the "
+                "batches. Try trainer.devices and trainer.num_nodes of the first start."
             )
         self.sampler.skip(state["epoch"], state["taken"] * self.batch_size)
 

@@ -68,8 +68,8 @@ class DetectionData(Protocol):
 class DetectionDataModule(lightning.LightningDataModule):
     """Loaders of batches for training and validation.
 
-    A training picture depends only on the seed, the epoch and its position in the data set, and not on the number of
-    workers or on earlier draws. A run can therefore resume in mid-epoch.
+    A training picture depends only on the seed, the epoch and its position in the data set. The number of workers and
+    earlier draws have no influence. A run can therefore resume in mid-epoch.
 
     Args:
         data: the data set.
@@ -180,8 +180,8 @@ class DetectionDataModule(lightning.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, which Lightning restores before it asks for a loader.
 
-        Lightning also restores the state of loaders, but not if the number of steps was needed before, as learning
-        rates that are planned over the whole run do.
+        Lightning also restores the state of loaders, but not if the number of steps was needed before. Learning rates
+        that are planned over the whole run need this number.
         """
         loader = self.trainer.train_dataloader if self.trainer is not None else None
         return loader.state_dict() if isinstance(loader, ResumableLoader) else {}

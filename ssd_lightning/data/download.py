@@ -130,7 +130,7 @@ def extract(archive_path: Path, folder: Path, expected: PurePath) -> None:
     """Unpack a zip or tar file into ``folder``, which may hold other files. The caller holds the lock.
 
     Folders are merged: the archives of VOC share ``VOCdevkit/VOC2007``. All members are checked before the first is
-    written, and ``expected`` is put into place last, so that its presence says that everything is there.
+    written. ``expected`` is put into place last, so that its presence says that everything is there.
 
     Raises:
         DownloadError: if the archive is corrupt or unsafe, or would replace a file. Nothing is put into place then.

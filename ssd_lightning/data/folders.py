@@ -125,7 +125,7 @@ class DataFolder:
     def find(self, name: str, places: Sequence[str]) -> str | None:
         """Find the file that an annotation names in likely places.
 
-        The whole name is looked for in each place, then the name without its first folder, and so on, since tools write
+        The whole name is looked for in each place, then the name without its first folder, and so on. Some tools write
         paths of another computer.
 
         Args:

@@ -30,8 +30,8 @@ def read_picture(path: Path, least: tuple[int, int] | None = None) -> UInt8[np.n
 
     Args:
         path: picture file.
-        least: (height, width) that suffices for the whole picture. A JPEG file is decoded at a half, a quarter or an
-            eighth of its size if at least twice ``least`` remains, which saves time and memory. Resampling does the
+        least: (height, width) that suffices for the whole picture. To save time and memory, a JPEG file is decoded
+            at a half, a quarter or an eighth of its size if at least twice ``least`` remains. Resampling does the
             rest of the reduction, so that the difference is hardly visible.
 
     Raises:

@@ -44,7 +44,7 @@ class PhotometricDistortion:
     """The photometric distortion of the paper, applied as one matrix on red, green and blue.
 
     Ranges and probabilities come from the authors' prototxt. Brightness is added and contrast is a factor about black,
-    as in their code. Saturation and hue differ: their code scales and shifts the channels of HSV, while this class
+    as in their code. Saturation and hue differ. The authors scale and shift the channels of HSV, while this class
     blends with grey and rotates about the grey axis. Both operations are linear and keep grey unchanged. All four
     changes therefore form one matrix, and only its result is rounded and clipped to 0 … 255. The order of contrast,
     saturation and hue, which the authors' code draws at random, makes no difference here. For angles up to 18 degrees

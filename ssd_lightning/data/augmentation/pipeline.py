@@ -43,8 +43,8 @@ class View(NamedTuple):
 class Augmentation:
     """A transform from a picture of any size to a picture of the network's input size.
 
-    Without arguments it only resizes, as validation does. Objects whose centre lies outside the window are dropped, and
-    all other boxes are clipped to the window (section 2.2 of the paper, "Data augmentation").
+    A transform without arguments only resizes, as validation does. Objects whose centre lies outside the window are
+    dropped. All other boxes are clipped to the window (section 2.2 of the paper, "Data augmentation").
 
     Args:
         windows: samplers of the visible window, applied in order. Each treats the previous window as the

@@ -1,8 +1,8 @@
 """A generated replacement for the banana data set of d2l.ai (section 14.6), which needs no download.
 
 It has the folders, file names, csv columns, box sizes and box positions of the original. Bananas are rendered, and
-:mod:`ssd_lightning.data.bananas.scenery` draws their surroundings, which are hard enough that a detector trained on
-these pictures finds bananas in photographs. Drawing uses numpy and PIL without torch, so worker processes start
+:mod:`ssd_lightning.data.bananas.scenery` draws their surroundings. A detector that is trained on these pictures also
+finds bananas in photographs. Drawing uses numpy and PIL without torch, so worker processes start
 quickly.
 """
 
@@ -59,10 +59,11 @@ SPLITS = ("bananas_train", "bananas_val")
 MAX_BANANAS = 10
 """Largest number of bananas that fit into a picture without hiding each other."""
 
-# The ranges reproduce the boxes of the original, measured on bananas_val/label.csv (100 boxes; quantiles at 5, 25, 50,
-# 75, 95 %): √(width·height) is 39, 44, 52, 57, 61 px; ln(width/height) is −0.30, −0.08, 0.02, 0.12, 0.28, independent
-# of the size. Left edges begin at 7 px, right edges end at 250 px, and positions between are uniform. Sides in the
-# training split are 32 … 83 px. The ranges are a pixel larger, because _extents overestimates a banana by a pixel.
+# The ranges reproduce the boxes of the original, measured on the 100 boxes of bananas_val/label.csv. The quantiles at
+# 5, 25, 50, 75 and 95 % of √(width·height) are 39, 44, 52, 57 and 61 px. Those of ln(width/height) are −0.30, −0.08,
+# 0.02, 0.12 and 0.28, independent of the size. Left edges begin at 7 px, right edges end at 250 px, and positions
+# between are uniform. Sides in the training split are 32 … 83 px. The ranges are a pixel larger, because _extents
+# overestimates a banana by a pixel.
 SIZE_RANGE = (38.5, 64.5)
 SIDE_RANGE = (34, 83)
 LOG_ASPECT_MEAN, LOG_ASPECT_STD = 0.01, 0.17
@@ -248,7 +249,8 @@ def _free_place(
     """Choose the left top corner (x, y) of the banana among random positions.
 
     A position is free if it covers no taken pixel. The first choice is a free position with little box overlap and
-    enough contrast to the background, then the free position with the least overlap, then the least overlap alone.
+    enough contrast to the background. The second choice is the free position with the least overlap. The last choice
+    is any position with the least overlap.
     """
     mask, size = covered_pixels(banana), np.array(banana.size)
     colour = np.asarray(banana)[mask, :3].mean(axis=0)

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
 Format = Literal["voc", "coco", "edges"]
-"""The way in which an annotation writes a box, for messages: ``voc`` has the first and last pixel counted from 1,
-``coco`` the corner, width and height, and ``edges`` the four edges in pixels."""
+"""The way in which an annotation writes a box, for messages. ``voc``: the first and last pixel, counted from 1.
+``coco``: corner, width and height. ``edges``: the four edges in pixels."""
 
 
 class PictureAnnotation(NamedTuple):

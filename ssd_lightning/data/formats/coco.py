@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 class COCO:
     """Pictures with boxes from COCO-style json files.
 
-    The ``file_name`` of a picture is searched for in the folder of pictures. Without a given folder it is searched for
-    beside the json, in ``root``, in its folder ``images``, and in the folder that the json is named after
-    (``train2017`` for ``instances_train2017.json``). Folders of another computer at the beginning of a ``file_name``
-    are left out, and at last the only file of this name is taken. Hidden files and files outside these folders are
+    The ``file_name`` of a picture is searched for in the folder of pictures. If no folder is given, the places are
+    beside the json, ``root``, its folder ``images``, and the folder that the json is named after (``train2017`` for
+    ``instances_train2017.json``). Folders of another computer at the beginning of a ``file_name`` are left out. The
+    last resort is the only file of this name. Hidden files and files outside these folders are
     never read. Class ids may have gaps: labels follow the order of the ids. Crowds are left out in training, and are
     neither found nor missed in scoring.
 

@@ -19,9 +19,9 @@ LEAST_BOXES = 5
 """Least number of boxes from which another order of their numbers is concluded."""
 
 Fix = Literal["skip", "clip"]
-"""The treatment of faults. ``skip`` leaves out faulty objects, objects of unknown classes, and pictures that cannot be
-read or have another size than their annotation says. ``clip`` cuts boxes at the edge of their picture, and leaves out
-the objects of which nothing remains."""
+"""The treatment of faults. ``skip`` leaves out faulty objects and objects of unknown classes. It also leaves out
+pictures that cannot be read, or whose size differs from the annotation. ``clip`` cuts boxes at the edge of their
+picture, and leaves out the objects of which nothing remains."""
 
 Kind = Literal[
     "unreadable",
@@ -74,7 +74,7 @@ class FaultyObjects(NamedTuple):
     wrong_size: Bool[np.ndarray, " pictures"]
     """Pictures whose size differs from their annotation."""
     wrong_units: bool
-    """Whether all boxes are within the first pixel of their pictures, as fractions of a picture are."""
+    """True if all boxes are within the first pixel of their pictures, as fractions of a picture are."""
 
 
 def faulty_objects(annotations: Annotations, classes: Sequence[str]) -> FaultyObjects:

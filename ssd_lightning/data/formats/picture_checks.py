@@ -98,7 +98,7 @@ def same_pictures(
 
 
 LONG_NAME = 5
-"""Least length of names that may be one name with a typing error; shorter ones such as cat and car are often alike."""
+"""Least length of names that may be one name with a typing error. Shorter names, as cat and car, are often alike."""
 
 
 def odd_names(classes: tuple[str, ...]) -> list[Finding]:
