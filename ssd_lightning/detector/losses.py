@@ -152,8 +152,8 @@ SMALLEST_AREA = 1e-12
 class BoxIoULoss(nn.Module):
     """1 - GIoU, DIoU or CIoU of the decoded boxes: arXiv 1902.09630 and 1911.08287.
 
-    The losses of ``torchvision.ops`` index by a mask, for which a GPU waits. They also add 1e-7 to areas, which is the
-    area of a small object in fractions of the image.
+    The losses of ``torchvision.ops`` index by a mask, for which a GPU waits. torchvision's losses also add
+    1e-7 to areas, which is the area of a small object in fractions of the image.
     """
 
     def __init__(self, kind: Literal["giou", "diou", "ciou"] = "giou") -> None:
