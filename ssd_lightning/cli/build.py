@@ -37,7 +37,7 @@ def build_datamodule(config: DictConfig) -> DetectionDataModule:
         num_workers=config.num_workers,
         seed=config.seed,
     )
-    # Where several ranks start at the same time, the first to come prepares the data for all of them.
+    # If several ranks start at the same time, the first rank to arrive prepares the data for all ranks.
     is_alone = not ranks.is_one_of_several_started_alike()
     with contextlib.nullcontext() if is_alone else only_one_process_in(cache_folder()):
         datamodule.prepare_data()
@@ -88,7 +88,7 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
             "config": plain,
         },
     )
-    # Both are made once for nothing, so that settings that do not fit are reported before anything is written.
+    # Optimizer and schedule are made once for nothing. So wrong settings are reported before anything is written.
     with _errors_named("optimizer"):
         optimizer = module.new_optimizer()
     with _errors_named("lr_scheduler"):

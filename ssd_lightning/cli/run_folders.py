@@ -56,7 +56,7 @@ class RunFolderGuard(Callback):
         if not ranks.is_first():
             return
         try:
-            # Of two runs that start in the same second, the one that creates the folder second fails here.
+            # If two runs start in the same second, the later one fails here.
             (folder / ".hydra").mkdir(parents=True)
         except FileExistsError as error:
             if (folder / ".hydra").is_dir():

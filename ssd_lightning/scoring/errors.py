@@ -143,7 +143,7 @@ def find_errors(
     iou = np.where(object_rows < 0, 0.0, np.where(is_of_other, other_iou, own_iou))
 
     object_causes = np.full(len(objects.labels), MISSED, dtype=object)
-    # From the worst to the best, so that the best detection of an object has the last word.
+    # The worst detections come first, so that the best detection of an object sets its cause last.
     blamed = best_first(detections, np.flatnonzero(np.isin(causes, (CLASSIFICATION, LOCALISATION))))[::-1]
     object_causes[object_rows[blamed]] = causes[blamed]
     object_causes[object_rows[is_true]] = FOUND

@@ -294,7 +294,7 @@ def child_environment(wants_traceback: bool, slot: int, at_once: int) -> dict[st
     if not wants_traceback:
         environment.pop("HYDRA_FULL_ERROR", None)
     if "SLURM_JOB_NAME" in environment:
-        # With this name Lightning starts the ranks itself, as it must where a task of SLURM is a job of the sweep.
+        # This name lets Lightning start the ranks itself, because a task of SLURM is a whole job of the sweep.
         environment["SLURM_JOB_NAME"] = "interactive"
     if at_once > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // at_once)))

@@ -161,7 +161,7 @@ def update(sweep: Path) -> list[Job]:
     """Rewrite ``sweep.csv`` and ``seeds.csv``. Any process of the sweep may do so at any time."""
     from filelock import FileLock  # Imported here, since --help would wait for it.
 
-    # Of several processes, the one that has read the jobs last must write last.
+    # The process that has read the jobs last must write last.
     with FileLock(sweep / ".table_lock"):
         jobs = all_jobs(sweep)
         for name, rows in (("sweep.csv", rows_of_jobs(jobs, sweep)), ("seeds.csv", rows_over_seeds(jobs))):
@@ -230,7 +230,7 @@ def lock_job(folder: Path) -> int | None:
     Raises:
         ValueError: if another process holds the lock.
     """
-    # Not by filelock, which does not give its descriptor to a child.
+    # filelock is not used here, because it does not give its descriptor to a child.
     descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
