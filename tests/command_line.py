@@ -45,7 +45,7 @@ def run_command(name: str, *arguments: str) -> Outcome:
     exit_code = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
         patch.setattr(sys, "argv", [name, *arguments])
-        # So that it has a former value, to which it is set back: commands change it.
+        # Commands change this variable. The patch gives it a former value, to which it is set back.
         patch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
         # Hydra's handlers write to what is redirected here.
         patch.setattr(logging.root, "handlers", list(logging.root.handlers))

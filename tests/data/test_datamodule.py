@@ -44,7 +44,7 @@ class NumberedData:
 
 
 def sample(height: int = 8, width: int = 8, colour: int = 0, objects: int = 1) -> Sample:
-    """Object k of it has label k + 1 and the box (¼, ¼, ½, ¼ + 1 / (2k + 2)); those after the first are difficult."""
+    """Make a sample. Object k has label k + 1 and the box (¼, ¼, ½, ¼ + 1 / (2k + 2)), and is difficult if k > 0."""
     boxes = [(0.25, 0.25, 0.5, 0.25 + 0.5 / (k + 1)) for k in range(objects)]
     return Sample(
         np.full((height, width, 3), colour, dtype=np.uint8),

@@ -142,7 +142,7 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
 
 # --- orientation ---
 
-# What a viewer shows, from what is stored: the table of the EXIF standard, "Orientation", as NumPy operations.
+# The picture that a viewer shows, from the stored one: the table "Orientation" of the EXIF standard in NumPy.
 UPRIGHT = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],

@@ -177,8 +177,8 @@ def vgg_trunk(prefix: str = "features.") -> dict[str, Tensor]:
 def vgg_fully_connected(only_nan: bool = False) -> dict[str, Tensor]:
     """Make three layers of 4096, 4096 and 1000 outputs.
 
-    They would take half a gigabyte. Here rows and columns are steps through a short list, without a common factor, so
-    that a wrong row or column still gives another number.
+    Full layers would take half a gigabyte. Here rows and columns are steps through a short list. The steps have no
+    common factor, so that a wrong row or column still gives another number.
     """
     if only_nan:
         nan = torch.tensor(float("nan"))

@@ -233,7 +233,7 @@ def test_depthwise_convolutions_see_one_channel_each(channel):
 
 
 def test_parameters_of_a_depthwise_layer_by_hand():
-    """Count 8 to 6 channels, 3×3 for each of the 6, and 6 to 12, with two numbers per channel of a batch norm."""
+    """Count 8 → 6 channels, 3×3 for each of the 6, and 6 → 12. A batch norm has two numbers per channel."""
     (layer,) = ExtraLayers([12], depthwise=True)(8, (6, 6), 1)
     assert sum(p.numel() for p in layer.parameters()) == 8 * 6 + 9 * 6 + 6 * 12 + 2 * (6 + 6 + 12)
 

@@ -181,8 +181,8 @@ def test_an_image_without_objects_among_others():
 
 # ----------------------------------------------------------------------------------------------- claims, worked by hand
 
-# Two objects in the left half of the image, which is the best default box of both, with an IoU of 0.8 and 0.6. Their
-# second best is the upper left quarter. The right half touches neither.
+# Two objects in the left half of the image. The left half is the best default box of both, with an IoU of 0.8 and 0.6.
+# The second best is the upper left quarter. The right half touches neither object.
 LEFT, UPPER_LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.0, 0.0, 0.5, 0.25), (0.5, 0.0, 1.0, 1.0)
 TALL_OBJECT, SHORT_OBJECT = (0.0, 0.2, 0.5, 1.0), (0.0, 0.1, 0.5, 0.7)
 

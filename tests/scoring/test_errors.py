@@ -40,7 +40,7 @@ ON, NEAR, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 30.0], [50.0, 50.0, 60.
 """A box, a box with IoU 1/3 with the first, and a box without overlap."""
 
 
-# Of each cause one error, with mean AP before and after by hand. Class 1 and class 2 are scored.
+# One error of each cause, with mean AP before and after by hand. Class 1 and class 2 are scored.
 ONE_OF_EACH = {
     # Class 1: nothing found. Class 2: false at 0.9, true at 0.8, so precision 1/2.
     "classification": (
@@ -460,7 +460,7 @@ class TestWhyMissed:
         assert len(set(misses.reasons)) == len(REASONS)
         unreached = misses.reasons == NO_DEFAULT_BOX
         assert (misses.default_box_iou[unreached] < 0.5).all()
-        # Where boxes are moved to, by a loop.
+        # A loop computes the places of the moved boxes.
         scores = predictions.logits.softmax(dim=-1)
         boxes = decode(predictions.offsets, default_boxes).clamp(0, 1)
         for row in range(0, 240, 17):

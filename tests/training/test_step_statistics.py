@@ -387,7 +387,7 @@ def test_are_those_of_the_batch_of_the_step(bananas: Path, tmp_path: Path, added
         ({"log_every_n_steps": 5}, 2),
         ({"log_every_n_steps": 13}, 0),
         ({"log_every_n_steps": 0}, 0),
-        # Of three batches in an epoch, two and one.
+        # An epoch of three batches has a step of two batches and a step of one.
         ({"log_every_n_steps": 1, "accumulate_grad_batches": 2}, 8),
         ({"log_every_n_steps": 3, "accumulate_grad_batches": 2}, 2),
         ({"log_every_n_steps": 2, "accumulate_grad_batches": 3}, 2),

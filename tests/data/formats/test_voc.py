@@ -779,7 +779,7 @@ def test_only_its_own_folder_is_filled(tmp_path: Path, server: Server, archives)
         VOC(tmp_path / "typo", **choice, download_to=tmp_path / "own").prepare()
     assert server.requests == []
     assert not (tmp_path / "typo").exists()
-    # What is missing beside what is there is no mistake.
+    # A devkit that lacks one part is no mistake.
     VOC(tmp_path / "trainval", **choice, download_to=tmp_path / "own").prepare()
     VOC(tmp_path / "own", ["2007/train"], ["2007/val"], download_to=tmp_path / "own").prepare()
     assert server.requests == ["/test.tar", "/trainval.tar"]

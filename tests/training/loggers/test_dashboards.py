@@ -173,7 +173,7 @@ class TestWandb:
             assert config[key] == saved[key], key
         assert config["model"]["default_boxes"]["scales"] == saved["box_scales"]
         assert config["choices"]["matcher"] == "ignore_near"
-        # Where a run writes would tell every two runs apart.
+        # The folder of a run is no setting, and would make any two runs differ.
         assert str(offline[0]) not in json.dumps(config)
 
     def test_is_named_and_tagged(self, shown: Run, offline: tuple[Path, str]):
@@ -288,7 +288,7 @@ class TestResume:
         assert second.config["trainer"]["max_epochs"] == 3
         assert [row[STEP] for row in second.history if "val/map_50" in row] == [8]
         assert [event.step for event in read_events(folder).Scalars("val/map_50")] == [2, 5, 8]
-        # As after a kill: steps were logged that no checkpoint has. They are not shown twice.
+        # Steps were logged that no checkpoint has, as after a kill. These steps are not shown twice.
         shutil.copy(offline[0] / "checkpoints/last.ckpt", folder / "checkpoints/last.ckpt")
         assert run("ssd-train", f"resume={folder}").exit_code == 0
         assert [event.step for event in read_events(folder).Scalars("lr-AdamW")] == [1, 3, 5, 7]
@@ -560,7 +560,7 @@ def test_jobs_are_named_by_what_varies(tmp_path: Path):
     (tmp_path / "the_sweep/multirun.yaml").write_text(overrides)
     (job / ".hydra/overrides.yaml").write_text(yaml.safe_dump(["loss=focal", "batch_size=4", "optimizer.lr=0.01"]))
     assert sweep_and_job(job) == ("the_sweep", "seeds/3 loss=focal optimizer.lr=0.01")
-    # By itself, or copied out of its sweep, a folder is that of a run like any other.
+    # A folder that is alone, or copied out of its sweep, is a run folder like any other.
     (tmp_path / "the_sweep/multirun.yaml").rename(tmp_path / "elsewhere.yaml")
     assert sweep_and_job(job) == (None, None)
     assert sweep_and_job(tmp_path) == (None, None)
