@@ -262,7 +262,7 @@ def _choose(finished: pd.DataFrame, scored: dict[str, int | None], baseline: str
         others = [run for run in candidates if run != baseline and scored[run] == scored[baseline]]
         if not others:
             raise _NotComparable("No other finished run was scored on the validation pictures of the baseline.")
-        return baseline, others[0], "A is the baseline, B the best of the other runs."
+        return baseline, others[0], "A is the baseline, and B is the best of the other runs."
     if len(candidates) < 2:
         raise _NotComparable("Fewer than two finished runs have the score and stored detections.")
     settings = [name for name in settings_of(finished) if name != SEED]
@@ -272,12 +272,12 @@ def _choose(finished: pd.DataFrame, scored: dict[str, int | None], baseline: str
         others = [run for run in partners if values[run] != values[best]]
         if not partners:
             continue
-        why = "B is the best run" if best == finished.index[0] else "B is the best run that has another to compare with"
+        why = "B is the best run" if best == finished.index[0] else "B is the best run that can be compared"
         if others:
-            seed = f" that differs from it in more than the {SEED}" if others[0] != partners[0] else ""
-            return others[0], best, f"{why}, A the best{seed or ' of the others'}."
+            seed = f" run that differs from B in more than the {SEED}" if others[0] != partners[0] else ""
+            return others[0], best, f"{why}, and A is the best{seed or ' of the other runs'}."
         alike = f"no setting but the {SEED}" if SEED in settings_of(finished) else "no setting"
-        return partners[0], best, f"{why}, A the best of the others; they differ in {alike}."
+        return partners[0], best, f"{why}, and A is the best of the other runs. A and B differ in {alike}."
     raise _NotComparable("No two finished runs were scored on the same validation pictures with the same classes.")
 
 
@@ -464,7 +464,7 @@ def _headline(runs: pd.DataFrame, labels: pd.Series, two: TwoRuns) -> str:
     rest = (
         "The two runs have the same settings."
         if two.settings is None
-        else "With one seed of each setting, it cannot be told whether another seed would change it."
+        else "With one seed of each setting, the effect of another seed is unknown."
     )
     return (
         f"{name} of the trained network with {short[two.b]} is {by} than with {short[two.a]}; "

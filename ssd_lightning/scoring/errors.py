@@ -221,7 +221,7 @@ def cost_in_ap(
     it with a higher score after mending. Detections with any other cause are removed. Missed objects are removed from
     the truth. (A class that loses all its objects has AP 0, since nothing was found.)
 
-    Costs do not add up to the AP that is missing to 1: with one cause gone, others weigh more.
+    Costs do not add up to 1 − AP: without one cause, the other causes weigh more.
 
     Args:
         detections: of a data set.

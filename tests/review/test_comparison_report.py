@@ -75,7 +75,7 @@ class TestReport:
         assert row["95% interval"] == f"{expected['low']:+.3f} … {expected['high']:+.3f}"
         assert row["holds on other pictures"] == "yes"
         assert f"A: loss=focal, seed=0 {folder / '2'}" in page.text
-        assert "A the best that differs from it in more than the seed." in page.text
+        assert "A is the best run that differs from B in more than the seed." in page.text
 
     def test_the_headline_compares_settings_over_their_seeds(self, page: Page, scores: tuple[Path, dict]):
         folder = scores[0]
@@ -165,7 +165,7 @@ class TestWhatGoesWrong:
         (tmp_path / "images" / "3.png").unlink()
         page = self.report(tmp_path / "sweep")
         assert "Shown: 6 of 7 pictures" in page.text
-        assert f"Not shown, since they cannot be read any more: 1 pictures that differ more: {tmp_path}" in page.text
+        assert f"Not shown, because the files cannot be read any more: 1 pictures that differ more: {tmp_path}" in page.text
         shutil.rmtree(tmp_path / "images")
         page = self.report(tmp_path / "sweep")
         assert page.tags["svg"] == 0
@@ -187,7 +187,7 @@ class TestWhatGoesWrong:
         assert [row["pictures"] for row in page.table("run")] == ["1", "2"]
         write_run(tmp_path / "bad", detected(truth, 9), {"lr": 3}, {})
         page = self.report(tmp_path)
-        assert "B is the best run that has another to compare with, A the best of the others." in page.text
+        assert "B is the best run that can be compared, and A is the best of the other runs." in page.text
         assert f"B: lr=2 {tmp_path / 'good'}" in page.text
         page = self.report(tmp_path, baseline=tmp_path / "best")
         assert "No other finished run was scored on the validation pictures of the baseline." in page.text
@@ -229,7 +229,7 @@ class TestWhatGoesWrong:
         write_sweep(tmp_path, truth, seeds=1)
         page = self.report(tmp_path)
         assert "VOC12 AP of the trained network with loss=multibox is" in page.text
-        assert "it cannot be told whether another seed would change it" in page.text
+        assert "the effect of another seed is unknown" in page.text
         assert "more than chance" not in page.text
         assert {row["more than noise"] for row in page.table("mean score")} == {"unknown"}
 
