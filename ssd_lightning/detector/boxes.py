@@ -27,7 +27,7 @@ def xyxy_to_cxcywh(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"
 def pairwise_iou(
     boxes: Float[Tensor, "batch boxes 4"], others: Float[Tensor, "#batch others 4"]
 ) -> Float[Tensor, "batch boxes others"]:
-    """Compute the IoU of each box (xyxy) with each of the others of its image.
+    """Compute the IoU of each box (xyxy) with each box of ``others`` in its image.
 
     The IoU of two empty boxes is 0. The function is not differentiable. Its numbers are those of
     :func:`torchvision.ops.box_iou`, at three times the speed on a CPU. The long axis stays last, and memory is reused.

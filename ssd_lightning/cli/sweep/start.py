@@ -50,7 +50,7 @@ def end_sweep(folder: Path, is_over: bool) -> None:
     left = [job for job in table.show(folder) if job.status != "finished"]
     if not left:
         return
-    print(f"Next:    {NAME} {shlex.quote(f'resume_sweep={folder}')} runs what is not finished", flush=True)
+    print(f"Next:    {NAME} {shlex.quote(f'resume_sweep={folder}')} runs the unfinished jobs", flush=True)
     if is_over:
         counts = Counter(job.status for job in left)
         fail(NAME, ", ".join(f"{count} of the jobs {status}" for status, count in counts.items()))
