@@ -52,7 +52,7 @@ class Foreign(NamedTuple):
 
 
 class LoadReport(NamedTuple):
-    """Report of what was loaded from a file. As a string it is a text for people."""
+    """Report of the weights that were loaded from a file. ``str(report)`` is a text for people."""
 
     source: str
     layout: str

@@ -50,8 +50,8 @@ class Throughput:
 class ProgressLines(ProgressBar):
     """One line of text after each validation of a training, printed by the first rank.
 
-    A line reads ``epoch 3 of 20, step 96 of 640, train loss 2.314, AP50 0.412, 63.1 images/s, 4 min 10 s left``. What
-    is not known, such as the end of an unlimited run, is left out. Images per second are those of training since the
+    A line reads ``epoch 3 of 20, step 96 of 640, train loss 2.314, AP50 0.412, 63.1 images/s, 4 min 10 s left``.
+    Unknown parts, such as the end of an unlimited run, are left out. Images per second are those of training since the
     line before, on all ranks. The time left includes validations.
     """
 

@@ -165,7 +165,8 @@ class TestWhatGoesWrong:
         (tmp_path / "images" / "3.png").unlink()
         page = self.report(tmp_path / "sweep")
         assert "Shown: 6 of 7 pictures" in page.text
-        assert f"Not shown, because the files cannot be read any more: 1 pictures that differ more: {tmp_path}" in page.text
+        reason = "Not shown, because the files cannot be read any more"
+        assert f"{reason}: 1 pictures that differ more: {tmp_path}" in page.text
         shutil.rmtree(tmp_path / "images")
         page = self.report(tmp_path / "sweep")
         assert page.tags["svg"] == 0

@@ -78,7 +78,7 @@ def both(data: COCO) -> tuple[list[str], list[str]]:
 
 
 def test_ids_with_gaps_in_any_order_and_images_without_annotations(tmp_path: Path):
-    """A box is left, top, width, height. What belongs together is told by ids alone."""
+    """A box is left, top, width, height. Ids alone relate annotations to images and categories."""
     said = {
         "categories": [{"id": 90, "name": "dog"}, {"id": 0, "name": "never used"}, {"id": 7, "name": "cat"}],
         "images": [
