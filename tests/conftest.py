@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from matplotlib.figure import Figure
 from run_folder import Trained
 
 install_import_hook("ssd_lightning", "typechecker.typechecker")
+
+# A shell that runs the tests in the background ignores Ctrl-C for them, and for the commands that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -55,9 +55,11 @@ def arguments_of(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("page", "block"), python_blocks())
-def test_python_runs(trained: Trained, page: Path, block: str):
+def test_python_runs(trained: Trained, tmp_path: Path, page: Path, block: str):
+    for job in "0123":
+        (tmp_path / job).symlink_to(trained.folder)
     block = re.sub(r'"[^"\n]*/checkpoints/best\.ckpt"', repr(str(trained.best)), block)
-    block = re.sub(r'"[^"\n]*sweep_<time>/\d"', repr(str(trained.folder)), block)
+    block = re.sub(r'"[^"\n]*sweep_<time>(/\d)?"', lambda found: repr(str(tmp_path) + (found[1] or "")), block)
     if re.search(r'"<[^"\n]*"', block):
         # The file of the example is missing here, so only the names are checked.
         block = "\n".join(line for line in block.splitlines() if line.startswith(("import ", "from ")))

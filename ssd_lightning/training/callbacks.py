@@ -22,7 +22,7 @@ from ssd_lightning import collectives
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.signals import IMPATIENCE, StoppedBySignal
 from ssd_lightning.structures import Batch, Objects
-from ssd_lightning.training.checkpoint import AtomicCheckpointIO, load_detector, read_checkpoint, rebuild_part
+from ssd_lightning.training.checkpoint import AtomicCheckpointIO, detector_in, read_checkpoint, rebuild_part
 from ssd_lightning.training.module import SSDModule
 from ssd_lightning.training.parameter_groups import NEW
 
@@ -114,7 +114,8 @@ def load_non_finite_batch(
     if "batch" not in content:
         raise ValueError(f"checkpoint: expected a file non_finite_batch.pt of a run, got {path}")
     module = SSDModule(
-        load_detector(path, trusted_packages=trusted_packages).model,
+        # Its weights may hold NaN, which are what the step is to be examined for.
+        detector_in(content, path, trusted_packages=trusted_packages).model,
         matcher=rebuild_part(content, "matcher", path, trusted_packages),
         loss=rebuild_part(content, "loss", path, trusted_packages),
     ).to(device)

@@ -106,10 +106,21 @@ def load_detector(
         ValueError: with the file, if it is missing or no checkpoint of this project. Also if it names classes of
             packages that are not trusted, or if its weights do not fit its config.
     """
+    detector = detector_in(read_checkpoint(path), path, postprocess, trusted_packages)
+    require_finite(detector.model.state_dict(), path, "checkpoint")
+    return detector
+
+
+def detector_in(
+    content: dict[str, Any],
+    path: Path | str,
+    postprocess: dict[str, Any] | None = None,
+    trusted_packages: Collection[str] = (),
+) -> Detector:
+    """Rebuild the detector from the content of a checkpoint, whatever its weights are; see :func:`load_detector`."""
     # Hydra is used outside the commands only in this file and in detector/presets.py.
     from hydra.utils import instantiate
 
-    content = read_checkpoint(path)
     config = content.get(CONFIG_KEY)
     parts = {"model": dict, "postprocess": dict, "classes": list}
     if not isinstance(config, dict) or not all(isinstance(config.get(part), kind) for part, kind in parts.items()):
@@ -134,7 +145,6 @@ def load_detector(
         if name.startswith(MODEL_PREFIX)
     }
     refuse_other_weights(weights, model.state_dict(), path)
-    require_finite(weights, path, "checkpoint")
     model.load_state_dict(weights)
     return Detector(model.eval(), make_detections, classes)
 
