@@ -89,7 +89,7 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
     if resumed[-1] == "auto":
         folders = [overrides.value_of(other) for other in others if other.startswith("hydra.run.dir=")]
         if not folders or not folders[-1]:
-            raise ValueError("resume=auto: expected hydra.run.dir, got none. Try hydra.run.dir=<folder> resume=auto.")
+            raise ValueError("resume: expected hydra.run.dir=<folder> beside resume=auto, got none")
         folder = Path(folders[-1]).resolve()
         if not (folder / ".hydra" / "config.yaml").is_file():
             return others
