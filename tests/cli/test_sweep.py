@@ -204,7 +204,7 @@ def test_a_signal_stops_the_job_and_no_other_starts(run, tmp_path: Path, number:
     """SIGTERM goes to the sweep's process alone, SIGINT to all processes as from a terminal."""
     folder = tmp_path / "sweep"
     process = start(tmp_path, str(TESTS / "sweep_program.py"), *GRID, "name=slow", "seed=1")
-    wait_for((folder / "0/trains").exists, process)
+    wait_for(lambda: (folder / "0/trains").exists() and (folder / "sweep.csv").exists(), process)
     assert column(folder, "status") == ["running", "waiting"]
     if to_all:
         os.killpg(process.pid, number)
