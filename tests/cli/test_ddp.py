@@ -341,7 +341,8 @@ def torchrun(folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
 def test_torchrun_on_two_machines_gives_one_run(trained, choices: list[str], tmp_path: Path):
     outputs = [finish(process) for process in torchrun(tmp_path, *choices, "hydra.run.dir=run")]
     assert "AP50" in outputs[0][0]
-    assert outputs[1][0] == ""
+    # The second machine may have to wait while the first reads the data.
+    assert re.sub(r"Waiting for another process that works in .*\n", "", outputs[1][0]) == ""
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert read_metrics(tmp_path / "run/metrics.csv") == read_metrics(trained[0] / "metrics.csv")
     files = [{str(path.relative_to(f)) for path in f.rglob("*")} for f in (trained[0], tmp_path / "run")]
@@ -355,7 +356,7 @@ def test_torchrun_on_two_machines_gives_one_run(trained, choices: list[str], tmp
 @pytest.mark.slow
 def test_torchrun_needs_a_folder_that_all_know(choices: list[str], tmp_path: Path):
     for process in torchrun(tmp_path, *choices):
-        assert "ssd-train: hydra.run.dir: expected a folder for all ranks" in finish(process, exit_code=1)[1]
+        assert "ssd-train: hydra.run.dir: expected a folder that all ranks share" in finish(process, exit_code=1)[1]
     assert list(tmp_path.iterdir()) == []
 
 
