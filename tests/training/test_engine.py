@@ -578,12 +578,12 @@ def test_early_stopping_ends_a_run_that_gets_no_better(run, bananas: Path, tmp_p
 
 COMPILED = """if True:
     import torch
-    from ssd_lightning.cli.train import main
+    from ssd_lightning.cli.commands import train
 
     original = torch.nn.Module.compile
     # Traces forward and backward as a compiler gets them, and needs none.
     torch.nn.Module.compile = lambda self: original(self, backend="aot_eager")
-    main()
+    train()
 """
 
 
