@@ -90,6 +90,8 @@ class AnnotatedPictures:
             names.astype(np.int64),
             self.boxes * np.stack((width, height, width, height), axis=1).astype(np.float64),
             self.difficult,
+            np.arange(len(self.labels)) - np.repeat(self._start, self.counts) + 1,
+            [""] * len(self),
         )
 
 

@@ -11,9 +11,63 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-Format = Literal["voc", "coco", "edges"]
-"""The way in which an annotation writes a box, for messages. ``voc``: the first and last pixel, counted from 1.
-``coco``: corner, width and height. ``edges``: the four edges in pixels."""
+Order = Literal["xyxy", "xywh", "cxcywh"]
+"""The four numbers of a box: its edges, its left upper corner with width and height, or its centre with them."""
+
+Format = Literal[
+    "voc",
+    "coco",
+    "edges",
+    "yolo",
+    "xyxy pixels",
+    "xywh pixels",
+    "cxcywh pixels",
+    "xyxy fractions",
+    "xywh fractions",
+    "cxcywh fractions",
+]
+"""The way in which an annotation writes a box. ``voc``: the first and last pixel, counted from 1. ``coco``: corner,
+width and height. ``edges``: the four edges in pixels. ``yolo``: centre, width and height as fractions of the picture.
+The other ones are columns of a table."""
+
+
+class Writing(NamedTuple):
+    """The details of a :data:`Format`."""
+
+    order: Order
+    template: str
+    """The words of a message around the four numbers."""
+    in_fractions: bool = False
+    """True for fractions of the picture, False for pixels."""
+    first_pixel: int = 0
+    """Number of the first pixel of a row."""
+    place: Literal["object", "line"] = "object"
+    """The places in a source that are numbered."""
+
+
+_EDGES, _CORNER, _CENTRE = "xmin={} ymin={} xmax={} ymax={}", "x={} y={} w={} h={}", "cx={} cy={} w={} h={}"
+
+WRITINGS: dict[Format, Writing] = {
+    "voc": Writing("xyxy", _EDGES, first_pixel=1),
+    "coco": Writing("xywh", "bbox=[{}, {}, {}, {}]"),
+    "edges": Writing("xyxy", _EDGES),
+    "yolo": Writing("cxcywh", _CENTRE, in_fractions=True, place="line"),
+    "xyxy pixels": Writing("xyxy", _EDGES, place="line"),
+    "xywh pixels": Writing("xywh", _CORNER, place="line"),
+    "cxcywh pixels": Writing("cxcywh", _CENTRE, place="line"),
+    "xyxy fractions": Writing("xyxy", _EDGES, in_fractions=True, place="line"),
+    "xywh fractions": Writing("xywh", _CORNER, in_fractions=True, place="line"),
+    "cxcywh fractions": Writing("cxcywh", _CENTRE, in_fractions=True, place="line"),
+}
+
+
+def edges_of(numbers: Float[np.ndarray, "objects 4"], order: Order) -> Float[np.ndarray, "objects 4"]:
+    """Return the edges of boxes, in the unit of their numbers."""
+    first, second = numbers[:, :2], numbers[:, 2:]
+    if order == "xyxy":
+        return numbers
+    start = first if order == "xywh" else first - second / 2
+    return np.concatenate((start, start + second), axis=1)
 
 
 class PictureAnnotation(NamedTuple):
@@ -33,6 +87,10 @@ class PictureAnnotation(NamedTuple):
     """Edges of each object in pixels: left, top, right, bottom."""
     difficult: list[bool]
     """VOC's flag of each object."""
+    numbers: list[int] | None = None
+    """Number of the line of each object; ``None``: the objects are counted from 1."""
+    remark: str = ""
+    """What the annotation has in an unusual way, which may be meant as it is."""
 
 
 class Annotations(NamedTuple):
@@ -51,24 +109,36 @@ class Annotations(NamedTuple):
     """Class of each object, as a position in ``vocabulary``."""
     boxes: Float[np.ndarray, "objects 4"]
     difficult: Bool[np.ndarray, " objects"]
+    numbers: Int[np.ndarray, " objects"]
+    """Number of each object in its source, for messages; see :class:`PictureAnnotation`."""
+    remarks: list[str]
+    """Remark on each annotation; empty: none."""
 
     def picture_of_object(self) -> Int[np.ndarray, " objects"]:
         """Return the row of the picture that each object is in."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
-    def told_box(self, row: int) -> str:
-        """Return an object's box in the words of its annotation."""
-        left, top, right, bottom = self.boxes[row].tolist()
-        if self.box_format == "coco":
-            return f"bbox=[{', '.join(f'{value:.10g}' for value in (left, top, right - left, bottom - top))}]"
-        first = 1 if self.box_format == "voc" else 0
-        values = (f"{value:.10g}" for value in (left + first, top + first, right, bottom))
-        return "xmin={} ymin={} xmax={} ymax={}".format(*values)
+    def place(self, row: int, picture: int) -> str:
+        """Return the source and the place in it of an object, which is in a picture of known row."""
+        return f"{self.sources[picture]}, {WRITINGS[self.box_format].place} {self.numbers[row]}"
+
+    def told_boxes(self) -> Float[np.ndarray, "objects 4"]:
+        """Return the four numbers of each box as its annotation writes them."""
+        return _told(self.boxes, self._sides(), WRITINGS[self.box_format])
+
+    def told_box(self, row: int, picture: int) -> str:
+        """Return the box of an object, which is in a picture of known row, in the words of its annotation."""
+        writing = WRITINGS[self.box_format]
+        (numbers,) = _told(self.boxes[[row]], np.tile(self.sizes[[picture], ::-1], 2), writing).tolist()
+        return writing.template.format(*(f"{number:.10g}" for number in numbers))
+
+    def _sides(self) -> Int[np.ndarray, "objects 4"]:
+        """Return width, height, width, height of the picture that each object is in."""
+        return np.tile(self.sizes[self.picture_of_object()][:, ::-1], 2)
 
     def fractions(self) -> Float32[np.ndarray, "objects 4"]:
         """Return the boxes as fractions of their picture, not clipped."""
-        height, width = self.sizes[self.picture_of_object()].T
-        return (self.boxes / np.stack((width, height, width, height), axis=1)).astype(np.float32)
+        return (self.boxes / self._sides()).astype(np.float32)
 
     def select(self, rows: Int[np.ndarray, " rows"]) -> "Annotations":
         """Return the annotations of some pictures, in the order of ``rows``."""
@@ -85,7 +155,21 @@ class Annotations(NamedTuple):
             names=self.names[objects],
             boxes=self.boxes[objects],
             difficult=self.difficult[objects],
+            numbers=self.numbers[objects],
+            remarks=[self.remarks[row] for row in rows],
         )
+
+
+def _told(
+    boxes: Float[np.ndarray, "objects 4"], sides: Int[np.ndarray, "objects 4"], writing: Writing
+) -> Float[np.ndarray, "objects 4"]:
+    """Return edges in pixels as numbers of another way of writing."""
+    start, end = boxes[:, :2], boxes[:, 2:]
+    if writing.order == "xyxy":
+        numbers = np.concatenate((start + writing.first_pixel, end), axis=1)
+    else:
+        numbers = np.concatenate((start if writing.order == "xywh" else (start + end) / 2, end - start), axis=1)
+    return numbers / sides if writing.in_fractions else numbers
 
 
 def as_columns(
@@ -106,6 +190,8 @@ def as_columns(
         np.array([number[name] for row in rows for name in row.names], dtype=np.int64),
         np.array([box for row in rows for box in row.boxes], dtype=np.float64).reshape(-1, 4),
         np.array([flag for row in rows for flag in row.difficult], dtype=bool),
+        np.array([n for row in rows for n in row.numbers or range(1, len(row.names) + 1)], dtype=np.int64),
+        [row.remark for row in rows],
     )
 
 
@@ -125,6 +211,8 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
         np.concatenate(renumbered),
         np.concatenate([part.boxes for part in parts]),
         np.concatenate([part.difficult for part in parts]),
+        np.concatenate([part.numbers for part in parts]),
+        [remark for part in parts for remark in part.remarks],
     )
 
 

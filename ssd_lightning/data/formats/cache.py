@@ -21,10 +21,10 @@ from ssd_lightning.data.formats.annotations import Annotations, Format, PictureA
 from ssd_lightning.data.formats.findings import Finding
 from ssd_lightning.run_folder import written_whole
 
-LAYOUT = 2
+LAYOUT = 3
 """Version of the cache files; a new number makes all annotations be read again."""
 
-TEXTS = ("sources", "pictures", "vocabulary")
+TEXTS = ("sources", "pictures", "vocabulary", "remarks")
 """The columns of texts."""
 
 logger = logging.getLogger(__name__)

@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from ssd_lightning.data.formats.annotations import Annotations, Format
+from ssd_lightning.data.formats.annotations import WRITINGS, Annotations, Order, edges_of
 
 BORDER = 1.0
 """Pixels that a box may reach over the edge of its picture, because tools count pixels from 0 or from 1."""
 
 LARGE = 3
 """Least side of pictures in pixels in which boxes of fractions can be told from boxes of pixels."""
+
+LEAST_PIXELS = 2
+"""The largest number of a box of pixels is at least this. No box inside its picture has such a fraction."""
 
 LEAST_BOXES = 5
 """Least number of boxes from which another order of their numbers is concluded."""
@@ -74,7 +77,7 @@ class FaultyObjects(NamedTuple):
     wrong_size: Bool[np.ndarray, " pictures"]
     """Pictures whose size differs from their annotation."""
     wrong_units: bool
-    """True if all boxes are within the first pixel of their pictures, as fractions of a picture are."""
+    """True if all boxes are written in fractions of their picture where pixels are read, or the other way round."""
 
 
 def faulty_objects(annotations: Annotations, classes: Sequence[str]) -> FaultyObjects:
@@ -94,72 +97,52 @@ def faulty_objects(annotations: Annotations, classes: Sequence[str]) -> FaultyOb
         empty,
         ~reversed_edges & ~empty & (too_far | beside),
         (told > 0).all(axis=1) & (told != annotations.sizes).any(axis=1),
-        _are_fractions(annotations),
+        _have_other_units(annotations),
     )
 
 
-def told_boxes(annotations: Annotations) -> Float[np.ndarray, "objects 4"]:
-    """Return the four numbers of each box as its annotation writes them."""
-    left, top, right, bottom = annotations.boxes.T
-    if annotations.box_format == "coco":
-        return np.stack((left, top, right - left, bottom - top), axis=1)
-    first = 1 if annotations.box_format == "voc" else 0
-    return np.stack((left + first, top + first, right, bottom), axis=1)
-
-
-def _are_fractions(annotations: Annotations) -> bool:
-    boxes = told_boxes(annotations)
+def _have_other_units(annotations: Annotations) -> bool:
+    """Return whether all boxes are written in fractions of the picture in place of pixels, or the other way round."""
+    boxes = annotations.told_boxes()
+    if WRITINGS[annotations.box_format].in_fractions:
+        return len(boxes) > 0 and bool((boxes.max(axis=1) >= LEAST_PIXELS).all())
     # Pictures of a pixel or two have such boxes in pixels.
     is_large = annotations.sizes[annotations.picture_of_object()].min(axis=1, initial=LARGE) >= LARGE
     has_fractions = bool((boxes != np.round(boxes)).any())
     return len(boxes) > 0 and bool(is_large.all()) and has_fractions and bool(((boxes >= 0) & (boxes <= 1)).all())
 
 
-def _other_format(annotations: Annotations, faulty: FaultyObjects) -> str | None:
-    """Return the order of numbers in which all boxes are right, where most are wrong in the format that is read."""
-    wrong = faulty.reversed_edges | faulty.empty | faulty.outside
-    if len(wrong) < LEAST_BOXES or 2 * wrong.sum() <= len(wrong):
-        return None
-    boxes = told_boxes(annotations)
-    ends = boxes[:, 2:]
-    if annotations.box_format != "coco":
-        ends = boxes[:, :2] + ends
+def _fitting_orders(annotations: Annotations, in_fractions: bool) -> list[Order]:
+    """Return the orders of the four numbers with which all boxes are inside their pictures, in the given unit."""
+    boxes = annotations.told_boxes()
     sides = annotations.sizes[annotations.picture_of_object()][:, ::-1]
-    is_right = (boxes[:, :2] < ends).all() and (boxes >= 0).all() and (ends <= sides + 1 + BORDER).all()
-    if not is_right:
-        return None
-    return "xmin, ymin, xmax, ymax" if annotations.box_format == "coco" else "left, top, width, height"
+    # Pixels may be counted from 1.
+    border, most = (BORDER / sides, np.ones_like(sides)) if in_fractions else (np.full_like(sides, BORDER), sides + 1)
+    fitting = []
+    for order in ORDERS:
+        edges = edges_of(boxes, order)
+        start, end = edges[:, :2], edges[:, 2:]
+        if (start < end).all() and (start >= -border).all() and (end <= most + border).all():
+            fitting.append(order)
+    return fitting
 
 
-EXTENT: dict[Format, str] = {
-    "voc": "xmin <= xmax and ymin <= ymax",
-    "coco": "a width and a height above 0",
-    "edges": "xmin < xmax and ymin < ymax",
+ORDERS: dict[Order, str] = {
+    "xyxy": "xmin, ymin, xmax, ymax",
+    "xywh": "left, top, width, height",
+    "cxcywh": "centre, width, height",
 }
-"""The condition on the edges of a box, in the words of each format."""
+"""The orders of the four numbers of a box, in words."""
 
 
 def check_objects(annotations: Annotations, classes: Sequence[str]) -> list[Finding]:
     """Return all faults, kind by kind, in the order of the pictures."""
     faulty = faulty_objects(annotations, classes)
-    findings = []
+    pictures = annotations.picture_of_object().tolist()
+    findings = _wrong_writing(annotations, faulty)
     if faulty.wrong_units:
-        first = f"{annotations.sources[annotations.picture_of_object()[0]]}, object 1"
-        text = f"expected pixels, got {annotations.told_box(0)}; all boxes are within 0 … 1, like fractions"
-        boxes = told_boxes(annotations)
-        beyond = (boxes[:, :2] + boxes[:, 2:] > 1).any(axis=1).mean()
-        if annotations.box_format != "coco" and (boxes[:, :2] > boxes[:, 2:]).any():
-            text += " of left, top, width, height"
-        elif annotations.box_format == "coco" and beyond > 0.5:
-            text += " of xmin, ymin, xmax, ymax"
-        findings.append(Finding("units", f"{first}: {text} of the picture"))
-        faulty = faulty._replace(reversed_edges=np.zeros_like(faulty.reversed_edges), empty=np.zeros_like(faulty.empty))
-    other = _other_format(annotations, faulty)
-    if other is not None:
-        first = annotations.sources[annotations.picture_of_object()[0]]
-        findings.append(
-            Finding("units", f"{first}: expected {EXTENT[annotations.box_format]}, got boxes that look like {other}")
-        )
+        nothing = np.zeros_like(faulty.empty)
+        faulty = faulty._replace(reversed_edges=nothing, empty=nothing, outside=nothing)
     for picture in np.flatnonzero(faulty.wrong_size):
         (told_height, told_width), (height, width) = annotations.told_sizes[picture], annotations.sizes[picture]
         is_turned = (told_height, told_width) == (width, height)
@@ -171,30 +154,66 @@ def check_objects(annotations: Annotations, classes: Sequence[str]) -> list[Find
                 f"got {told_width}×{told_height}",
             )
         )
-    pictures = annotations.picture_of_object()
-    first_of_picture = np.cumsum(annotations.counts) - annotations.counts
 
     def add(kind: Kind, rows: Bool[np.ndarray, " objects"], told: Callable[[int], str]) -> None:
         for row in np.flatnonzero(rows).tolist():
-            place = f"{annotations.sources[pictures[row]]}, object {row - first_of_picture[pictures[row]] + 1}"
-            findings.append(Finding(kind, f"{place}: {told(row)}"))
+            findings.append(Finding(kind, f"{annotations.place(row, pictures[row])}: {told(row)}"))
 
     def class_told(row: int) -> str:
         return f"name: expected one of {', '.join(classes)}, got {annotations.vocabulary[annotations.names[row]]!r}"
 
     def extent_told(row: int) -> str:
-        return f"expected {EXTENT[annotations.box_format]}, got {annotations.told_box(row)}"
+        return f"expected {_extent(annotations)}, got {annotations.told_box(row, pictures[row])}"
 
     def outside_told(row: int) -> str:
         height, width = annotations.sizes[pictures[row]]
         picture = Path(annotations.pictures[pictures[row]]).name
-        return f"expected a box inside {picture} of {width}×{height} pixels, got {annotations.told_box(row)}"
+        told = annotations.told_box(row, pictures[row])
+        return f"expected a box inside {picture} of {width}×{height} pixels, got {told}"
 
     add("class", faulty.unknown_class, class_told)
     add("reversed", faulty.reversed_edges, extent_told)
     add("empty", faulty.empty, extent_told)
     add("outside", faulty.outside, outside_told)
     return findings
+
+
+def _wrong_writing(annotations: Annotations, faulty: FaultyObjects) -> list[Finding]:
+    """Return findings about a unit, and about an order of the four numbers, that are not the ones that are read."""
+    order, _, in_fractions, _, place = WRITINGS[annotations.box_format]
+    has_keys = place == "line" and annotations.box_format != "yolo"
+    if faulty.wrong_units:
+        units = ("pixels", "fractions")
+        read, other = reversed(units) if in_fractions else units
+        bounds = f"at least {LEAST_PIXELS} somewhere" if in_fractions else "within 0 … 1"
+        fitting = _fitting_orders(annotations, not in_fractions)
+        in_order = f" in the order {ORDERS[fitting[0]]}" if fitting and order not in fitting else ""
+        text = f"expected {read}, got {annotations.told_box(0, _first_picture(annotations))}"
+        advice = f". Try data.unit={other}." if has_keys else ""
+        source = annotations.place(0, _first_picture(annotations))
+        return [Finding("units", f"{source}: {text}; all boxes are {bounds}, like {other}{in_order}{advice}")]
+    wrong = faulty.reversed_edges | faulty.empty | faulty.outside
+    if len(wrong) < LEAST_BOXES or 2 * wrong.sum() <= len(wrong):
+        return []
+    fitting = [other for other in _fitting_orders(annotations, in_fractions) if other != order]
+    advice = f". Try data.box_format={fitting[0]}." if fitting and has_keys else ""
+    text = f"expected {_extent(annotations)}, got boxes that look like"
+    source = annotations.sources[_first_picture(annotations)]
+    return [Finding("units", f"{source}: {text} {ORDERS[other]}{advice}") for other in fitting[:1]]
+
+
+def _first_picture(annotations: Annotations) -> int:
+    """Return the row of the first picture with an object."""
+    return int(np.flatnonzero(annotations.counts)[0])
+
+
+def _extent(annotations: Annotations) -> str:
+    """Return the condition on the numbers of a box, in the words of its format."""
+    order, _, _, first_pixel, _ = WRITINGS[annotations.box_format]
+    if order != "xyxy":
+        return "a width and a height above 0"
+    # A box from a pixel to the same pixel, counted from 1, is one pixel wide.
+    return "xmin <= xmax and ymin <= ymax" if first_pixel else "xmin < xmax and ymin < ymax"
 
 
 def refuse(findings: Sequence[Finding]) -> None:
