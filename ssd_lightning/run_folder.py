@@ -15,6 +15,9 @@ JOB_FILE = "job.json"
 SET_ASIDE = "set_aside"
 """The folder in a sweep that keeps the files of earlier attempts at jobs that were started again."""
 
+CHECKPOINTS = ("best.ckpt", "last.ckpt")
+"""Checkpoints of a run in the folder ``checkpoints``, the best first."""
+
 OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep", "trusted_packages")
 """Config keys that say how a sweep is run; they change nothing in a single job."""
 
@@ -30,6 +33,25 @@ def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
     with path.open(newline="") as file:
         rows = [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
     return {int(row["step"]): row for row in rows}
+
+
+def checkpoint_in(folder: Path, key: str) -> Path:
+    """Return the best checkpoint of a run folder, or the last one if none was chosen by its score.
+
+    Args:
+        folder: the run folder, or its folder ``checkpoints``.
+        key: the argument that named the folder, for messages.
+
+    Raises:
+        ValueError: if there is no checkpoint, with the jobs that have one if the folder is that of a sweep.
+    """
+    for name in CHECKPOINTS:
+        for path in (folder / "checkpoints" / name, folder / name):
+            if path.is_file():
+                return path
+    jobs = sorted((path.parents[1] for path in folder.glob("*/checkpoints/best.ckpt")), key=natural_order)
+    advice = f"Try {key}={jobs[0]}." if jobs else "Try the folder of a run that has been validated once."
+    raise ValueError(f"{key}: expected a run folder with checkpoints/best.ckpt, got {folder}, which has none. {advice}")
 
 
 @contextmanager

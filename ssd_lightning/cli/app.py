@@ -55,7 +55,8 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     try:
         _refuse_lists_for_groups(arguments)
         require_plugins(arguments)
-        arguments = resume_in_run_folder(expand(overrides.readable(overrides.named(command, arguments))))
+        arguments = overrides.readable(overrides.named(command, arguments))
+        arguments = resume_in_run_folder(expand(overrides.with_model_of_weights(command, arguments)))
         if ranks.is_first():
             arguments = check_keys(command, arguments)
         sys.argv[1:] = [*arguments, *([] if ranks.is_first() else WRITE_NOTHING)]

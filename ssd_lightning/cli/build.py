@@ -17,6 +17,7 @@ from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.formats.cache import cache_folder
 from ssd_lightning.data.overfit import OverfitData
+from ssd_lightning.detector.presets import PUBLISHED
 from ssd_lightning.devices import fastest_precision
 from ssd_lightning.training.checkpoint import AtomicCheckpointIO
 from ssd_lightning.training.module import SSDModule
@@ -73,7 +74,8 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
     plain = plain_values(config)
     model = without_weights(plain["model"])
     module = SSDModule(
-        model=instantiate(model if config.resume else config.model, _convert_="all"),
+        # Published weights replace all weights of the backbone.
+        model=instantiate(model if config.resume or config.pretrained in PUBLISHED else config.model, _convert_="all"),
         matcher=instantiate(config.matcher, _convert_="all"),
         loss=instantiate(config.loss, _convert_="all"),
         postprocess=instantiate(config.postprocess, _convert_="all"),

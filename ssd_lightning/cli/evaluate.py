@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ssd_lightning.cli.weights import chosen_weights
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
 from ssd_lightning.data.pictures import picture_size, read_picture
 from ssd_lightning.drawing import draw_detections, save_figure
@@ -90,15 +91,16 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     Returns:
         Its detections; and the reasons for missed objects, or None without ``why_missed``.
     """
-    detector = load_detector(config.checkpoint, dict(config.postprocess), config.trusted_packages)
+    checkpoint = chosen_weights(config.checkpoint)
+    detector = load_detector(checkpoint, dict(config.postprocess), config.trusted_packages)
     if config.get("data") and "classes" in config.data and config.data.classes is None:
         # A folder of pictures can lack some of the classes.
         config.data.classes = list(detector.classes)
-    trained = read_checkpoint(config.checkpoint)
+    trained = read_checkpoint(checkpoint)
     data: DetectionData = (
         instantiate(config.data, _convert_="all")
         if config.get("data")
-        else rebuild_part(trained, "data", config.checkpoint, config.trusted_packages)
+        else rebuild_part(trained, "data", checkpoint, config.trusted_packages)
     )
     datamodule = DetectionDataModule(
         data, detector.model.image_size, batch_size=config.batch_size, num_workers=config.num_workers
@@ -129,7 +131,7 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         # Lightning moved the model back to the CPU.
         detector.model.eval().to(trainer.strategy.root_device),
         shown,
-        rebuild_part(trained, "matcher", config.checkpoint, config.trusted_packages),
+        rebuild_part(trained, "matcher", checkpoint, config.trusted_packages),
         datamodule.val_pictures,
         found.detections,
         found.objects,

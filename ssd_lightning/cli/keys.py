@@ -32,6 +32,7 @@ USUAL_NAMES = {
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
     "num_epochs": "trainer.max_epochs",
+    "pretrained": "checkpoint",
     "epochs": "trainer.max_epochs",
     "weights": "checkpoint",
     "workers": "num_workers",

@@ -9,7 +9,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ssd_lightning.cli.help import Command
+from ssd_lightning.cli.help import Command, main_config
+from ssd_lightning.detector.presets import PUBLISHED
 
 FOLDERS_OF_DATA = ("data_dir", "data.root", "data.download_to")
 
@@ -100,6 +101,28 @@ def _is_read(text: str, is_path: bool) -> bool:
     except HydraException:
         return False
     return not is_path or value is None or isinstance(value, str)
+
+
+def with_model_of_weights(command: Command, arguments: list[str]) -> list[str]:
+    """Choose the model of the published weights that ``pretrained`` names.
+
+    Raises:
+        ValueError: if the arguments choose another model, or weights of several models.
+    """
+    given = [argument.partition("=")[2] for argument in arguments if argument.lstrip("+").startswith("pretrained=")]
+    names = [part.strip("[]'\" ") for part in given[-1].split(",")] if given else []
+    models = {PUBLISHED[name].model: name for name in names if name in PUBLISHED}
+    if not models or "pretrained" not in main_config(command.config)[1]:
+        return arguments
+    if len(models) > 1:
+        raise ValueError(f"pretrained: expected weights of one model, got {given[-1]}. Try a sweep for each.")
+    [(model, name)] = models.items()
+    asked = [argument.partition("=")[2] for argument in arguments if argument.startswith("model=")]
+    if not asked:
+        return [*arguments, f"model={model}"]
+    if asked[-1] != model:
+        raise ValueError(f"model: expected {model}, which pretrained={name} is for, got {asked[-1]}. Try no model=….")
+    return arguments
 
 
 def quote(path: Path | str) -> str:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from ssd_lightning.cli.weights import chosen_weights
 from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
 from ssd_lightning.data.datamodule import free_cores
 from ssd_lightning.data.folders import is_picture, visible_files
@@ -56,9 +57,8 @@ def predict(config: DictConfig) -> None:
     require_whole_number("batch_size", config.batch_size, 1)
     if config.num_workers is not None:
         require_whole_number("num_workers", config.num_workers, 0)
-    if config.checkpoint is None:
-        raise ValueError("checkpoint: expected a file, got null. Try checkpoint=<run folder>/checkpoints/best.ckpt.")
-    detector = load_detector(config.checkpoint, dict(config.postprocess), config.trusted_packages)
+    checkpoint = chosen_weights(config.checkpoint)
+    detector = load_detector(checkpoint, dict(config.postprocess), config.trusted_packages)
     device = choose_device(config.device)
     keep_freed_memory()
     loader = DataLoader(

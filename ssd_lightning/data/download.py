@@ -50,7 +50,7 @@ class Archive(NamedTuple):
     urls: tuple[str, ...]
     """Mirrors, tried in order."""
     checksum: str
-    """Algorithm and hex digest, such as ``md5:…``."""
+    """Algorithm and hex digest, such as ``md5:…``. The first digits are enough, as in the file names of torchvision."""
 
 
 def download_and_extract(archive: Archive, folder: Path, expected: PurePath, *, hint: str = "") -> Path:
@@ -85,31 +85,46 @@ def download(archive: Archive, folder: Path, *, hint: str = "") -> Path:
 
     path = folder / archive.name
     if path.exists():
-        algorithm = archive.checksum.partition(":")[0]
-        found = f"{algorithm}:{pooch.file_hash(str(path), algorithm)}"
-        if found != archive.checksum:
+        found = _other_checksum(path, archive.checksum)
+        if found is not None:
             raise DownloadError(
                 f"{path}: expected {archive.checksum}, got {found}. The file was left as it is. "
                 "Try to move it away, or put the right file there."
             )
         return path
+
+    def fetch(url: str, output_file: str, _: Any) -> None:
+        _request(url, output_file)
+        if (found := _other_checksum(output_file, archive.checksum)) is not None:
+            raise ValueError(f"a file with another hash: expected {archive.checksum}, got {found}")
+
     pooch.get_logger().setLevel(logging.WARNING)
     failures = []
     with _working_folder(folder / f".{archive.name}.downloading") as unfinished:
         for url in archive.urls:
             logger.info("Downloading %s to %s", url, folder)
+            # Pooch knows whole digests only, so the checksum is verified here.
             mirror = pooch.create(
-                unfinished, "", registry={path.name: archive.checksum}, urls={path.name: url}, retry_if_failed=RETRIES
+                unfinished, "", registry={path.name: None}, urls={path.name: url}, retry_if_failed=RETRIES
             )
             try:
-                return Path(mirror.fetch(path.name, downloader=_request)).replace(path)
+                return Path(mirror.fetch(path.name, downloader=fetch)).replace(path)
             except (DownloadError, RequestException, ValueError) as error:  # ValueError: another checksum
                 failures.append(f"  {url}: {error}")
     advice = f"Try again later, or put {archive.name} ({archive.checksum}) into {folder.resolve()} by hand."
     raise DownloadError("\n".join([f"{path}: expected a download, got", *failures, f"{advice} {hint}".rstrip()]))
 
 
-def _request(url: str, output_file: str, _: Any) -> None:
+def _other_checksum(path: Path | str, expected: str) -> str | None:
+    """Return the checksum of a file if it differs from the expected one, else None."""
+    import pooch
+
+    algorithm, _, digest = expected.partition(":")
+    found = pooch.file_hash(str(path), algorithm)
+    return None if found.startswith(digest) else f"{algorithm}:{found}"
+
+
+def _request(url: str, output_file: str) -> None:
     """Download a file with pooch, but raise what pooch does not retry where another attempt would not help."""
     import pooch
     import requests

@@ -1,7 +1,7 @@
-"""The detectors of ``conf/model`` by name, for notebooks and your own code."""
+"""The detectors of ``conf/model`` by name, for notebooks and your own code, and published weights for them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # Commands import this module before torch, to answer at once.
     from omegaconf import DictConfig
@@ -13,6 +13,37 @@ if TYPE_CHECKING:  # Commands import this module before torch, to answer at once
 PACKAGE = Path(__file__).parents[1]
 CONFIG_FOLDER = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 """Folder of the config groups: inside the package in a wheel, beside the package in a checkout."""
+
+
+class Published(NamedTuple):
+    """Weights of a whole detector, trained on COCO by torchvision."""
+
+    model: str
+    """The option of ``model`` that has their architecture and default boxes."""
+    url: str
+    sha256: str
+    """First digits of the hash, as torchvision publishes them."""
+    postprocess: dict[str, Any]
+    """Settings of post-processing that torchvision uses, where they differ from the defaults here."""
+
+    @property
+    def file_name(self) -> str:
+        """The name that torchvision gives to the file on disk."""
+        return self.url.rpartition("/")[2]
+
+
+PUBLISHED = {
+    "ssd300_vgg16_coco": Published(
+        "ssd300_torchvision", "https://download.pytorch.org/models/ssd300_vgg16_coco-b556d3b4.pth", "b556d3b4", {}
+    ),
+    "ssdlite320_mobilenet_v3_large_coco": Published(
+        "ssdlite320_torchvision",
+        "https://download.pytorch.org/models/ssdlite320_mobilenet_v3_large_coco-a79551df.pth",
+        "a79551df",
+        {"score_threshold": 0.001, "nms_threshold": 0.55, "candidates_per_class": 300, "max_detections": 300},
+    ),
+}
+"""Published detectors by the name that ``pretrained`` and ``checkpoint`` accept."""
 
 
 def model_names() -> list[str]:

@@ -12,8 +12,10 @@ from torch import Tensor
 import ssd_lightning
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
+from ssd_lightning.detector.presets import PUBLISHED, Published, build_model
 from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite
 from ssd_lightning.run_folder import written_whole
+from ssd_lightning.training.pretrained import COCO_CLASSES, load_pretrained, weights_file
 
 RUN_KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
 """Keys of a Lightning checkpoint that are needed to resume a run."""
@@ -93,10 +95,13 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 def load_detector(
     path: Path | str, postprocess: dict[str, Any] | None = None, trusted_packages: Collection[str] = ()
 ) -> Detector:
-    """Rebuild the detector from a checkpoint of ``ssd-train``. No config file is needed.
+    """Rebuild the detector from a checkpoint of ``ssd-train``, or load one that torchvision published.
+
+    No config file is needed.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint; a run folder, whose best checkpoint is loaded; or a published detector by its name, such
+            as ``ssd300_vgg16_coco``, which is downloaded once.
         postprocess: settings of :class:`~ssd_lightning.detector.postprocess.PostProcess` that replace those in the
             checkpoint.
         trusted_packages: top-level packages whose classes the checkpoint may name beside those of ``ssd_lightning``,
@@ -104,11 +109,25 @@ def load_detector(
 
     Raises:
         ValueError: with the file, if it is missing or no checkpoint of this project. Also if it names classes of
+    path = weights_file(path, "checkpoint")
+    published = next((entry for entry in PUBLISHED.values() if entry.file_name == path.name), None)
+    if published is not None:
+        return _published_detector(published, path, postprocess)
             packages that are not trusted, or if its weights do not fit its config.
     """
     detector = detector_in(read_checkpoint(path), path, postprocess, trusted_packages)
     require_finite(detector.model.state_dict(), path, "checkpoint")
     return detector
+def _published_detector(published: Published, path: Path, postprocess: dict[str, Any] | None) -> Detector:
+    """Load a detector that torchvision trained on COCO, with torchvision's settings of post-processing."""
+    from hydra.utils import instantiate
+
+    model = build_model(published.model, len(COCO_CLASSES))
+    load_pretrained(model, path, COCO_CLASSES)
+    settings = {"_target_": "ssd_lightning.PostProcess", **published.postprocess, **(postprocess or {})}
+    return Detector(model.eval(), instantiate(settings, _convert_="all"), COCO_CLASSES)
+
+
 
 
 def detector_in(
@@ -249,7 +268,7 @@ def rebuild_part(content: dict[str, Any], part: str, path: Path | str, trusted_p
     Raises:
         ValueError: with the file, if the checkpoint has no config of the part.
     """
-    config = content[CONFIG_KEY].get("config")
+    config = content.get(CONFIG_KEY, {}).get("config")
     if not isinstance(config, dict) or not isinstance(config.get(part), dict):
         raise ValueError(f"checkpoint: expected a file with the {part} of its training, got {path}")
     return rebuild(config[part], path, trusted_packages)

@@ -1,5 +1,6 @@
 """Loading a trained detector of this project, of torchvision, or in the amdegroot layout into a model."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import SSD300_VGG16_Weights
 
+from ssd_lightning.data.download import Archive, DownloadError, download, only_one_process_in
 from ssd_lightning.data.formats.voc import VOC_CLASSES
 from ssd_lightning.detector.backbones.normalization import CAFFE_MEAN, CAFFE_STD, Normalization
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.model import SSD
-from ssd_lightning.detector.presets import default_boxes_of
+from ssd_lightning.detector.presets import PUBLISHED, default_boxes_of
 from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite, state_dict
+from ssd_lightning.run_folder import checkpoint_in
 
 PRESETS = {
     "torchvision SSD300": "ssd300_torchvision",
@@ -22,6 +25,12 @@ PRESETS = {
     "amdegroot": "ssd300_amdegroot",
 }
 """Option of ``model`` with the architecture and the default boxes of each layout."""
+
+COCO_CATEGORIES = tuple(SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:])
+"""Names by COCO's category ids from 1. The ids without a category are called N/A."""
+
+COCO_CLASSES = tuple(name for name in COCO_CATEGORIES if name != "N/A")
+"""The 80 classes of COCO, by id."""
 
 SCALING = "backbone.normalize."
 """Prefix of the mean and std of pixels in a state dict."""
@@ -83,6 +92,43 @@ class LoadReport(NamedTuple):
         return "\n".join(lines)
 
 
+def weights_file(given: Path | str, key: str) -> Path:
+    """Return the file of weights that were named by a file, by a run folder, or by the name of a published detector.
+
+    A published detector is downloaded once, to the folder where torchvision has it.
+
+    Args:
+        given: a file; a run folder, whose best checkpoint is returned; or a name of
+            :data:`~ssd_lightning.detector.presets.PUBLISHED`.
+        key: the argument that named the weights, for messages.
+
+    Raises:
+        ValueError: if there is nothing of this name.
+        DownloadError: if the file cannot be downloaded; the message says which file to put where.
+    """
+    published = PUBLISHED.get(str(given))
+    if published is not None:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        archive = Archive(published.file_name, (published.url,), f"sha256:{published.sha256}")
+        with only_one_process_in(folder):
+            try:
+                return download(archive, folder)
+            except DownloadError as error:
+                raise DownloadError(f"{key}: {error}") from error
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return checkpoint_in(path, key)
+    if not path.exists():
+        # The longest common part, since a ratio falls with the length of a name.
+        nearest = sorted(
+            PUBLISHED, key=lambda name: -difflib.SequenceMatcher(None, str(given), name).find_longest_match().size
+        )
+        raise ValueError(
+            f"{key}: expected a file, a run folder or one of {', '.join(nearest)}, got {given}, which does not exist"
+        )
+    return path
+
+
 def load_pretrained(
     model: SSD, path: Path | str, classes: Sequence[str] | None = None, file_classes: Sequence[str] | None = None
 ) -> LoadReport:
@@ -94,15 +140,16 @@ def load_pretrained(
 
     Args:
         model: the model, which is changed in place.
-        path: a checkpoint of ``ssd-train``; a state dict of torchvision's ``ssd300_vgg16`` or
-            ``ssdlite320_mobilenet_v3_large``; or a state dict in the layout of amdegroot/ssd.pytorch.
+        path: a checkpoint of ``ssd-train``, or its run folder; a state dict of torchvision's ``ssd300_vgg16`` or
+            ``ssdlite320_mobilenet_v3_large``, or its name; or a state dict in the layout of amdegroot/ssd.pytorch.
         classes: classes of ``model`` without background.
         file_classes: classes of the file without background, if they are not VOC's or COCO's.
 
     Raises:
         ValueError: with the file, if the file cannot be read, has another layout, or is of another architecture.
     """
-    content = read_file(str(path), "pretrained")
+    path = weights_file(path, "pretrained")
+    content = read_file(path, "pretrained")
     foreign = _under_our_names(content, model, path)
     own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
     names = list(file_classes) if file_classes is not None else foreign.classes
@@ -186,10 +233,10 @@ def _torchvision(
             if name.startswith(f"head.{part}.module_list."):
                 renamed[name.replace(f"head.{part}.module_list.", f"head.{ours}.")] = value
     outputs = len(state[next(n for n in reversed(state) if "classification_head" in n)])
-    coco = SSD300_VGG16_Weights.COCO_V1.meta["categories"][1:]
     last_level = len({n.split(".")[3] for n in state if "classification_head" in n}) - 1
     per_cell = len(state[next(n for n in reversed(state) if f"regression_head.module_list.{last_level}." in n)]) // 4
-    return Foreign(layout, renamed, coco if outputs == per_cell * (len(coco) + 1) else None, mean, std)
+    coco = list(COCO_CATEGORIES) if outputs == per_cell * (len(COCO_CATEGORIES) + 1) else None
+    return Foreign(layout, renamed, coco, mean, std)
 
 
 def _amdegroot(state: dict[str, Tensor], model: SSD, path: Path | str) -> Foreign:

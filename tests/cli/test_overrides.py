@@ -20,6 +20,8 @@ from run_folder import Trained
 
 from ssd_lightning.cli import overrides as paths
 from ssd_lightning.cli import train as train_run
+from ssd_lightning.cli.commands import TRAIN
+from ssd_lightning.cli.overrides import with_model_of_weights
 from ssd_lightning.data.bananas import dataset as banana
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.detector.weights import CONFIG_KEY
@@ -195,3 +197,32 @@ class TestStrangeNames:
         assert outcome.exit_code == 0, outcome.error
         assert json.loads((copy / "summary.json").read_text())["steps"] == 2
         assert os.listdir(tmp_path) == [STRANGE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "added"),
+    [
+        (["pretrained=ssd300_vgg16_coco"], ["model=ssd300_torchvision"]),
+        (["experiment=a", "pretrained='ssdlite320_mobilenet_v3_large_coco'"], ["model=ssdlite320_torchvision"]),
+        (["-m", "pretrained=null,ssd300_vgg16_coco"], ["model=ssd300_torchvision"]),
+        (["pretrained=ssd300_vgg16_coco", "model=ssd300_torchvision"], []),
+        (["pretrained=./ssd300_vgg16_coco"], []),
+        (["pretrained=null"], []),
+        (["seed=1"], []),
+    ],
+)
+def test_published_weights_choose_their_model(arguments: list[str], added: list[str]):
+    assert with_model_of_weights(TRAIN, arguments) == [*arguments, *added]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pretrained=ssd300_vgg16_coco", "model=ssd300_vgg16"],
+        ["model=ssd300_torchvision,tiny_ssd", "pretrained=ssd300_vgg16_coco"],
+        ["pretrained=ssd300_vgg16_coco,ssdlite320_mobilenet_v3_large_coco"],
+    ],
+)
+def test_published_weights_with_another_model_are_refused(arguments: list[str]):
+    with pytest.raises(ValueError, match=r"^(model|pretrained): expected .*got .*Try "):
+        with_model_of_weights(TRAIN, arguments)

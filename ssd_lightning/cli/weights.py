@@ -1,0 +1,25 @@
+"""The checkpoint that a command loads."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ssd_lightning.training.pretrained import weights_file
+
+
+def chosen_weights(given: Any) -> Path:
+    """Return the file of ``checkpoint=…``, and print it if a run folder or a name was given.
+
+    Raises:
+        ValueError: if the value is no text, or names nothing.
+    """
+    if not isinstance(given, str) or not given:
+        raise ValueError(
+            f"checkpoint: expected a file, a run folder or the name of published weights, got {given or repr(given)}. "
+            "Try checkpoint=<run folder>."
+        )
+    path = weights_file(given, "checkpoint")
+    if path != Path(given).expanduser():
+        Console().print(f"Weights: {path}", highlight=False, markup=False, soft_wrap=True)
+    return path
