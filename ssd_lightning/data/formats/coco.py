@@ -1,11 +1,9 @@
 """Pictures annotated in one json file, in the format of COCO, which most labelling tools export."""
 
 import json
-import logging
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,27 +12,24 @@ import numpy as np
 from ssd_lightning.data.folders import DataFolder, picture_places
 from ssd_lightning.data.formats import cache as annotation_cache
 from ssd_lightning.data.formats import scalars
-from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
-from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns, distinct, stratified
+from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns
 from ssd_lightning.data.formats.cache import Stored, in_parallel, stamps
-from ssd_lightning.data.formats.findings import Finding, Fix, check_fix
+from ssd_lightning.data.formats.findings import Finding, Fix
+from ssd_lightning.data.formats.splits import PURPOSES, SplitData, Splits
 from ssd_lightning.data.pictures import picture_size
-from ssd_lightning.require import require_number
 
 LAYOUTS = (
-    ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
-    ("train/_annotations.coco.json", "valid/_annotations.coco.json"),
-    ("annotations/instances_Train.json", "annotations/instances_Validation.json"),
-    ("annotations/instances_Train.json", "annotations/instances_Test.json"),
+    ("annotations/instances_train2017.json", "annotations/instances_val2017.json", None),
+    ("train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"),
+    ("annotations/instances_Train.json", "annotations/instances_Validation.json", "annotations/instances_Test.json"),
+    ("annotations/instances_Train.json", "annotations/instances_Test.json", None),
 )
-"""Places of the json files for training and for scoring, in COCO itself and in exports of Roboflow and CVAT.
+"""Places of the json files for training, scoring and test, in COCO itself and in exports of Roboflow and CVAT.
 
-The case of letters may differ."""
-
-logger = logging.getLogger(__name__)
+The case of letters may differ. The file for the test may be missing."""
 
 
-class COCO:
+class COCO(SplitData):
     """Pictures with boxes from COCO-style json files.
 
     The ``file_name`` of a picture is searched for in the folder of pictures. If no folder is given, the places are
@@ -51,10 +46,14 @@ class COCO:
         pictures: folder of the pictures; ``None``: see above.
         val_pictures: folder of the pictures to score on; ``None``: ``pictures``.
         classes: names in the order of their labels. ``None``: all categories of the json, in the order of their ids.
-        val_share: share of the pictures to score on, where it is drawn, class by class.
-        seed: seed of that draw.
+        val_share: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
+        seed: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
         fix: treatment of faults, see :data:`~ssd_lightning.data.formats.findings.Fix`; ``None``: training stops at the
             first fault. ``skip`` also leaves out objects of other classes than the given ones.
+        test_annotations: json file of the pictures for the test at the end of a training. ``None``: the file of an
+            export of Roboflow or CVAT, if ``annotations`` is not given.
+        test_pictures: folder of the pictures for the test; ``None``: ``pictures``.
+        test_share: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
     """
 
     def __init__(
@@ -68,17 +67,20 @@ class COCO:
         val_share: float = 0.2,
         seed: int = 0,
         fix: Fix | None = None,
+        test_annotations: Path | str | None = None,
+        test_pictures: Path | str | None = None,
+        test_share: float = 0.0,
     ) -> None:
-        check_fix(fix)
-        require_number("val_share", val_share, "(0, 1)")
+        # Crowds are difficult objects.
+        super().__init__(root, classes, False, fix, val_share, test_share, seed)
         if annotations is None and val_annotations is not None:
             raise ValueError(f"annotations: expected a json file beside val_annotations={val_annotations}, got null")
-        self.root = Path(root).expanduser()
-        self.files = (annotations, val_annotations)
-        self.folders = (pictures, val_pictures or pictures)
-        self.given_classes = None if classes is None else distinct(classes)
-        self.val_share, self.seed = val_share, seed
-        self.fix: Fix | None = fix
+        self.files = {
+            "annotations": annotations,
+            "val_annotations": val_annotations,
+            "test_annotations": test_annotations,
+        }
+        self.folders = (pictures, val_pictures or pictures, test_pictures or pictures)
 
     def prepare(self) -> None:
         """Check that the files are there; COCO is not downloaded.
@@ -91,57 +93,48 @@ class COCO:
     @property
     def classes(self) -> tuple[str, ...]:
         """Names in the order of their labels."""
-        return self.given_classes or tuple(self.annotations[0].vocabulary)
+        return self.given_classes or tuple(self.annotations.train.vocabulary)
 
-    def train(self) -> AnnotatedPictures:
-        """Return the training pictures without crowds, and with all findings."""
-        train, _, findings = self.annotations
-        return annotated_pictures(train, self.classes, difficult=False, fix=self.fix, findings=findings)
+    def json_files(self) -> tuple[Path, Path | None, Path | None]:
+        """Return the json files for training, scoring and test.
 
-    def val(self) -> AnnotatedPictures:
-        """Return the pictures to score on, with all findings."""
-        _, val, findings = self.annotations
-        return annotated_pictures(val, self.classes, fix=self.fix, findings=findings)
-
-    def json_files(self) -> tuple[Path, Path | None]:
-        """Return the json files for training and for scoring; ``None`` where the pictures to score on are drawn."""
+        ``None`` in the second place: the pictures to score on are drawn. ``None`` in the last place: there is no test.
+        """
         if not self.root.is_dir():
             raise ValueError(f"data.root: expected a folder, got {self.root}, which does not exist")
-        train, val = self.files
-        if train is None:
-            layouts = [(_file_at(self.root, train), _file_at(self.root, val)) for train, val in LAYOUTS]
-            found = next(((t, v) for t, v in layouts if t is not None and v is not None), None)
-            if found is None:
-                known = ", or ".join(f"{train} and {val}" for train, val in LAYOUTS)
-                raise ValueError(
-                    f"data.root: expected a folder with {known}, got {self.root}. Try data.annotations=<file>"
-                )
-            return found
-        paths = [None if name is None else _below(self.root, name) for name in (train, val)]
-        for argument, path in zip(("annotations", "val_annotations"), paths, strict=True):
+        given = {key: None if name is None else _below(self.root, name) for key, name in self.files.items()}
+        for key, path in given.items():
             if path is not None and not path.is_file():
-                raise ValueError(f"data.{argument}: expected a file, got {path}, which does not exist")
-        assert paths[0] is not None
-        return paths[0], paths[1]
+                raise ValueError(f"data.{key}: expected a file, got {path}, which does not exist")
+        train, val, test = given.values()
+        if train is not None:
+            return train, val, test
+        for layout in LAYOUTS:
+            train, val, own = (None if name is None else _file_at(self.root, name) for name in layout)
+            if train is not None and val is not None:
+                return train, val, test or own
+        known = ", or ".join(f"{train} and {val}" for train, val, _ in LAYOUTS)
+        raise ValueError(f"data.root: expected a folder with {known}, got {self.root}. Try data.annotations=<file>")
 
-    @cached_property
-    def annotations(self) -> tuple[Annotations, Annotations, list[Finding]]:
-        """Annotations for training and for scoring, and findings about the pictures that cannot be read."""
-        train_file, val_file = self.json_files()
-        folders = [None if folder is None else _below(self.root, folder) for folder in self.folders]
+    def read(self) -> Splits:
+        """Read the json files of all splits."""
         indexes: dict[Path, DataFolder] = {}
-        train, findings = read_json(train_file, self.root, folders[0], indexes)
-        if val_file is not None:
-            val, more = read_json(val_file, self.root, folders[1], indexes)
-            findings = findings + more
-        else:
-            rows, val_rows = stratified(train, self.val_share, self.seed)
-            logger.info("%s: %d of %d pictures are drawn for scoring", train_file, len(val_rows), len(train.sources))
-            train, val = train.select(rows), train.select(val_rows)
-        for purpose, part, path in (("training", train, train_file), ("scoring", val, val_file or train_file)):
-            if not part.sources and not findings:
+        parts: list[Annotations | None] = []
+        findings: list[Finding] = []
+        for purpose, path, folder in zip(PURPOSES, self.json_files(), self.folders, strict=True):
+            if path is None:
+                parts.append(None)
+                continue
+            part, found = read_json(path, self.root, None if folder is None else _below(self.root, folder), indexes)
+            if not part.sources and not found:
                 raise ValueError(f"{path}: images: expected at least one for {purpose}, got none")
-        return train, val, findings
+            parts.append(part)
+            findings += found
+        train, val, test = parts
+        assert train is not None
+        # The pictures of a test may have been published without their annotations.
+        is_annotated = self.files["test_annotations"] is not None or (test is not None and test.counts.any())
+        return Splits(train, val, test if is_annotated else None, findings, [])
 
 
 def read_json(

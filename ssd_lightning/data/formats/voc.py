@@ -1,11 +1,10 @@
 """Folders of pictures with PASCAL VOC's xml files: VOC itself, and the folders that labelling tools write."""
 
-import logging
 import math
 import os
 import re
 import xml.etree.ElementTree as ElementTree
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,13 +15,12 @@ import numpy as np
 from ssd_lightning.data.download import Archive, download_and_extract
 from ssd_lightning.data.folders import DataFolder, is_picture, picture_places
 from ssd_lightning.data.formats import scalars
-from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
-from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, distinct, stratified
+from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation
 from ssd_lightning.data.formats.cache import read_annotations
-from ssd_lightning.data.formats.findings import Finding, Fix, check_fix
+from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.scalars import text_of
+from ssd_lightning.data.formats.splits import SPLITS, SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
-from ssd_lightning.require import require_number
 
 VOC_CLASSES = (
     "aeroplane",
@@ -79,73 +77,31 @@ ARCHIVE_OF = {
 }
 """The archive that holds each list of pictures. The ground truth of 2012's test is not public."""
 
-SPLITS = (("train", ("val", "valid", "validation", "test")), ("trainval", ("test",)))
-"""Possible names of the folders or lists of pictures to train on, and to score on with them."""
-
 LISTS = ("ImageSets/Main", "ImageSets", "")
 """Folders with lists of pictures; the first that holds any is used. In the last one, only lists of a split count."""
+
+SPLIT_NAMES = {name for train, others in SPLITS for name in (train, *others)}
+"""Names of lists and folders that split the pictures."""
 
 WHOLE = {"default", "all"}
 """Names of lists that tools write for all pictures, which are no split."""
 
-logger = logging.getLogger(__name__)
 
+class VOCPictures(SplitData):
+    """Pictures of lists of xml files, for training, scoring and test; subclasses provide the lists.
 
-class VOCPictures(ABC):
-    """Pictures of two lists of xml files, for training and for scoring; subclasses provide the lists.
-
-    Args:
-        root: folder of the data.
-        classes: names in the order of their labels. ``None``: all names that occur, sorted.
-        difficult: whether difficult objects are trained on, as in the paper. In scoring they are neither found nor
-            missed in any case.
-        fix: treatment of faults, see :data:`~ssd_lightning.data.formats.findings.Fix`; ``None``: training stops at the
-            first fault.
+    The arguments are those of :class:`~ssd_lightning.data.formats.splits.SplitData`.
     """
 
-    def __init__(
-        self, root: Path | str, classes: Sequence[str] | None = None, difficult: bool = True, fix: Fix | None = None
-    ) -> None:
-        check_fix(fix)
-        self.root = Path(root).expanduser()
-        self.given_classes = None if classes is None else distinct(classes)
-        self.difficult = difficult
-        self.fix: Fix | None = fix
-
-    def prepare(self) -> None:
-        """Check that the folder exists; nothing is downloaded.
-
-        Raises:
-            ValueError: if the folder does not exist.
-        """
-        if not self.root.is_dir():
-            raise ValueError(f"data.root: expected a folder, got {self.root}, which does not exist")
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names in the order of their labels."""
-        if self.given_classes is not None:
-            return self.given_classes
-        train, val, *_ = self.annotations
-        return tuple(sorted({*_used(train), *_used(val)}))
-
-    def train(self) -> AnnotatedPictures:
-        """Return the training pictures, with all findings."""
-        train, _, findings, remarks = self.annotations
-        return annotated_pictures(train, self.classes, self.difficult, self.fix, findings, remarks)
-
-    def val(self) -> AnnotatedPictures:
-        """Return the pictures to score on, with all findings."""
-        _, val, findings, _ = self.annotations
-        return annotated_pictures(val, self.classes, fix=self.fix, findings=findings)
+    searched = "xml files beside the pictures or in Annotations"
 
     @abstractmethod
-    def xml_files(self) -> tuple[list[str], list[str] | None]:
-        """Return the xml files for training and for scoring; ``None``: the latter are drawn from the former."""
+    def xml_files(self) -> tuple[list[str], list[str] | None, list[str] | None]:
+        """Return the xml files for training, scoring and test.
 
-    def draw(self, annotations: Annotations) -> tuple[Annotations, Annotations]:
-        """Divide annotations into a part for training and a part for scoring."""
-        raise NotImplementedError
+        ``None`` in the second place: the files to score on are drawn from the first. ``None`` in the last place: there
+        is no test.
+        """
 
     @property
     def folder(self) -> Path:
@@ -157,57 +113,48 @@ class VOCPictures(ABC):
         """Index of the files of the folder."""
         return DataFolder(self.folder)
 
-    @cached_property
-    def annotations(self) -> tuple[Annotations, Annotations, list[Finding], list[Finding]]:
-        """Annotations for training and for scoring, findings about the files that cannot be read, and remarks."""
-        train, val = self.xml_files()
-        # A picture may be in both lists, which ssd-check reports.
-        sources = list(dict.fromkeys((*train, *(val or ()))))
+    def read(self) -> Splits:
+        """Read the xml files of all splits."""
+        lists = self.xml_files()
+        # A picture may be in several lists, which ssd-check reports.
+        sources = list(dict.fromkeys(path for paths in lists for path in paths or ()))
         key = f"voc {self.root.resolve()}"
-        both, findings = read_annotations(sources, lambda path: read_xml(path, self.files), "voc", key)
-        if val is None:
-            sides = self.draw(both)
-            counts = len(sides[0].sources), len(sides[1].sources)
-        else:
-            row_of = {source: row for row, source in enumerate(both.sources)}
-            rows, val_rows = ([row_of[path] for path in side if path in row_of] for side in (train, val))
-            sides = both.select(np.array(rows, dtype=np.int64)), both.select(np.array(val_rows, dtype=np.int64))
-            counts = len(train), len(val)
-        if not all(counts) and not (val is None and findings):
-            raise ValueError(
-                f"data.root: expected xml files beside the pictures or in Annotations for both training and scoring, "
-                f"got {counts[0]} and {counts[1]} in {self.root}"
-            )
-        return *sides, findings, self.remarks(both)
+        everything, findings = read_annotations(sources, lambda path: read_xml(path, self.files), "voc", key)
+        row_of = {source: row for row, source in enumerate(everything.sources)}
+
+        def selected(paths: list[str]) -> Annotations:
+            return everything.select(np.array([row_of[path] for path in paths if path in row_of], dtype=np.int64))
+
+        train, val, test = (None if paths is None else selected(paths) for paths in lists)
+        assert train is not None
+        return Splits(train, val, test, findings, self.remarks(everything))
 
     def remarks(self, annotations: Annotations) -> list[Finding]:
         """Return remarks on the folder, which do not stop training."""
         return []
 
 
-def _used(annotations: Annotations) -> list[str]:
-    """Return the class names that occur, without the empty name, so that objects without a name are findings."""
-    return [name for name in (annotations.vocabulary[number] for number in np.unique(annotations.names)) if name]
-
-
 class VOCFolder(VOCPictures):
     """A folder of pictures with VOC-style xml files.
 
     Lists ``ImageSets/Main/train.txt`` and ``val.txt``, or folders of these names, split the pictures. ``trainval``
-    stands for ``train``, and ``test``, ``valid`` and ``validation`` for ``val``. Lists of one class such as
-    ``dog_train.txt`` are joined; their flags are not used. Without lists or folders, a share of all pictures is drawn
-    for scoring, class by class. A picture lies beside its xml, or in ``JPEGImages``, ``images`` and the like beside the
-    folder of the xml. Hidden files and folders are not read.
+    stands for ``train``, and ``test``, ``valid`` and ``validation`` for ``val``. ``test`` beside ``train`` and ``val``
+    is the test at the end of a training, if it has xml files. Lists of one class such as ``dog_train.txt`` are joined;
+    their flags are not used. Without lists or folders, a share of all pictures is drawn for scoring, class by class. A
+    picture lies beside its xml, or in ``JPEGImages``, ``images`` and the like beside the folder of the xml. Hidden
+    files and folders are not read.
 
     Args:
         root: see :class:`VOCPictures`; the folder is searched with its subfolders.
         classes: see :class:`VOCPictures`.
-        val_share: share of the pictures that is drawn for scoring.
-        seed: seed of that draw.
+        val_share: see :class:`VOCPictures`.
+        seed: see :class:`VOCPictures`.
         difficult: see :class:`VOCPictures`.
         fix: see :class:`VOCPictures`.
         train: names of the lists or folders to train on. ``None``: the names above.
         val: names of the lists or folders to score on.
+        test: names of the lists or folders for the test. ``None``: ``test``, unless ``train`` and ``val`` are given.
+        test_share: see :class:`VOCPictures`.
     """
 
     def __init__(
@@ -220,43 +167,50 @@ class VOCFolder(VOCPictures):
         fix: Fix | None = None,
         train: str | Sequence[str] | None = None,
         val: str | Sequence[str] | None = None,
+        test: str | Sequence[str] | None = None,
+        test_share: float = 0.0,
     ) -> None:
-        super().__init__(root, classes, difficult, fix)
-        require_number("val_share", val_share, "(0, 1)")
+        super().__init__(root, classes, difficult, fix, val_share, test_share, seed)
         if (train is None) != (val is None):
             raise ValueError(f"train, val: expected names for both or for none, got train={train}, val={val}")
-        self.val_share = val_share
-        self.seed = seed
-        self.names = None if train is None or val is None else (_as_list(train), _as_list(val))
+        self.names = as_list(train), as_list(val), as_list(test)
 
-    def xml_files(self) -> tuple[list[str], list[str] | None]:
-        """Return the xml files for training and for scoring; ``None``: the latter are drawn from the former."""
+    def xml_files(self) -> tuple[list[str], list[str] | None, list[str] | None]:
+        """Return the xml files for training, scoring and test, as :meth:`VOCPictures.xml_files`."""
         xml = [file for file in self.files.files if file.lower().endswith(".xml")]
         place, lists = self._lists()
         folders: dict[str, list[str]] = defaultdict(list)
         for file in xml:
             for part in dict.fromkeys(file.casefold().split("/")[:-1]):
                 folders[part].append(self.files.path(file))
-        if self.names is not None:
-            return self._named(self.names[0], place, lists, folders), self._named(self.names[1], place, lists, folders)
-        for train, others in SPLITS:
-            ends = {name: _of_split(lists, name) for name in (train, *others)}
-            val = next((name for name in others if ends[name]), None)
-            if ends[train] and val is not None:
-                return self._joined(place, ends[train]), self._joined(place, ends[val])
+        given = [
+            None if names is None else self._named(key, names, place, lists, folders)
+            for key, names in zip(("data.train", "data.val", "data.test"), self.names, strict=True)
+        ]
+        if given[0] is not None:
+            return given[0], given[1], given[2]
+        # The lists or folders of a given test take no part in the other splits.
+        held_out = {_folded(name) for name in self.names[2] or ()}
+        lists = {name: stem for name, stem in lists.items() if name not in held_out}
+        ends = {name: _of_split(lists, name) for name in SPLIT_NAMES}
+        found = usual_splits({name for name, stems in ends.items() if stems})
+        if found is not None and (found.val or held_out):
+            val, test = (self._joined(place, ends[name]) if name else None for name in found[1:])
+            is_annotated = test is not None and any(map(os.path.exists, test))
+            return self._joined(place, ends[found.train]), val, given[2] or (test if is_annotated else None)
         if len(lists) == 1 and lists.keys() <= WHOLE:
-            return self._joined(place, list(lists.values())), None
+            return self._joined(place, list(lists.values())), None, given[2]
         if lists:
             told = ", ".join(sorted(lists.values()))
             raise ValueError(
                 f"data.root: expected lists train and val, or trainval and test, got {told} in {self.root / place}. "
                 f"Try data.train=<list> data.val=<list>"
             )
-        for train, others in SPLITS:
-            val = next((name for name in others if name in folders), None)
-            if train in folders and val is not None:
-                return folders[train], folders[val]
-        return [self.files.path(file) for file in xml], None
+        found = usual_splits(folders.keys() - held_out)
+        if found is not None and found.val:
+            return folders[found.train], folders[found.val], given[2] or (folders[found.test] if found.test else None)
+        tested = set(given[2] or ())
+        return [path for path in map(self.files.path, xml) if path not in tested], None, given[2]
 
     def _lists(self) -> tuple[str, dict[str, str]]:
         """Return the folder of lists and the names of the lists in it, by the name in lower case."""
@@ -266,38 +220,31 @@ class VOCFolder(VOCPictures):
             lists = {stem.casefold(): stem for stem in stems}
             if not place:
                 # A folder of pictures has all kinds of texts, such as a readme.
-                known = {name for train, others in SPLITS for name in (train, *others)}
-                lists = {name: stem for name, stem in lists.items() if name in known}
+                lists = {name: stem for name, stem in lists.items() if name in SPLIT_NAMES}
                 lists = lists if len(lists) > 1 else {}
             if lists:
                 return place, lists
         return "", {}
 
-    def _named(self, names: list[str], place: str, lists: dict[str, str], folders: dict[str, list[str]]) -> list[str]:
+    def _named(
+        self, key: str, names: list[str], place: str, lists: dict[str, str], folders: dict[str, list[str]]
+    ) -> list[str]:
         found = []
         for name in names:
-            folded = name.casefold().removesuffix(".txt")
+            folded = _folded(name)
             if folded in lists:
                 found += self._joined(place, [lists[folded]])
             elif folded in folders:
                 found += folders[folded]
             else:
                 there = ", ".join(sorted({*lists.values(), *folders})) or "none"
-                raise ValueError(f"data.train, data.val: expected names of lists or folders ({there}), got {name}")
+                raise ValueError(f"{key}: expected names of lists or folders ({there}), got {name}")
         return found
 
     def _joined(self, place: str, names: Sequence[str]) -> list[str]:
         files = [f"{place}/{name}.txt".lstrip("/") for name in names]
         listed = [path for file in files for path in listed_xml(self.files, self.files.at(file) or file)]
         return list(dict.fromkeys(listed)) if len(names) > 1 else listed
-
-    def draw(self, annotations: Annotations) -> tuple[Annotations, Annotations]:
-        """Draw a share of the pictures for scoring, class by class."""
-        train, val = stratified(annotations, self.val_share, self.seed)
-        logger.info(
-            "%s: no split found, %d of %d pictures are drawn for scoring", self.root, len(val), len(train) + len(val)
-        )
-        return annotations.select(train), annotations.select(val)
 
     def remarks(self, annotations: Annotations) -> list[Finding]:
         """Return a remark on the pictures without xml."""
@@ -317,6 +264,11 @@ class VOCFolder(VOCPictures):
         return [Finding("unannotated", f"{first}: expected an xml file, got none; {len(without)} such pictures")]
 
 
+def _folded(name: str) -> str:
+    """Return the name of a list or folder in the form in which names are compared."""
+    return name.casefold().removesuffix(".txt")
+
+
 def _of_split(lists: dict[str, str], split: str) -> list[str]:
     """Return the list of a split, or else the lists of the split for one class each."""
     if split in lists:
@@ -334,6 +286,7 @@ class VOC(VOCPictures):
         difficult: see :class:`VOCPictures`.
         fix: see :class:`VOCPictures`. ``clip`` is a mere precaution here.
         download_to: the only folder that a download may fill where ``root`` holds no ``VOCdevkit``; ``None``: any.
+        test: years and lists of pictures for the test at the end of a training; ``None``: no test.
     """
 
     def __init__(
@@ -344,10 +297,11 @@ class VOC(VOCPictures):
         difficult: bool = True,
         fix: Fix | None = "clip",
         download_to: Path | str | None = None,
+        test: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(root, VOC_CLASSES, difficult, fix)
         self.download_to = None if download_to is None else Path(download_to).expanduser()
-        self.parts = {"train": _as_list(train), "val": _as_list(val)}
+        self.parts = {"train": as_list(train) or [], "val": as_list(val) or [], "test": as_list(test) or []}
         for name, parts in self.parts.items():
             for part in parts:
                 if not self._list_of(part).is_file() and _archive_of(part) is None:
@@ -396,8 +350,8 @@ class VOC(VOCPictures):
             if archive is not None:
                 download_and_extract(archive, folder, picture_list, hint=hint)
 
-    def xml_files(self) -> tuple[list[str], list[str]]:
-        """Return the xml files for training and for scoring."""
+    def xml_files(self) -> tuple[list[str], list[str] | None, list[str] | None]:
+        """Return the xml files for training, scoring and test."""
         years = {part.partition("/")[0] for parts in self.parts.values() for part in parts}
         files = {year: DataFolder(self.devkit / f"VOC{year}") for year in years}
 
@@ -405,18 +359,14 @@ class VOC(VOCPictures):
             year, _, name = part.partition("/")
             return listed_xml(files[year], f"ImageSets/Main/{name}.txt")
 
-        train, val = ([path for part in parts for path in listed(part)] for parts in self.parts.values())
-        return train, val
+        train, val, test = ([path for part in parts for path in listed(part)] for parts in self.parts.values())
+        return train, val, test or None
 
 
 def _archive_of(part: str) -> Archive | None:
     """Return the archive that holds a list; ``2007/car_train`` is in the one of ``2007/train``."""
     year, _, name = part.partition("/")
     return ARCHIVE_OF.get(part) or ARCHIVE_OF.get(f"{year}/{name.rpartition('_')[2]}")
-
-
-def _as_list(parts: str | Sequence[str]) -> list[str]:
-    return [parts] if isinstance(parts, str) else list(parts)
 
 
 def _name(file: str) -> str:

@@ -166,10 +166,10 @@ def test_bad_files_are_named(tmp_path: Path):
 def test_a_folder_without_either_side_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"data\.root: .*nowhere"):
         VOCFolder(tmp_path / "nowhere").prepare()
-    with pytest.raises(ValueError, match=r"data\.root: .*got 0 and 0"):
+    with pytest.raises(ValueError, match=r"data\.root: .*xml.* training, got none"):
         refuse(VOCFolder(tmp_path).train().findings)
     write_pair(tmp_path, "a")
-    with pytest.raises(ValueError, match=r"data\.root: .*got 1 and 0"):
+    with pytest.raises(ValueError, match=r"data\.root: .* scoring, got none"):
         refuse(VOCFolder(tmp_path).train().findings)
     with pytest.raises(ValueError, match="val_share"):
         VOCFolder(tmp_path, val_share=1)
@@ -177,7 +177,7 @@ def test_a_folder_without_either_side_is_refused(tmp_path: Path):
 
 def test_an_empty_list_is_refused(tmp_path: Path):
     write_year(tmp_path, "2007", {"train": ["a"], "val": []})
-    with pytest.raises(ValueError, match=r"data\.root: .*got 1 and 0 in .*VOC2007"):
+    with pytest.raises(ValueError, match=r"data\.root: .*xml.* scoring, got none in .*VOC2007"):
         refuse(VOCFolder(tmp_path / "VOCdevkit" / "VOC2007").val().findings)
 
 
@@ -697,7 +697,7 @@ def test_the_options_of_the_command_line(tmp_path: Path, option: str, train: lis
         config = compose("train", [f"data={option}", f"data_dir={tmp_path}"])
     data = instantiate(config.data, _convert_="all")
     assert isinstance(data, VOC)
-    assert (data.parts, data.difficult) == ({"train": train, "val": val}, True)
+    assert (data.parts, data.difficult) == ({"train": train, "val": val, "test": []}, True)
     data.prepare()
     assert stems(data.train()) == [part.replace("/", "_") for part in train]
     assert stems(data.val()) == [part.replace("/", "_") for part in val]
@@ -863,7 +863,7 @@ def test_pictures_of_voc_2007_in_their_own_layout(root: Path):
     data = VOC(root, train=["2007/train"], val=["2007/val"], fix=None)
     data.prepare()
     assert (len(data.train()), len(data.val())) == (350, 150)
-    train, val, findings, _ = data.annotations
+    train, val, _, findings, _ = data.annotations
     assert [*findings, *check_objects(train, data.classes), *check_objects(val, data.classes)] == []
     assert {path.suffix for path in data.train().paths} == {".jpg"}
     for index in range(0, 350, 50):

@@ -1,0 +1,169 @@
+"""The splits of a data set: pictures to train on, pictures to score on, and pictures for the test at the end."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
+from ssd_lightning.data.formats.annotations import Annotations, distinct, stratified
+from ssd_lightning.data.formats.findings import Finding, Fix, check_fix
+from ssd_lightning.require import require_number
+
+logger = logging.getLogger(__name__)
+
+SPLITS = (("train", ("val", "valid", "validation", "test")), ("trainval", ("test",)))
+"""Possible names of the pictures to train on, and to score on with them. ``test`` after another one is the test."""
+
+
+PURPOSES = ("training", "scoring", "the test")
+"""The purposes of the splits, for messages."""
+
+
+class Names(NamedTuple):
+    """Names of the splits of a data set."""
+
+    train: str
+    val: str | None
+    test: str | None
+
+
+def usual_splits(names: Collection[str]) -> Names | None:
+    """Return the names of splits among names in lower case; ``None`` if there are no pictures to train on."""
+    found = [(train, [name for name in others if name in names]) for train, others in SPLITS if train in names]
+    # A split to score on decides between train and trainval.
+    for train, others in sorted(found, key=lambda names: not names[1]):
+        return Names(train, others[0] if others else None, "test" if "test" in others[1:] else None)
+    return None
+
+
+def as_list(names: str | Iterable[str] | None) -> list[str] | None:
+    """Return names, of which a single one may be given as a text, as a list."""
+    return [names] if isinstance(names, str) else None if names is None else list(names)
+
+
+class Splits(NamedTuple):
+    """The annotations of a data set, split by split, and what was found in reading them."""
+
+    train: Annotations
+    val: Annotations | None
+    """``None``: a share of the pictures to train on is drawn."""
+    test: Annotations | None
+    """``None``: the data set has no test."""
+    findings: list[Finding]
+    remarks: list[Finding]
+
+
+class SplitData(ABC):
+    """A data set whose splits are in files or drawn; subclasses provide a reader.
+
+    Args:
+        root: folder of the data.
+        classes: names in the order of their labels. ``None``: all names that occur, sorted.
+        difficult: whether difficult objects are trained on, as in the paper. In scoring they are neither found nor
+            missed in any case.
+        fix: treatment of faults, see :data:`~ssd_lightning.data.formats.findings.Fix`; ``None``: training stops at the
+            first fault.
+        val_share: share of the pictures to score on, which is drawn class by class if no split says otherwise.
+        test_share: share of the pictures for a test, which is drawn in the same way; 0: no test is drawn.
+        seed: seed of the draw.
+    """
+
+    searched = "annotated pictures"
+    """What a split consists of, for messages."""
+
+    def __init__(
+        self,
+        root: Path | str,
+        classes: Sequence[str] | None = None,
+        difficult: bool = True,
+        fix: Fix | None = None,
+        val_share: float = 0.2,
+        test_share: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        check_fix(fix)
+        require_number("val_share", val_share, "(0, 1)")
+        require_number("test_share", test_share, "[0, 1)")
+        if val_share + test_share >= 1:
+            raise ValueError(f"val_share + test_share: expected less than 1, got {val_share} + {test_share}")
+        self.root = Path(root).expanduser()
+        self.given_classes = None if classes is None else distinct(classes)
+        self.difficult = difficult
+        self.fix: Fix | None = fix
+        self.val_share, self.test_share, self.seed = val_share, test_share, seed
+
+    @abstractmethod
+    def read(self) -> Splits:
+        """Read all annotations.
+
+        Raises:
+            ValueError: if a file with annotations of many pictures cannot be read.
+        """
+
+    def prepare(self) -> None:
+        """Check that the folder exists; nothing is downloaded.
+
+        Raises:
+            ValueError: if the folder does not exist.
+        """
+        if not self.root.is_dir():
+            raise ValueError(f"data.root: expected a folder, got {self.root}, which does not exist")
+
+    @cached_property
+    def annotations(self) -> Splits:
+        """All annotations, with the splits that are drawn.
+
+        Raises:
+            ValueError: as :meth:`read`, or if there are no pictures in a split.
+        """
+        train, val, test, findings, remarks = self.read()
+        found = len(train.sources)
+        val_share = self.val_share
+        if test is None and self.test_share:
+            train, test = self._draw(train, self.test_share)
+            val_share /= 1 - self.test_share
+        if val is None:
+            train, val = self._draw(train, val_share)
+            drawn = f"{len(val.sources)} of {found} pictures are drawn for scoring"
+            logger.info("%s: no split found, %s", self.root, drawn)
+        for purpose, part in zip(PURPOSES, (train, val, test), strict=True):
+            if part is not None and not part.sources and not findings:
+                raise ValueError(f"data.root: expected {self.searched} for {purpose}, got none in {self.root}")
+        return Splits(train, val, test, findings, remarks)
+
+    def _draw(self, annotations: Annotations, share: float) -> tuple[Annotations, Annotations]:
+        kept, drawn = stratified(annotations, share, self.seed)
+        return annotations.select(kept), annotations.select(drawn)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names in the order of their labels."""
+        if self.given_classes is not None:
+            return self.given_classes
+        train, val, test, *_ = self.annotations
+        return tuple(sorted({name for part in (train, val, test) if part is not None for name in _used(part)}))
+
+    def train(self) -> AnnotatedPictures:
+        """Return the training pictures, with all findings."""
+        train, _, _, findings, remarks = self.annotations
+        return annotated_pictures(train, self.classes, self.difficult, self.fix, findings, remarks)
+
+    def val(self) -> AnnotatedPictures:
+        """Return the pictures to score on, with all findings."""
+        assert self.annotations.val is not None
+        return annotated_pictures(self.annotations.val, self.classes, fix=self.fix, findings=self.annotations.findings)
+
+    def test(self) -> AnnotatedPictures | None:
+        """Return the pictures for the test at the end of a training, with all findings; ``None`` if there are none."""
+        test, findings = self.annotations.test, self.annotations.findings
+        return None if test is None else annotated_pictures(test, self.classes, fix=self.fix, findings=findings)
+
+
+def _used(annotations: Annotations) -> list[str]:
+    """Return the class names that occur, without the empty name, so that objects without a name are findings."""
+    return [name for name in (annotations.vocabulary[number] for number in np.unique(annotations.names)) if name]
