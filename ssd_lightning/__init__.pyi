@@ -13,6 +13,7 @@ from .data.formats.annotated_pictures import annotated_pictures as annotated_pic
 from .data.formats.coco import COCO as COCO
 from .data.formats.voc import VOC as VOC
 from .data.formats.voc import VOCFolder as VOCFolder
+from .data.formats.yolo import YOLO as YOLO
 from .detector.backbones.tiny import Tiny as Tiny
 from .detector.backbones.torchvision_features import TorchvisionFeatures as TorchvisionFeatures
 from .detector.backbones.vgg import VGG16 as VGG16

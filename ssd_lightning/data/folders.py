@@ -2,13 +2,16 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES
 
 PICTURE_FOLDERS = ("jpegimages", "images", "image", "imgs", "img", "pictures", "photos")
 """Usual names of folders of pictures beside a folder of annotations, in lower case."""
+
+LABEL_FOLDERS = ("labels", "label", "annotations", "txt")
+"""Usual names of folders of text files beside a folder of pictures, in lower case."""
 
 MOST_NAMED = 3
 """Number of candidates in an error message."""
@@ -89,6 +92,11 @@ class DataFolder:
         return os.path.join(self.root, *file.split("/"))
 
     @cached_property
+    def folders(self) -> set[str]:
+        """All folders that hold visible files, also in their subfolders; ``root`` is the empty text."""
+        return {""} | {file[:end] for file in self.files for end, letter in enumerate(file) if letter == "/"}
+
+    @cached_property
     def _exact(self) -> set[str]:
         return set(self.files)
 
@@ -96,6 +104,11 @@ class DataFolder:
     def _by_path(self) -> dict[str, list[str]]:
         """Files by path in lower case."""
         return _grouped(self.files, str.casefold)
+
+    @cached_property
+    def _folders_by_path(self) -> dict[str, list[str]]:
+        """Folders by path in lower case."""
+        return _grouped(sorted(self.folders), str.casefold)
 
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
@@ -112,6 +125,11 @@ class DataFolder:
         if path in self._exact:
             return path
         alike = _nearest(path, self._by_path.get(path.casefold(), []))
+        return alike[0] if len(alike) == 1 else None
+
+    def folder_at(self, path: str) -> str | None:
+        """Return the folder of a path; the case of letters may differ where only one folder is meant."""
+        alike = [path] if path in self.folders else self._folders_by_path.get(path.casefold(), [])
         return alike[0] if len(alike) == 1 else None
 
     def pictures_with_stem(self, path: str) -> list[str]:
@@ -132,14 +150,16 @@ class DataFolder:
             name: path in the annotation, with slashes or backslashes.
             places: folders to search, relative to ``root``; the likeliest first.
         """
-        parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
-        for first in range(len(parts)):
-            for place in places:
-                inside = _joined(place, parts[first:])
-                file = None if inside is None else self.at(inside)
-                if file is not None:
-                    return file
-        return None
+        return next((file for path in _paths(name, places) if (file := self.at(path)) is not None), None)
+
+    def find_folder(self, name: str, places: Sequence[str]) -> str | None:
+        """Find the folder that a description of the data names, in the same way as :meth:`find`."""
+        paths = list(_paths(name, places)) or places[:1]
+        return next((folder for path in paths if (folder := self.folder_at(path)) is not None), None)
+
+    def pictures_in(self, folder: str) -> list[str]:
+        """Return the pictures in a folder and its subfolders."""
+        return [file for file in self.files if is_picture(file) and (not folder or file.startswith(f"{folder}/"))]
 
     def only(self, name: str) -> str | None:
         """Return the only file of a name in all folders; ``None`` if there is none or more than one."""
@@ -168,14 +188,26 @@ def picture_places(folder: str) -> list[str]:
 
     ``a/Annotations/b`` is mirrored by ``a/JPEGImages/b``, ``a/images/b`` and so on, at any depth.
     """
+    swapped, below = _mirrored(folder, PICTURE_FOLDERS)
+    return [folder, *swapped, *below]
+
+
+def label_places(folder: str) -> list[str]:
+    """Return the places of the text files for pictures in a folder: those that mirror it, and the folder itself.
+
+    ``a/images/b`` is mirrored by ``a/labels/b`` and so on, at any depth.
+    """
+    swapped, below = _mirrored(folder, LABEL_FOLDERS)
+    return [*swapped, folder, *below]
+
+
+def _mirrored(folder: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the folders that differ from a folder in one name, and the folders of these names in it."""
     parts = folder.split("/") if folder else []
     swapped = [
-        "/".join((*parts[:depth], name, *parts[depth + 1 :]))
-        for depth in reversed(range(len(parts)))
-        for name in PICTURE_FOLDERS
+        "/".join((*parts[:depth], name, *parts[depth + 1 :])) for depth in reversed(range(len(parts))) for name in names
     ]
-    below = ["/".join((*parts, name)) for name in PICTURE_FOLDERS]
-    return [folder, *swapped, *below]
+    return swapped, ["/".join((*parts, name)) for name in names]
 
 
 def _name(path: str) -> str:
@@ -187,6 +219,13 @@ def _nearest(path: str, alike: list[str]) -> list[str]:
     name = _name(path)
     same = [file for file in alike if name in (_name(file), os.path.splitext(_name(file))[0])]
     return [file for file in same if path in (file, os.path.splitext(file)[0])] or same or alike
+
+
+def _paths(name: str, places: Sequence[str]) -> Iterator[str]:
+    """Yield the paths for a name in an annotation, with fewer and fewer of its first folders, in all places."""
+    parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    joined = (_joined(place, parts[first:]) for first in range(len(parts)) for place in places)
+    return (path for path in joined if path is not None)
 
 
 def _joined(place: str, parts: Sequence[str]) -> str | None:
