@@ -72,6 +72,7 @@ def one_trains() -> dict[str, Any]:
     return ddp_program.gradients(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "without_objects"), STEPS)
 def test_2_by_16_is_1_by_32(two, one_trains, loss: str, without_objects: str):
     """The gradient is equal to 1e-6 of its length, and the logged loss too, with frozen batch norm."""
@@ -88,7 +89,8 @@ def test_2_by_16_is_1_by_32(two, one_trains, loss: str, without_objects: str):
     assert torch.equal(other_logged, found_logged)
 
 
-@pytest.mark.parametrize("ranks", ["two", pytest.param("three", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["two", "three"])
 @pytest.mark.parametrize("name", VALIDATIONS)
 def test_validation_on_several_ranks_is_that_on_one(request, one_validates, ranks: str, name: str):
     """The values are equal to the bit on every rank, also with fewer batches than ranks."""
@@ -102,7 +104,8 @@ def test_validation_on_several_ranks_is_that_on_one(request, one_validates, rank
                 assert all(torch.equal(ours, column) for ours, column in zip(record, expected, strict=True))
 
 
-@pytest.mark.parametrize("ranks", ["two", pytest.param("three", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", ["two", "three"])
 def test_what_is_validated_while_training_is_what_is_saved(request, ranks: str):
     """The batch norm of each rank has gathered different statistics."""
     outcomes = [outcome["fit"] for outcome in request.getfixturevalue(ranks)]

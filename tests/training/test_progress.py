@@ -195,6 +195,7 @@ def test_progress_can_be_turned_off(run, bananas: Path) -> None:
     assert "progress" not in outcome.error
 
 
+@pytest.mark.slow
 def test_no_warning_of_a_library_is_on_the_screen(bananas: Path, tmp_path: Path) -> None:
     """The training is a process of its own, since pytest handles warnings itself."""
     command = subprocess_command("train", "data=banana", f"data.root={bananas}", *QUICK, "debug=fast")

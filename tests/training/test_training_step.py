@@ -61,6 +61,7 @@ def test_nothing_is_read_in_a_step(name: str, objective: str):
         assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_forward_matching_and_loss_compile_as_one_graph():
     """Run the end of this file in another process, because dynamo cannot trace the tests' checks of shapes."""
     done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, check=False)

@@ -1,5 +1,6 @@
 """Dashboards: what they show, read from the files of runs, and a training whose dashboard fails."""
 
+import contextlib
 import csv
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 import torch
 import wandb
 import yaml
-from command_line import QUICK, subprocess_command
+from command_line import QUICK, run_command, subprocess_command
 from hydra import compose, initialize_config_dir
 from in_memory import InMemoryPictures
 from PIL import Image
@@ -78,17 +79,16 @@ def offline(bananas: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     (folder / "somebodys.txt").write_text("another version")
     loggers = ["logger=[wandb_offline,tensorboard]", "logger.wandb.log_model=true", "trainer.max_epochs=2"]
     loggers.append("++postprocess.max_detections=200")  # More points than a curve shows.
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
-    done = subprocess.run(
-        subprocess_command("train", *arguments(bananas, *loggers)),
-        cwd=folder,
-        env=variables | {"WANDB_CACHE_DIR": str(folder / "cache"), "XDG_DATA_HOME": str(folder / "home")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "run", done.stdout + done.stderr
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            patch.delenv(name)
+        patch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
+        patch.setenv("XDG_DATA_HOME", str(folder / "home"))
+        wandb.teardown()  # what it has read of other variables
+        outcome = run_command("ssd-train", *arguments(bananas, *loggers))
+        wandb.teardown()
+    assert outcome.exit_code == 0, outcome.error
+    return folder / "run", outcome.out + outcome.error
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +278,7 @@ class TestTensorBoard:
         assert b"trainer.max_epochs" in plugins.content
 
 
+@pytest.mark.slow
 class TestResume:
     def test_the_same_run_goes_on(self, run, offline: tuple[Path, str], tmp_path: Path):
         folder = tmp_path / "copy"
@@ -315,6 +316,7 @@ class KillsTheServiceOfWandb(lightning.Callback):
         time.sleep(0.5)
 
 
+@pytest.mark.slow
 class TestEnds:
     @pytest.mark.parametrize(
         ("name", "error", "exit_code"),
@@ -337,7 +339,6 @@ class TestEnds:
         assert (outcome.out + outcome.error).count("its process has ended") == 1
         assert len(read_metrics(tmp_path / "run/metrics.csv")) >= 2
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("fails", [False, True])
     def test_two_ranks_are_one_run(self, bananas: Path, tmp_path: Path, fails: bool):
         (tmp_path / "on_rank_one.py").write_text(
@@ -365,7 +366,6 @@ class TestEnds:
             assert len(rates) == 1
             assert len(list((tmp_path / "run/tensorboard").iterdir())) == 2, "one while training, one at the end"
 
-    @pytest.mark.slow
     def test_each_job_of_a_sweep_is_a_run_of_its_group(self, run, bananas: Path, tmp_path: Path):
         """The second job fails."""
         settings = ["logger=wandb_offline", "optimizer=sgd", "lr_scheduler=constant", "trainer.max_epochs=4"]
@@ -409,6 +409,7 @@ class TestServers:
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         return run("ssd-train", *arguments(bananas, "logger=wandb", "+logger.wandb.init_timeout=3", *more))
 
+    @pytest.mark.slow
     def test_answers(self, run, bananas: Path, tmp_path: Path, monkeypatch):
         with StandIn() as server:
             outcome = self.train(run, bananas, monkeypatch, server)
@@ -425,6 +426,7 @@ class TestServers:
         assert len(uploaded) == 4
         assert [given["input"]["artifactTypeName"] for given in server.named("CreateArtifact")] == ["run_table"] * 3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("way", ["hangs", "fails"])
     def test_never_answers(self, run, bananas: Path, tmp_path: Path, monkeypatch, way: Way):
         began = time.monotonic()
@@ -454,6 +456,7 @@ class TestServers:
         assert shown.exit_codes == [0]
         assert [row for row in shown.history if "best/map_50" in row]
 
+    @pytest.mark.slow
     def test_an_offline_run_is_uploaded_later_by_one_command(self, offline: tuple[Path, str], tmp_path: Path):
         """The command is the one that the run has printed."""
         folder = tmp_path / "copy"
@@ -538,6 +541,7 @@ class TestSweepAgent:
                 configs = [compose("train", [f"{group}={option}"])[group] for option in options]
                 assert all(configs[0] != other for other in configs[1:])
 
+    @pytest.mark.slow
     def test_a_run_is_that_of_the_agent(self, run, bananas: Path, tmp_path: Path, monkeypatch):
         """`wandb agent` gives the id of the run in a variable."""
         monkeypatch.setenv("WANDB_SWEEP_ID", "the_sweep")
