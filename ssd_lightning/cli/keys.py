@@ -1,6 +1,7 @@
 """Keys of the command line: accepted with or without a plus, and refused where nothing would read them."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def check_keys(command: Command, arguments: list[str]) -> list[str]:
         if option in arguments:
             own_options = Path(arguments[arguments.index(option) + 1]).absolute()
             choices.append(f"hydra.searchpath=['file://{own_options}']")
-    config = _compose(folder, name, choices)
+    config = _compose(folder, name, tuple(choices))
     given = {override.key_or_group for override in values}
     renamed = {}
     for override in values:
@@ -85,8 +86,9 @@ def _is_value(override: Override) -> bool:
     return not (is_group or override.is_delete() or key == "hydra" or key.startswith("hydra."))
 
 
-def _compose(folder: str, name: str, choices: list[str]) -> DictConfig:
-    """Compose a config from the choices of groups alone."""
+@functools.cache
+def _compose(folder: str, name: str, choices: tuple[str, ...]) -> DictConfig:
+    """Compose a config from the choices of groups alone. Cached for programs that run several commands."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(folder, version_base="1.3"):
