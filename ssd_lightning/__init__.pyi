@@ -11,6 +11,7 @@ from .data.datamodule import DetectionDataModule as DetectionDataModule
 from .data.formats.annotated_pictures import AnnotatedPictures as AnnotatedPictures
 from .data.formats.annotated_pictures import annotated_pictures as annotated_pictures
 from .data.formats.coco import COCO as COCO
+from .data.formats.csv_pictures import CSV as CSV
 from .data.formats.voc import VOC as VOC
 from .data.formats.voc import VOCFolder as VOCFolder
 from .data.formats.yolo import YOLO as YOLO

@@ -59,6 +59,11 @@ def name(value: object) -> str:
     return "" if value is None or isinstance(value, dict | list) else str(value)
 
 
+def is_text(name: str) -> bool:
+    """Return False for a text that was decoded from bytes that are not UTF-8; see :func:`text_of`."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def identity(entry: dict[str, Any], key: str, place: str) -> Hashable:
     """Return the id under a key, a number or a text.
 

@@ -20,6 +20,9 @@ SPLITS = (("train", ("val", "valid", "validation", "test")), ("trainval", ("test
 """Possible names of the pictures to train on, and to score on with them. ``test`` after another one is the test."""
 
 
+SPLIT_NAMES = {name for train, others in SPLITS for name in (train, *others)}
+"""All these names."""
+
 PURPOSES = ("training", "scoring", "the test")
 """The purposes of the splits, for messages."""
 

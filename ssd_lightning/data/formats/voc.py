@@ -19,7 +19,7 @@ from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotatio
 from ssd_lightning.data.formats.cache import read_annotations
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.scalars import text_of
-from ssd_lightning.data.formats.splits import SPLITS, SplitData, Splits, as_list, usual_splits
+from ssd_lightning.data.formats.splits import SPLIT_NAMES, SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
 
 VOC_CLASSES = (
@@ -79,9 +79,6 @@ ARCHIVE_OF = {
 
 LISTS = ("ImageSets/Main", "ImageSets", "")
 """Folders with lists of pictures; the first that holds any is used. In the last one, only lists of a split count."""
-
-SPLIT_NAMES = {name for train, others in SPLITS for name in (train, *others)}
-"""Names of lists and folders that split the pictures."""
 
 WHOLE = {"default", "all"}
 """Names of lists that tools write for all pictures, which are no split."""

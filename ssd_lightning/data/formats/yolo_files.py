@@ -175,18 +175,15 @@ def _names(value: Any, path: str) -> dict[int, str]:
 
 
 def _named(names: list[Any], path: str) -> dict[int, str]:
-    wrong = next((name for name in names if not (isinstance(name, str) and name.strip() and _is_text(name))), None)
+    wrong = next(
+        (name for name in names if not (isinstance(name, str) and name.strip() and scalars.is_text(name))), None
+    )
     if wrong is not None:
         raise ValueError(f"{path}: names: expected a text for each class, got {_kind(wrong)}")
     try:
         return dict(enumerate(distinct(name.strip() for name in names))) if names else {}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _is_text(name: str) -> bool:
-    """Return False for a name with bytes that are not UTF-8."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _keypoints(value: Any, path: str) -> int:
