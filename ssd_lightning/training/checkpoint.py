@@ -109,15 +109,17 @@ def load_detector(
 
     Raises:
         ValueError: with the file, if it is missing or no checkpoint of this project. Also if it names classes of
+            packages that are not trusted, or if its weights do not fit its config.
+    """
     path = weights_file(path, "checkpoint")
     published = next((entry for entry in PUBLISHED.values() if entry.file_name == path.name), None)
     if published is not None:
         return _published_detector(published, path, postprocess)
-            packages that are not trusted, or if its weights do not fit its config.
-    """
     detector = detector_in(read_checkpoint(path), path, postprocess, trusted_packages)
     require_finite(detector.model.state_dict(), path, "checkpoint")
     return detector
+
+
 def _published_detector(published: Published, path: Path, postprocess: dict[str, Any] | None) -> Detector:
     """Load a detector that torchvision trained on COCO, with torchvision's settings of post-processing."""
     from hydra.utils import instantiate
@@ -126,8 +128,6 @@ def _published_detector(published: Published, path: Path, postprocess: dict[str,
     load_pretrained(model, path, COCO_CLASSES)
     settings = {"_target_": "ssd_lightning.PostProcess", **published.postprocess, **(postprocess or {})}
     return Detector(model.eval(), instantiate(settings, _convert_="all"), COCO_CLASSES)
-
-
 
 
 def detector_in(

@@ -120,7 +120,7 @@ def test_a_training_by_name_chooses_the_model(served: Server, run, bananas: Path
     assert outcome.exit_code == 0, outcome.error
     assert "ssdlite320_torchvision: " in outcome.out
     assert "fake-0123.pth (torchvision SSDLite320)" in outcome.out
-    assert "classes to be learned: banana" in outcome.out
+    assert "classes by name: banana" in outcome.out
     assert served.requests == ["/fake-0123.pth"]
 
 
