@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 import pytest
+from hydra._internal.hydra import Hydra
 
 COMMANDS = ("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-check", "ssd-boxes", "ssd-compare")
 
@@ -47,6 +48,9 @@ def run_command(name: str, *arguments: str) -> Outcome:
         patch.setattr(sys, "argv", [name, *arguments])
         # Commands change this variable. The patch gives it a former value, to which it is set back.
         patch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
+        # Hydra composes the whole config to look for its mode, which only these arguments can set.
+        if not any(word in argument for argument in arguments for word in ("mode", "hparams_search", "config-")):
+            patch.setattr(Hydra, "get_mode", lambda hydra, config_name, overrides: None)
         # Hydra's handlers write to what is redirected here.
         patch.setattr(logging.root, "handlers", list(logging.root.handlers))
         try:
