@@ -80,6 +80,16 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def remove_unfinished_files(folder: Path) -> None:
+    """Remove what killed processes have left of :func:`written_whole` in a run folder, or in a sweep's folder itself.
+
+    Call this only while no other process writes there.
+    """
+    for place in (folder, folder / ".hydra", folder / "checkpoints"):
+        for part in place.glob(".*.part"):
+            part.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as a whole or not at all; see :func:`written_whole`."""
     with written_whole(path) as file:

@@ -22,15 +22,17 @@ from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import explain, fail, require_plugins
 from ssd_lightning.cli.help import Command, help_text
 from ssd_lightning.cli.keys import check_keys
-from ssd_lightning.cli.run_folders import resume_in_run_folder, state_of
+from ssd_lightning.cli.run_folders import holding_folders, resume_in_run_folder, state_of
 from ssd_lightning.cli.values import check_values
 from ssd_lightning.detector.presets import CONFIG_FOLDER
+from ssd_lightning.folder_lock import LOCK_FILE
 from ssd_lightning.signals import Interrupted, StoppedBySignal, interruptible
 
 WRITE_NOTHING = ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
 """Arguments that keep Hydra from writing files for this process."""
 
 
+@holding_folders()
 def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[list[str]], list[str]] = list) -> None:
     """Compose the config of a command from ``conf/`` and the command line, and call ``task`` with it.
 
@@ -113,9 +115,9 @@ def _remove_empty_run_folder(config: DictConfig) -> None:
     """Remove the run folder of a task that failed before it wrote anything."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
-    written_by_hydra = {folder / ".hydra", folder / f"{hydra_config.job.name}.log"}
+    written_at_the_start = {folder / ".hydra", folder / LOCK_FILE, folder / f"{hydra_config.job.name}.log"}
     is_new = config.get("resume") is None and folder != Path.cwd()
-    if is_new and ranks.is_first() and set(folder.iterdir()) <= written_by_hydra:
+    if is_new and ranks.is_first() and set(folder.iterdir()) <= written_at_the_start:
         shutil.rmtree(folder, ignore_errors=True)
         # The folders that hold run folders go too, if no other run is in them.
         with contextlib.suppress(OSError):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from ssd_lightning.cli.app import run
 from ssd_lightning.cli.help import Command
+from ssd_lightning.cli.run_folders import holding_folders
 from ssd_lightning.cli.sweep.resume import expand_resume_sweep
 from ssd_lightning.cli.sweep.start import local_jobs, run_job
 
@@ -99,7 +100,7 @@ COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, PREDICT, CHEC
 
 def train() -> None:
     """Run ``ssd-train``."""
-    with local_jobs():
+    with holding_folders(), local_jobs():
         run(TRAIN, _train, expand_resume_sweep)
 
 

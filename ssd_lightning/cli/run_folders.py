@@ -1,5 +1,9 @@
 """Run folders: one run each, and the way in which a run is resumed in its folder."""
 
+import contextlib
+import shutil
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,83 @@ from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import fail
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.cli.trust import refuse_untrusted_config, trusted_packages_in
+from ssd_lightning.folder_lock import STALE_SECONDS, FolderInUseError, FolderLock, InheritedLock
+from ssd_lightning.run_folder import remove_unfinished_files, replace_text
 
 FIXED_AT_THE_START = {
     *(set(GROUPS) - {"data", "trainer", "logger", "callbacks"}),
     *("seed", "batch_size", "lr_reference_batch", "overfit_pictures", "pretrained"),
 }
 """Keys that a resumed run cannot change: the checkpoint holds their effect, or the training would change midway."""
+
+PATIENCE = STALE_SECONDS + 5
+"""Seconds that ``resume=auto`` waits for another process. A process on a machine that was lost counts as ended then."""
+
+
+class _Held:
+    """The folders that a command writes to, and holds until its end."""
+
+    def __init__(self) -> None:
+        self.inherited = InheritedLock()
+        self.locks: dict[Path, FolderLock] = {}
+        self.created: set[Path] = set()
+
+
+_held: ContextVar[_Held | None] = ContextVar("_held", default=None)
+"""The folders that the command of this process holds."""
+
+
+@contextlib.contextmanager
+def holding_folders() -> Iterator[None]:
+    """Keep the folders of :func:`hold` until the block ends, or the outermost of such blocks."""
+    if _held.get() is not None:
+        yield
+        return
+    held = _Held()
+    token = _held.set(held)
+    try:
+        yield
+    finally:
+        _held.reset(token)
+        for folder, lock in held.locks.items():
+            lock.release()
+            if folder in held.created:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # Only an empty folder can be removed.
+
+
+def hold(folder: Path, expected: str, advice: str, patience: float = 0.0) -> None:
+    """Hold a folder for this command; to be called within :func:`holding_folders`.
+
+    The first rank holds the folder for all ranks, and the process of a sweep holds those of its jobs.
+
+    Args:
+        folder: the folder of a run or of a sweep, which is created.
+        expected: the beginning of the message: the key and the expectation.
+        advice: the end of the message.
+        patience: seconds to wait for another process.
+
+    Raises:
+        ValueError: if another process holds the folder.
+        OSError: if the folder cannot be written to.
+    """
+    folder, held = folder.resolve(), _held.get()
+    assert held is not None
+    if not ranks.is_first() or folder in held.locks or held.inherited.is_of(folder):
+        return
+    if not folder.exists():
+        held.created.add(folder)
+    try:
+        held.locks[folder] = FolderLock(folder, patience)
+    except FolderInUseError as error:
+        raise ValueError(f"{expected}, got {folder}, which runs {error}. {advice}") from None
+
+
+def has_begun(folder: Path) -> bool:
+    """Return True if a run has begun in a folder: Hydra has written the last of its files, or there is a checkpoint."""
+    last_of_hydra = folder / ".hydra" / "overrides.yaml"
+    is_saved = last_of_hydra.is_file() and last_of_hydra.stat().st_size > 0
+    return is_saved or any((folder / "checkpoints").glob("*.ckpt"))
 
 
 class RunFolderGuard(Callback):
@@ -31,15 +106,16 @@ class RunFolderGuard(Callback):
         if config.get("resume_sweep") is not None:
             return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            hold(folder, "hydra.sweep.dir: expected a new folder", "Try another.")
+            if (folder / "multirun.yaml").exists():
+                resume = f" or resume_sweep={folder}" if "resume_sweep" in config else ""
+                raise ValueError(
+                    f"hydra.sweep.dir: expected a new folder, got {folder}, which holds a sweep. Try another{resume}."
+                )
             # Hydra's basic sweeper writes the same file later; other sweepers write none.
-            with (folder / "multirun.yaml").open("x") as file:
-                OmegaConf.save(config, file)
-        except FileExistsError:
-            resume = f" or resume_sweep={folder}" if "resume_sweep" in config else ""
-            fail(
-                name, f"hydra.sweep.dir: expected a new folder, got {folder}, which holds a sweep. Try another{resume}."
-            )
+            replace_text(folder / "multirun.yaml", OmegaConf.to_yaml(config))
+        except ValueError as error:
+            fail(name, str(error))
         except OSError as error:
             fail(name, f"hydra.sweep.dir: expected a folder that can be written to, got {folder} ({error})")
 
@@ -56,8 +132,13 @@ class RunFolderGuard(Callback):
         if not ranks.is_first():
             return
         try:
-            # If two runs start in the same second, the later one fails here.
-            (folder / ".hydra").mkdir(parents=True)
+            hold(folder, "hydra.run.dir: expected a new folder", "Try another.")
+            if not has_begun(folder):
+                # A process was killed, or found the disk full, while Hydra wrote these files.
+                shutil.rmtree(folder / ".hydra", ignore_errors=True)
+            (folder / ".hydra").mkdir()
+        except ValueError as error:
+            fail(name, str(error))
         except FileExistsError as error:
             if (folder / ".hydra").is_dir():
                 fail(
@@ -86,19 +167,29 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
     if "--config-path" in arguments:  # The first rank has expanded them.
         return arguments
     others = [argument for argument in arguments if not argument.startswith("resume=")]
-    if resumed[-1] == "auto":
+    is_auto = resumed[-1] == "auto"
+    if is_auto:
         folders = [overrides.value_of(other) for other in others if other.startswith("hydra.run.dir=")]
         if not folders or not folders[-1]:
             raise ValueError("resume: expected hydra.run.dir=<folder> beside resume=auto, got none")
         folder = Path(folders[-1]).resolve()
-        if not (folder / ".hydra" / "config.yaml").is_file():
-            return others
-        others = _without_saved(others, folder)
     else:
         folder = Path(resumed[-1]).resolve()
     config = folder / ".hydra" / "config.yaml"
+    if is_auto or config.is_file():
+        # A cluster may start a job again while its former process still saves the run.
+        patience = PATIENCE if is_auto else 0.0
+        hold(folder, "resume: expected a run that has ended", "Try again when it has ended.", patience)
+    if is_auto and not has_begun(folder):
+        return others
     if not config.is_file():
         raise ValueError(f"resume: expected a run folder with .hydra/config.yaml, got {folder}")
+    if not has_begun(folder):
+        raise ValueError(f"resume: expected a run that has begun, got {folder}. Try the command that should start it.")
+    if ranks.is_first():
+        remove_unfinished_files(folder)
+    if is_auto:
+        others = _without_saved(others, folder)
     with config.open("rb") as file:
         saved = yaml.safe_load(file)
     if not isinstance(saved, dict) or "resume" not in saved:
@@ -117,7 +208,8 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
 
 def _without_saved(arguments: list[str], folder: Path) -> list[str]:
     """Leave out the arguments that a run was started with, and its folder."""
-    saved = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text()) or []
+    path = folder / ".hydra" / "overrides.yaml"
+    saved = (yaml.safe_load(path.read_text()) if path.is_file() else None) or []
     known = {str(argument).lstrip("+") for argument in saved}
     return [a for a in arguments if a.lstrip("+") not in known and not a.startswith("hydra.run.dir=")]
 

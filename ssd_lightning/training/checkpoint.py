@@ -56,13 +56,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise OSError(f"checkpoint: {error}") from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Read the checkpoint of a run to resume, and remove unfinished files of a killed process beside it.
+        """Read the checkpoint of a run to resume.
 
         Raises:
             ValueError: with the file, if the file is missing, no checkpoint, or lacks the state of a run.
         """
-        for part in Path(path).parent.glob(".*.part"):
-            part.unlink(missing_ok=True)
         content = read_checkpoint(path)
         missing = [key for key in RUN_KEYS if key not in content]
         if missing:
@@ -270,7 +268,8 @@ def rebuild_part(content: dict[str, Any], part: str, path: Path | str, trusted_p
     """
     config = content.get(CONFIG_KEY, {}).get("config")
     if not isinstance(config, dict) or not isinstance(config.get(part), dict):
-        raise ValueError(f"checkpoint: expected a file with the {part} of its training, got {path}")
+        advice = ". Try data=<the option of a data set>." if part == "data" else ""
+        raise ValueError(f"checkpoint: expected a file with the {part} of its training, got {path}{advice}")
     return rebuild(config[part], path, trusted_packages)
 
 

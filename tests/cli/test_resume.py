@@ -8,7 +8,13 @@ import pytest
 import torch
 import yaml
 
-from ssd_lightning.cli.run_folders import resume_in_run_folder
+from ssd_lightning.cli.run_folders import holding_folders, resume_in_run_folder
+
+
+@pytest.fixture(autouse=True)
+def holding():
+    with holding_folders():
+        yield
 
 
 @pytest.fixture

@@ -17,7 +17,9 @@ from sweep_folder import column, table
 
 from ssd_lightning.cli import run_folders
 from ssd_lightning.cli.sweep import jobs as sweep
+from ssd_lightning.cli.sweep import start as start_of_sweep
 from ssd_lightning.cli.sweep import table as sweep_table
+from ssd_lightning.folder_lock import FolderLock
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -170,16 +172,17 @@ class TestResume:
             assert Path(run_in, config["data"]["root"]) == tmp_path / "Äpfel (1)"
         assert column(tmp_path / "sweep", "status") == ["finished"] * 2
 
-    def test_leaves_alone_a_job_that_another_process_runs(self, run, tmp_path: Path):
+    def test_leaves_alone_a_job_that_another_process_runs(self, run, tmp_path: Path, monkeypatch):
         run("ssd-train", *GRID, "batch_size=3")
         job = tmp_path / "sweep/0"
         (job / "job.json").write_text('{"status": "running"}')
-        held = sweep_table.lock_job(job)
-        assert held is not None
+        monkeypatch.setattr(start_of_sweep, "PATIENCE", 0)
+        lock = FolderLock(job)
         outcome = run("ssd-train", f"resume_sweep={tmp_path / 'sweep'}")
-        assert f"{job} is being run by another process" in outcome.out
+        assert f"{job} is being run on host " in outcome.out
+        assert f"process {os.getpid()}" in outcome.out
         assert column(tmp_path / "sweep", "status") == ["running", "failed"]
-        os.close(held)
+        lock.release()
         assert [job.status for job in sweep_table.read_jobs(tmp_path / "sweep")] == ["interrupted", "failed"]
 
     @pytest.mark.parametrize(

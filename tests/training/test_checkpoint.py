@@ -28,6 +28,7 @@ from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.detector.backbones.tiny import Tiny
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
+from ssd_lightning.run_folder import remove_unfinished_files
 from ssd_lightning.training.checkpoint import (
     CONFIG_KEY,
     AtomicCheckpointIO,
@@ -170,26 +171,31 @@ RUN = dict.fromkeys(("state_dict", "optimizer_states", "loops", "pytorch-lightni
 
 
 def write_for_ever(path: Path) -> None:
+    torch.set_num_threads(1)  # A forked process has lost the threads that torch would wait for.
     for number in itertools.count():
         AtomicCheckpointIO().save_checkpoint({**RUN, "number": number, "weights": torch.full((300_000,), number)}, path)
 
 
 def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path: Path) -> None:
     """The writer is killed at a random moment. Its unfinished files are removed when the run is resumed."""
-    path, rng, left = tmp_path / "last.ckpt", random.Random(0), 0
+    path, rng, left = tmp_path / "checkpoints/last.ckpt", random.Random(0), 0
     AtomicCheckpointIO().save_checkpoint({**RUN, "number": 0, "weights": torch.zeros(300_000)}, path)
     for _ in range(10):
         writer = multiprocessing.get_context("fork").Process(target=write_for_ever, args=(path,))
         writer.start()
-        time.sleep(rng.uniform(0, 0.1))
+        former, until = set(path.parent.glob(".*.part")), time.monotonic() + 20
+        while set(path.parent.glob(".*.part")) <= former and time.monotonic() < until:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.01))
         writer.kill()
         writer.join()
         content = read_checkpoint(path)
         assert (content["weights"] == content["number"]).all()
-        left += len(list(tmp_path.glob(".*.part")))
+        left += len(list(path.parent.glob(".*.part")))
     assert left > 0, "no kill came while the file was written"
+    remove_unfinished_files(tmp_path)
     assert AtomicCheckpointIO().load_checkpoint(path)["number"] == content["number"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_folders_are_made(tmp_path: Path) -> None:

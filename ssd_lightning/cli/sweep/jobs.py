@@ -25,7 +25,8 @@ from typing import IO, Any, NoReturn
 from ssd_lightning.cli.errors import fail
 from ssd_lightning.cli.run_folders import run_in_folder
 from ssd_lightning.cli.sweep import table
-from ssd_lightning.run_folder import JOB_FILE, replace_text
+from ssd_lightning.folder_lock import INHERITED, FolderInUseError, FolderLock
+from ssd_lightning.run_folder import JOB_FILE, remove_unfinished_files, replace_text
 
 NAME = "ssd-train"
 
@@ -210,8 +211,11 @@ class Child:
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._began = time.monotonic()
         self._before = table.read_job_file(folder).get("seconds", 0.0)
-        # The child holds the lock too, so that the job counts as running even if this process is killed.
-        self._lock = table.lock_job(folder)
+        try:
+            self._lock = FolderLock(folder)
+        except FolderInUseError as error:
+            raise ValueError(f"resume_sweep: expected a job that has ended, got {folder}, which runs {error}") from None
+        remove_unfinished_files(folder)
         if (folder / "checkpoints" / "last.ckpt").exists():
             arguments = [f"resume={folder}"]
             if trusted_packages:
@@ -225,8 +229,9 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.PIPE,
-            env=environment,
-            pass_fds=() if self._lock is None else (self._lock,),
+            # The job holds the lock too, so that it counts as running even if this process is killed.
+            env=environment | {INHERITED: str(self._lock.descriptor)},
+            pass_fds=(self._lock.descriptor,),
         )
         assert self.process.stderr is not None
         self._reader = threading.Thread(target=self._read, args=(self.process.stderr,), daemon=True)
@@ -255,8 +260,7 @@ class Child:
             stopped = was_stopped or self.reason.startswith("stopped by SIG") or code in EXIT_CODES_OF_STOPPING
             self.status = "interrupted" if stopped else "failed"
         self._write()
-        if self._lock is not None:
-            os.close(self._lock)
+        self._lock.release()
         if self._log is not None:
             self._log.close()
         self.is_done = True

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from ssd_lightning.cli.errors import require_plugins
 from ssd_lightning.cli.overrides import quote, value_of
+from ssd_lightning.cli.run_folders import hold
 from ssd_lightning.cli.sweep import table
 from ssd_lightning.run_folder import OF_THE_SWEEP
 
@@ -39,6 +40,7 @@ def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
         key = other.partition("=")[0]
         if not (key in OF_THE_SWEEP or key.startswith("hydra")) or key.startswith("hydra.sweep."):
             raise ValueError(f"resume_sweep: expected only keys of the sweep itself, got {other}. Try a new sweep.")
+    hold(folder, "resume_sweep: expected a sweep that has ended", "Try again when it has ended.")
     config = OmegaConf.load(folder / "multirun.yaml").hydra
     if Path(config.runtime.cwd).is_dir():
         # Relative paths among the saved arguments are relative to the folder where the sweep began.

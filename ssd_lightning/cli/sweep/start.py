@@ -17,8 +17,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ssd_lightning.cli.errors import fail
+from ssd_lightning.cli.run_folders import PATIENCE
 from ssd_lightning.cli.sweep import table
 from ssd_lightning.cli.sweep.jobs import NAME, Jobs, Score
+from ssd_lightning.folder_lock import wait_until_free
 from ssd_lightning.require import require_whole_number
 from ssd_lightning.run_folder import JOB_FILE, SET_ASIDE
 
@@ -116,33 +118,45 @@ def find_folder(config: DictConfig, sweep: Path) -> Path | float | None:
     The score is None for a job that another process runs.
 
     Raises:
-        ValueError: if two jobs of a sweep have the same folder.
+        ValueError: if two jobs of a sweep have the same folder, or a job's folder is not inside that of the sweep.
     """
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    if sweep.resolve() not in folder.resolve().parents:
+        raise ValueError(f"hydra.sweep.subdir: expected a folder inside that of the sweep, got {folder}")
     if config.resume_sweep is not None:
         overrides = table.job_overrides(hydra_config.overrides.task)
-        same = [job for job in table.read_jobs(sweep) if job.overrides == overrides]
-        same.sort(key=lambda job: job.status != "finished")
-        if same:
-            known = same[0]
+        known = _known_job(sweep, overrides)
+        if known is not None and known.status == "running":
+            # A job ends itself soon after the process of its sweep was killed.
+            assert known.folder is not None
+            if (holder := wait_until_free(known.folder, PATIENCE)) is not None:
+                print(f"{known.folder} is being run {holder}", flush=True)
+                return None
+            known = _known_job(sweep, overrides)
+        if known is not None:
             assert known.folder is not None
             if known.status == "finished":
                 return known.summary["scores"]["val/map_50"]
-            if known.status == "running":
-                print(f"{known.folder} is being run by another process", flush=True)
-                return None
             if known.status == "failed" or not (known.folder / "checkpoints" / "last.ckpt").exists():
                 set_aside(known.folder, sweep)
             folder = known.folder
         else:
             names = itertools.chain([folder.name], (f"{folder.name}_{number}" for number in itertools.count(2)))
             folder = next(path for path in map(folder.with_name, names) if not (path / JOB_FILE).exists())
+            if (folder / ".hydra").exists():  # The process of the sweep was killed while it prepared the job.
+                set_aside(folder, sweep)
     elif (folder / JOB_FILE).exists():
         raise ValueError(f"hydra.sweep.subdir: expected a folder for each job, got {folder} for two")
     if not (folder / ".hydra" / "config.yaml").exists():
         save_config(config, folder / ".hydra")
     return folder
+
+
+def _known_job(sweep: Path, overrides: dict[str, str]) -> table.Job | None:
+    """Return the job of a sweep with these values, a finished one first; None if there is no such job."""
+    same = [job for job in table.read_jobs(sweep) if job.overrides == overrides]
+    return min(same, key=lambda job: job.status != "finished", default=None)
 
 
 def set_aside(folder: Path, sweep: Path) -> None:

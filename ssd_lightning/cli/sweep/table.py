@@ -5,10 +5,8 @@ This module does not import torch, since the process of a sweep prints the table
 """
 
 import csv
-import fcntl
 import io
 import json
-import os
 import re
 import statistics
 from pathlib import Path
@@ -24,7 +22,16 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SCORE_NAMES, SET_ASIDE, natural_order, replace_text
+from ssd_lightning.folder_lock import holder_of
+from ssd_lightning.run_folder import (
+    JOB_FILE,
+    OF_THE_SWEEP,
+    SCORE_NAMES,
+    SET_ASIDE,
+    natural_order,
+    remove_unfinished_files,
+    replace_text,
+)
 
 SCORES = {SCORE_NAMES[key]: f"val/{key}" for key in ("map_50", "map", "map_voc07", "map_voc12")}
 """Columns of the tables, and the keys of their values in ``summary.json``."""
@@ -54,7 +61,7 @@ def read_jobs(sweep: Path) -> list[Job]:
 def _read_job(folder: Path) -> Job:
     content = read_job_file(folder)
     status, reason = content.get("status", "running"), content.get("reason", "")
-    if status == "running" and not is_locked(folder):
+    if status == "running" and holder_of(folder) is None:
         status, reason = "interrupted", "its process has gone"
     overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
     return Job(job_overrides(overrides), status, reason, content.get("seconds"), read_summary(folder), folder)
@@ -163,6 +170,7 @@ def update(sweep: Path) -> list[Job]:
 
     # The process that has read the jobs last must write last.
     with FileLock(sweep / ".table_lock"):
+        remove_unfinished_files(sweep)
         jobs = all_jobs(sweep)
         for name, rows in (("sweep.csv", rows_of_jobs(jobs, sweep)), ("seeds.csv", rows_over_seeds(jobs))):
             if rows:
@@ -219,36 +227,3 @@ def _shown(column: str, value: Any) -> str:
         return f"{value / 1e6:.1f} M"
     # Optuna draws numbers of 17 digits.
     return f"{float(value):.4g}" if re.fullmatch(r"\d+\.\d{5,}(e-?\d+)?", str(value)) else str(value)
-
-
-def lock_job(folder: Path) -> int | None:
-    """Lock a job's folder for as long as this process, or a child that inherits the descriptor, lives.
-
-    Returns:
-        The descriptor that holds the lock. None on a file system without locks.
-
-    Raises:
-        ValueError: if another process holds the lock.
-    """
-    # filelock is not used here, because it does not give its descriptor to a child.
-    descriptor = os.open(folder / ".running", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(f"resume_sweep: expected a job that no process runs, got {folder}. Try again later.") from None
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def is_locked(folder: Path) -> bool:
-    """Return True if a process runs the job of a folder."""
-    try:
-        descriptor = lock_job(folder)
-    except ValueError:
-        return True
-    if descriptor is not None:
-        os.close(descriptor)
-    return False
