@@ -8,7 +8,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from ssd_lightning.data.formats.annotations import Annotations
-from ssd_lightning.data.formats.findings import FIXED, Finding, Fix, check_objects, faulty_objects, printable
+from ssd_lightning.data.formats.findings import (
+    FIXED,
+    Finding,
+    Fix,
+    check_objects,
+    faulty_objects,
+    printable,
+    unusual_annotations,
+)
 from ssd_lightning.data.pictures import read_picture
 from ssd_lightning.structures import Sample, Truth
 
@@ -28,6 +36,7 @@ class AnnotatedPictures:
         findings: faults that were found in reading. Training refuses to start with any.
         fixed: faults that were found and dealt with.
         remarks: what may be meant as it is, and stops nothing.
+        max_megapixels: largest picture that is decoded; see :func:`~ssd_lightning.data.pictures.read_header`.
     """
 
     def __init__(
@@ -41,6 +50,7 @@ class AnnotatedPictures:
         findings: Sequence[Finding] = (),
         fixed: Sequence[Finding] = (),
         remarks: Sequence[Finding] = (),
+        max_megapixels: float | None = None,
     ) -> None:
         self.paths = list(paths)
         self.sizes = sizes
@@ -51,6 +61,7 @@ class AnnotatedPictures:
         self.findings = list(findings)
         self.fixed = list(fixed)
         self.remarks = list(remarks)
+        self.max_megapixels = max_megapixels
         self._end = np.cumsum(counts)
         self._start = self._end - counts
 
@@ -65,7 +76,7 @@ class AnnotatedPictures:
 
     def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a picture, reduced as :func:`~ssd_lightning.data.pictures.read_picture` does."""
-        return read_picture(self.paths[index], least)
+        return read_picture(self.paths[index], least, self.max_megapixels)
 
     def __getitem__(self, index: int) -> Sample:
         return Sample(self.image(index), *self.truth(index)[1:])
@@ -92,6 +103,8 @@ class AnnotatedPictures:
             self.difficult,
             np.arange(len(self.labels)) - np.repeat(self._start, self.counts) + 1,
             [""] * len(self),
+            np.ones(len(self), dtype=np.int64),
+            np.zeros(len(self), dtype=np.int64),
         )
 
 
@@ -102,6 +115,7 @@ def annotated_pictures(
     fix: Fix | None = None,
     findings: Sequence[Finding] = (),
     remarks: Sequence[Finding] = (),
+    max_megapixels: float | None = None,
 ) -> AnnotatedPictures:
     """Return the pictures with all objects that are right or could be fixed, and with the findings about the others.
 
@@ -113,8 +127,10 @@ def annotated_pictures(
             the ``findings`` of the result, which stop training.
         findings: faults that the reader has found.
         remarks: what the reader has to say beside them.
+        max_megapixels: see :class:`AnnotatedPictures`.
     """
     found = [*findings, *check_objects(annotations, classes)]
+    remarks = [*remarks, *unusual_annotations(annotations)]
     fixed = [finding for finding in found if finding.kind in FIXED[fix]]
     if fixed:
         logger.warning(
@@ -146,4 +162,5 @@ def annotated_pictures(
         [finding for finding in found if finding.kind not in FIXED[fix]],
         fixed,
         remarks,
+        max_megapixels,
     )

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
+from ssd_lightning.data.pictures import ON_THEIR_SIDE
+
 Order = Literal["xyxy", "xywh", "cxcywh"]
 """The four numbers of a box: its edges, its left upper corner with width and height, or its centre with them."""
 
@@ -61,6 +63,41 @@ WRITINGS: dict[Format, Writing] = {
 }
 
 
+BoxesOf = Literal["stored", "shown"]
+"""The pixels that boxes refer to, where EXIF data turn a picture: as a file stores them, or as a viewer shows them."""
+
+MIRRORED_ACROSS = (2, 3, 6, 7)
+"""EXIF orientations in which left and right are swapped, after width and height."""
+
+MIRRORED_DOWN = (3, 4, 7, 8)
+"""EXIF orientations in which top and bottom are swapped, after width and height."""
+
+
+def turned_boxes(
+    boxes: Float[np.ndarray, "objects 4"],
+    sizes: Int[np.ndarray, "objects 2"],
+    orientations: Int[np.ndarray, " objects"],
+) -> Float[np.ndarray, "objects 4"]:
+    """Turn boxes of stored pixels with their pictures.
+
+    Args:
+        boxes: edges in pixels of the picture as it is stored.
+        sizes: (height, width) of the picture of each box as it is shown.
+        orientations: EXIF orientation of the picture of each box.
+
+    Returns:
+        The edges in pixels of the picture as it is shown.
+    """
+    on_their_side, across, down = (
+        np.isin(orientations, group)[:, None] for group in (ON_THEIR_SIDE, MIRRORED_ACROSS, MIRRORED_DOWN)
+    )
+    left, top, right, bottom = np.where(on_their_side, boxes[:, [1, 0, 3, 2]], boxes).T
+    height, width = sizes.T
+    left, right = np.where(across.T, (width - right, width - left), (left, right))
+    top, bottom = np.where(down.T, (height - bottom, height - top), (top, bottom))
+    return np.stack((left, top, right, bottom), axis=1)
+
+
 def edges_of(numbers: Float[np.ndarray, "objects 4"], order: Order) -> Float[np.ndarray, "objects 4"]:
     """Return the edges of boxes, in the unit of their numbers."""
     first, second = numbers[:, :2], numbers[:, 2:]
@@ -89,8 +126,12 @@ class PictureAnnotation(NamedTuple):
     """VOC's flag of each object."""
     numbers: list[int] | None = None
     """Number of the line of each object; ``None``: the objects are counted from 1."""
-    remark: str = ""
-    """What the annotation has in an unusual way, which may be meant as it is."""
+    split: str = ""
+    """Name of the split that the picture belongs to; empty where the annotation says nothing."""
+    orientation: int = 1
+    """EXIF orientation of the picture, 1 … 8."""
+    polygons: int = 0
+    """Number of objects without a box, whose box goes around their polygon."""
 
 
 class Annotations(NamedTuple):
@@ -111,8 +152,14 @@ class Annotations(NamedTuple):
     difficult: Bool[np.ndarray, " objects"]
     numbers: Int[np.ndarray, " objects"]
     """Number of each object in its source, for messages; see :class:`PictureAnnotation`."""
-    remarks: list[str]
-    """Remark on each annotation; empty: none."""
+    splits: list[str]
+    """Name of the split of each picture; empty where its annotation says nothing."""
+    orientations: Int[np.ndarray, " pictures"]
+    """EXIF orientation of each picture, 1 … 8."""
+    polygons: Int[np.ndarray, " pictures"]
+    """Number of objects in each picture whose box goes around their polygon."""
+    boxes_of: BoxesOf = "shown"
+    """The pixels that boxes and told sizes refer to."""
 
     def picture_of_object(self) -> Int[np.ndarray, " objects"]:
         """Return the row of the picture that each object is in."""
@@ -129,16 +176,25 @@ class Annotations(NamedTuple):
     def told_box(self, row: int, picture: int) -> str:
         """Return the box of an object, which is in a picture of known row, in the words of its annotation."""
         writing = WRITINGS[self.box_format]
-        (numbers,) = _told(self.boxes[[row]], np.tile(self.sizes[[picture], ::-1], 2), writing).tolist()
+        (numbers,) = _told(self.boxes[[row]], np.tile(self.frames()[[picture], ::-1], 2), writing).tolist()
         return writing.template.format(*(f"{number:.10g}" for number in numbers))
 
+    def frames(self) -> Int[np.ndarray, "pictures 2"]:
+        """Return (height, width) of the pixels that the boxes of each picture refer to."""
+        is_swapped = np.isin(self.orientations, ON_THEIR_SIDE) & (self.boxes_of == "stored")
+        return np.where(is_swapped[:, None], self.sizes[:, ::-1], self.sizes)
+
     def _sides(self) -> Int[np.ndarray, "objects 4"]:
-        """Return width, height, width, height of the picture that each object is in."""
-        return np.tile(self.sizes[self.picture_of_object()][:, ::-1], 2)
+        """Return width, height, width, height of the pixels that each box refers to."""
+        return np.tile(self.frames()[self.picture_of_object()][:, ::-1], 2)
 
     def fractions(self) -> Float32[np.ndarray, "objects 4"]:
-        """Return the boxes as fractions of their picture, not clipped."""
-        return (self.boxes / self._sides()).astype(np.float32)
+        """Return the boxes as fractions of their picture as it is shown, not clipped."""
+        rows = self.picture_of_object()
+        boxes = self.boxes
+        if self.boxes_of == "stored":
+            boxes = turned_boxes(boxes, self.sizes[rows], self.orientations[rows])
+        return (boxes / np.tile(self.sizes[rows][:, ::-1], 2)).astype(np.float32)
 
     def select(self, rows: Int[np.ndarray, " rows"]) -> "Annotations":
         """Return the annotations of some pictures, in the order of ``rows``."""
@@ -156,7 +212,9 @@ class Annotations(NamedTuple):
             boxes=self.boxes[objects],
             difficult=self.difficult[objects],
             numbers=self.numbers[objects],
-            remarks=[self.remarks[row] for row in rows],
+            splits=[self.splits[row] for row in rows],
+            orientations=self.orientations[rows],
+            polygons=self.polygons[rows],
         )
 
 
@@ -191,12 +249,14 @@ def as_columns(
         np.array([box for row in rows for box in row.boxes], dtype=np.float64).reshape(-1, 4),
         np.array([flag for row in rows for flag in row.difficult], dtype=bool),
         np.array([n for row in rows for n in row.numbers or range(1, len(row.names) + 1)], dtype=np.int64),
-        [row.remark for row in rows],
+        [row.split for row in rows],
+        np.array([row.orientation for row in rows], dtype=np.int64),
+        np.array([row.polygons for row in rows], dtype=np.int64),
     )
 
 
 def concatenate(parts: Sequence[Annotations]) -> Annotations:
-    """Join at least one set of columns, all of one box format, one after the other."""
+    """Join at least one set of columns, all of one format and of one kind of pixels, one after the other."""
     vocabulary = sorted({name for part in parts for name in part.vocabulary})
     number = {name: position for position, name in enumerate(vocabulary)}
     renumbered = [np.array([number[n] for n in part.vocabulary], dtype=np.int64)[part.names] for part in parts]
@@ -212,7 +272,10 @@ def concatenate(parts: Sequence[Annotations]) -> Annotations:
         np.concatenate([part.boxes for part in parts]),
         np.concatenate([part.difficult for part in parts]),
         np.concatenate([part.numbers for part in parts]),
-        [remark for part in parts for remark in part.remarks],
+        [split for part in parts for split in part.splits],
+        np.concatenate([part.orientations for part in parts]),
+        np.concatenate([part.polygons for part in parts]),
+        parts[0].boxes_of,
     )
 
 

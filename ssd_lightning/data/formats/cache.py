@@ -17,14 +17,22 @@ from jaxtyping import Int
 from rich.console import Console
 from rich.progress import track
 
-from ssd_lightning.data.formats.annotations import Annotations, Format, PictureAnnotation, as_columns, concatenate
+from ssd_lightning.data.files import require_regular
+from ssd_lightning.data.formats.annotations import (
+    WRITINGS,
+    Annotations,
+    Format,
+    PictureAnnotation,
+    as_columns,
+    concatenate,
+)
 from ssd_lightning.data.formats.findings import Finding
 from ssd_lightning.run_folder import written_whole
 
-LAYOUT = 3
+LAYOUT = 4
 """Version of the cache files; a new number makes all annotations be read again."""
 
-TEXTS = ("sources", "pictures", "vocabulary", "remarks")
+TEXTS = ("sources", "pictures", "vocabulary", "splits")
 """The columns of texts."""
 
 logger = logging.getLogger(__name__)
@@ -130,6 +138,7 @@ def in_parallel(function: Callable[[Given], Result], items: Sequence[Given], des
 def load(key: str) -> Stored | None:
     """Return what was saved under that name, or None if nothing can be read."""
     try:
+        require_regular(cache_file(key))
         with np.load(cache_file(key), allow_pickle=False) as file:
             return _stored({name: file[name] for name in file.files})
     except FileNotFoundError:
@@ -142,16 +151,45 @@ def load(key: str) -> Stored | None:
 def _stored(columns: dict[str, Any]) -> Stored:
     texts = {name: _split(columns.pop(name)) for name in TEXTS}
     source_stamps, picture_stamps = columns.pop("source_stamps"), columns.pop("picture_stamps")
-    return Stored(
+    stored = Stored(
         Annotations(**{**columns, **texts, "box_format": str(columns["box_format"])}),
         source_stamps,
         picture_stamps,
     )
+    _check(stored)
+    return stored
+
+
+def _check(stored: Stored) -> None:
+    """Raise an error if the columns do not belong together; a zip file can be whole with rows missing."""
+    known = stored.annotations
+    rows, objects = len(known.sources), int(known.counts.sum())
+    shapes = {
+        (rows,): (known.counts, known.orientations, known.polygons),
+        (rows, 2): (known.sizes, known.told_sizes, stored.source_stamps, stored.picture_stamps),
+        (objects,): (known.names, known.difficult, known.numbers),
+        (objects, 4): (known.boxes,),
+    }
+    has_shapes = all(column.shape == shape for shape, columns in shapes.items() for column in columns)
+    if not has_shapes or not len(known.pictures) == len(known.splits) == rows:
+        raise ValueError("expected as many rows in each column as there are pictures or objects")
+    is_sensible = (
+        known.box_format in WRITINGS
+        and (known.counts >= 0).all()
+        and (known.sizes > 0).all()
+        and np.isin(known.names, np.arange(len(known.vocabulary))).all()
+        and np.isfinite(known.boxes).all()
+        and known.difficult.dtype == bool
+    )
+    if not is_sensible:
+        raise ValueError("expected sizes, classes and boxes as they are saved")
 
 
 def save(key: str, stored: Stored) -> None:
     """Save annotations. Where nothing can be written, a warning is logged, and the next run reads everything again."""
     columns = stored.annotations._asdict()
+    # The files are the same, whatever their boxes are taken to refer to.
+    del columns["boxes_of"]
     columns |= {name: _joined(columns[name]) for name in TEXTS}
     columns |= {"source_stamps": stored.source_stamps, "picture_stamps": stored.picture_stamps}
     path = cache_file(key)
@@ -161,6 +199,23 @@ def save(key: str, stored: Stored) -> None:
             np.savez(file, **columns)
     except OSError as error:
         logger.warning("Annotations are not cached: %s", error)
+
+
+def known_annotations(key: str, source: str) -> Annotations | None:
+    """Return the cached annotations of one file about many pictures; ``None`` if the file or a picture has changed."""
+    known = load(key)
+    if known is None or (known.source_stamps != stamps([source])).any():
+        return None
+    has_changed = (known.picture_stamps != stamps(known.annotations.pictures)).any()
+    return None if has_changed else known.annotations
+
+
+def keep_annotations(key: str, stamp: Int[np.ndarray, "1 2"], annotations: Annotations) -> None:
+    """Save the annotations of one file about many pictures, with the stamp that the file had before it was read."""
+    # Without a row nothing would tell that the file has changed.
+    if annotations.sources:
+        source_stamps = np.repeat(stamp, len(annotations.sources), axis=0)
+        save(key, Stored(annotations, source_stamps, stamps(annotations.pictures)))
 
 
 def cache_folder() -> Path:

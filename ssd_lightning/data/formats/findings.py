@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool
 
-from ssd_lightning.data.formats.annotations import WRITINGS, Annotations, Order, edges_of
+from ssd_lightning.data.formats.annotations import WRITINGS, Annotations, BoxesOf, Order, edges_of
+from ssd_lightning.data.pictures import ON_THEIR_SIDE
 
 BORDER = 1.0
 """Pixels that a box may reach over the edge of its picture, because tools count pixels from 0 or from 1."""
@@ -30,6 +31,7 @@ Kind = Literal[
     "unreadable",
     "undecodable",
     "size",
+    "turned",
     "class",
     "reversed",
     "empty",
@@ -42,17 +44,22 @@ Kind = Literal[
     "units",
     "tiny",
     "unannotated",
+    "polygon",
+    "background",
 ]
 """``unreadable``: the annotation, or the header or the end of its picture. ``undecodable``: the rest of the picture.
+``size``: the annotation tells another size than the picture has. ``turned``: the size before EXIF data turn the
+picture, or after; or the picture is turned, and no size tells to which pixels its boxes refer.
 ``both``: a picture is trained and scored on. ``scores``: the ground truth is not scored as perfect. ``same``: a
 picture, or an object of one, occurs twice. ``names``: two class names may mean one class. ``absent``: a class has no
 objects to train or to score on. ``units``: boxes are written in another format than the one that is read. ``tiny``:
-an object of one pixel. ``unannotated``: a picture without annotation."""
+an object of one pixel. ``unannotated``: a picture without annotation. ``polygon``: a box is made from a polygon.
+``background``: a picture without objects."""
 
 FIXED: dict[str | None, frozenset[Kind]] = {
     None: frozenset(),
     "clip": frozenset({"reversed", "empty", "outside"}),
-    "skip": frozenset({"unreadable", "size", "class", "reversed", "empty", "outside"}),
+    "skip": frozenset({"unreadable", "size", "turned", "class", "reversed", "empty", "outside"}),
 }
 """The kinds that each value of ``fix`` deals with."""
 
@@ -84,7 +91,8 @@ def faulty_objects(annotations: Annotations, classes: Sequence[str]) -> FaultyOb
     """Find the objects and pictures with faults; ``classes`` are the known names."""
     known = np.isin(annotations.vocabulary, list(classes)) if annotations.vocabulary else np.zeros(0, dtype=bool)
     left, top, right, bottom = annotations.boxes.T
-    height, width = annotations.sizes[annotations.picture_of_object()].T
+    frames = annotations.frames()
+    height, width = frames[annotations.picture_of_object()].T
     reversed_edges = ~((left <= right) & (top <= bottom))  # NaN, too
     left_32, top_32, right_32, bottom_32 = annotations.fractions().T
     empty = ~reversed_edges & ((left_32 == right_32) | (top_32 == bottom_32))
@@ -96,7 +104,7 @@ def faulty_objects(annotations: Annotations, classes: Sequence[str]) -> FaultyOb
         reversed_edges,
         empty,
         ~reversed_edges & ~empty & (too_far | beside),
-        (told > 0).all(axis=1) & (told != annotations.sizes).any(axis=1),
+        (told > 0).all(axis=1) & (told != frames).any(axis=1),
         _have_other_units(annotations),
     )
 
@@ -115,7 +123,7 @@ def _have_other_units(annotations: Annotations) -> bool:
 def _fitting_orders(annotations: Annotations, in_fractions: bool) -> list[Order]:
     """Return the orders of the four numbers with which all boxes are inside their pictures, in the given unit."""
     boxes = annotations.told_boxes()
-    sides = annotations.sizes[annotations.picture_of_object()][:, ::-1]
+    sides = annotations.frames()[annotations.picture_of_object()][:, ::-1]
     # Pixels may be counted from 1.
     border, most = (BORDER / sides, np.ones_like(sides)) if in_fractions else (np.full_like(sides, BORDER), sides + 1)
     fitting = []
@@ -143,15 +151,19 @@ def check_objects(annotations: Annotations, classes: Sequence[str]) -> list[Find
     if faulty.wrong_units:
         nothing = np.zeros_like(faulty.empty)
         faulty = faulty._replace(reversed_edges=nothing, empty=nothing, outside=nothing)
+    frames = annotations.frames()
+    turned = turned_sizes(annotations)
     for picture in np.flatnonzero(faulty.wrong_size):
-        (told_height, told_width), (height, width) = annotations.told_sizes[picture], annotations.sizes[picture]
-        is_turned = (told_height, told_width) == (width, height)
+        (told_height, told_width), (height, width) = annotations.told_sizes[picture], frames[picture]
+        has = "is stored" if annotations.boxes_of == "stored" else "has"
+        if annotations.boxes_of == "shown" and (told_height, told_width) == (width, height):
+            has = "has upright"
+        advice = f". Try data.boxes_of={turned.other}." if turned.pictures[picture] else ""
         findings.append(
             Finding(
-                "size",
+                "turned" if advice else "size",
                 f"{annotations.sources[picture]}: size: expected {width}×{height} pixels as "
-                f"{Path(annotations.pictures[picture]).name} has{' upright' * is_turned}, "
-                f"got {told_width}×{told_height}",
+                f"{Path(annotations.pictures[picture]).name} {has}, got {told_width}×{told_height}{advice}",
             )
         )
 
@@ -166,7 +178,7 @@ def check_objects(annotations: Annotations, classes: Sequence[str]) -> list[Find
         return f"expected {_extent(annotations)}, got {annotations.told_box(row, pictures[row])}"
 
     def outside_told(row: int) -> str:
-        height, width = annotations.sizes[pictures[row]]
+        height, width = frames[pictures[row]]
         picture = Path(annotations.pictures[pictures[row]]).name
         told = annotations.told_box(row, pictures[row])
         return f"expected a box inside {picture} of {width}×{height} pixels, got {told}"
@@ -176,6 +188,47 @@ def check_objects(annotations: Annotations, classes: Sequence[str]) -> list[Find
     add("empty", faulty.empty, extent_told)
     add("outside", faulty.outside, outside_told)
     return findings
+
+
+class TurnedSizes(NamedTuple):
+    """The pictures whose told size is right for the other value of ``boxes_of``."""
+
+    other: BoxesOf
+    pictures: Bool[np.ndarray, " pictures"]
+
+
+def turned_sizes(annotations: Annotations) -> TurnedSizes:
+    """Find pictures whose size is told as it is before EXIF data turn the picture, or after.
+
+    None is found if the size of another turned picture is told as expected, because then no value of ``boxes_of`` is
+    right for all.
+    """
+    told, frames = annotations.told_sizes, annotations.frames()
+    is_turned = np.isin(annotations.orientations, ON_THEIR_SIDE) & (frames[:, 0] != frames[:, 1])
+    other = is_turned & (told == frames[:, ::-1]).all(axis=1)
+    if (is_turned & (told == frames).all(axis=1)).any():
+        other = np.zeros_like(other)
+    return TurnedSizes("shown" if annotations.boxes_of == "stored" else "stored", other)
+
+
+def unusual_annotations(annotations: Annotations) -> list[Finding]:
+    """Return remarks on the annotations, which may be meant as they are."""
+    remarks = []
+    told = annotations.told_sizes
+    tells_nothing = (told == 0).any(axis=1) | ~np.isin(annotations.orientations, ON_THEIR_SIDE)
+    unsure = np.flatnonzero((annotations.orientations != 1) & tells_nothing & (annotations.counts > 0))
+    if len(unsure):
+        first = annotations.pictures[unsure[0]]
+        other = "shown" if annotations.boxes_of == "stored" else "stored"
+        text = f"is turned by its EXIF data, and its boxes are read as of the picture as it is {annotations.boxes_of}"
+        number = f"{len(unsure)} such picture{'s' * (len(unsure) != 1)} in all"
+        remarks.append(Finding("turned", f"{first} {text}; {number}. If that is wrong, try data.boxes_of={other}."))
+    made = annotations.polygons
+    if made.any():
+        first = annotations.sources[np.flatnonzero(made)[0]]
+        objects = f"{made.sum()} object{'s' * int(made.sum() != 1)}"
+        remarks.append(Finding("polygon", f"{first}: has a polygon without a box; boxes made from polygons: {objects}"))
+    return remarks
 
 
 def _wrong_writing(annotations: Annotations, faulty: FaultyObjects) -> list[Finding]:

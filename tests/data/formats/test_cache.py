@@ -342,6 +342,60 @@ def test_a_damaged_cache_is_made_anew_with_a_warning(
     assert message.startswith(f"{cache_file('key')}: cannot be read")
 
 
+def last_rows_missing(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: column[:-1] if column.ndim else column for name, column in columns.items()}
+
+
+SPOILT_COLUMNS = {
+    "one row less in each": last_rows_missing,
+    "one picture less": lambda columns: {"sizes": columns["sizes"][:-1]},
+    "one box less": lambda columns: {"boxes": columns["boxes"][1:]},
+    "a text less": lambda columns: {"pictures": columns["pictures"][columns["pictures"].tolist().index(0) + 1 :]},
+    "another count": lambda columns: {"counts": columns["counts"] + 1},
+    "a negative count": lambda columns: {"counts": columns["counts"] + np.array([-1, 0, 0, 0, 1])},
+    "an unknown class": lambda columns: {"names": columns["names"] + 7},
+    "a class before the first": lambda columns: {"names": columns["names"] - 1},
+    "no size": lambda columns: {"sizes": columns["sizes"] * 0},
+    "no number": lambda columns: {"boxes": columns["boxes"] * np.nan},
+    "another format": lambda columns: {"box_format": np.array("other")},
+    "a column of one number": lambda columns: {"counts": np.array(3)},
+    "a column more": lambda columns: {"more": np.zeros(3)},
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT_COLUMNS.values(), ids=SPOILT_COLUMNS)
+def test_a_whole_file_with_columns_that_do_not_belong_together_is_made_anew(
+    folder: Path, reader: Reader, caplog: pytest.LogCaptureFixture, spoil
+):
+    read(folder, reader)
+    reader.since()
+    with np.load(cache_file("key")) as file:
+        columns = dict(file)
+    np.savez(cache_file("key"), **{**columns, **spoil(columns)})
+    with caplog.at_level(logging.WARNING):
+        assert_reads_again(folder, reader, "a.xml", "b.xml", "c.xml", "d.xml", "e.xml")
+    (message,) = caplog.messages
+    assert message.startswith(f"{cache_file('key')}: cannot be read")
+
+
+def test_a_column_less_is_made_anew(folder: Path, reader: Reader):
+    read(folder, reader)
+    with np.load(cache_file("key")) as file:
+        columns = dict(file)
+    for name in columns:
+        np.savez(cache_file("key"), **{other: column for other, column in columns.items() if other != name})
+        reader.since()
+        assert_reads_again(folder, reader, "a.xml", "b.xml", "c.xml", "d.xml", "e.xml")
+
+
+def test_a_pipe_in_place_of_the_cache_is_replaced(folder: Path, reader: Reader):
+    read(folder, reader)
+    reader.since()
+    cache_file("key").unlink()
+    os.mkfifo(cache_file("key"))
+    assert_reads_again(folder, reader, "a.xml", "b.xml", "c.xml", "d.xml", "e.xml")
+
+
 def test_damage_of_any_byte_is_survived(folder: Path, reader: Reader):
     """Checksums of the zip file find it, or it does no harm."""
     read(folder, reader)
