@@ -45,7 +45,8 @@ def height_and_width(image_size: ImageSize) -> tuple[int, int]:
 class Sample(NamedTuple):
     """One picture of a data set and its objects, as NumPy arrays for decoding and augmentation."""
 
-    image: UInt8[np.ndarray, "height width 3"]
+    image: UInt8[np.ndarray, "height width 3"] | Float[np.ndarray, "height width 3"]
+    """Levels in 0 … 255, which are fractions after resizing without anti-aliasing."""
     boxes: Float[np.ndarray, "objects 4"]
     labels: Int[np.ndarray, " objects"]
     """1 … C."""
@@ -75,9 +76,10 @@ class Objects(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One batch of a data loader. Pictures stay uint8 until they are on the device."""
+    """One batch of a data loader. Pictures with anti-aliasing stay uint8 until they are on the device."""
 
-    images: UInt8[Tensor, "batch 3 height width"]
+    images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
+    """Pixels in 0 … 255."""
     objects: Objects
     image_ids: Int[Tensor, " batch"]
     """Index of each picture in its data set; the data set knows the file name."""

@@ -1,7 +1,7 @@
 """The parts of a training, built from its config."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning
@@ -71,8 +71,7 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
     """Build the module for the classes of the data. It carries the plain config that rebuilds its model."""
     with open_dict(config):
         config.model.num_classes = len(datamodule.classes)
-    plain = plain_values(config)
-    model = without_weights(plain["model"])
+    model = without_weights(plain_values(config.model))
     module = SSDModule(
         # Published weights replace all weights of the backbone.
         model=instantiate(model if config.resume or config.pretrained in PUBLISHED else config.model, _convert_="all"),
@@ -83,12 +82,7 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
         lr_scheduler=instantiate(config.lr_scheduler, _convert_="all"),
         parameter_groups=instantiate(config.parameter_groups, _convert_="all"),
         lr_reference_batch=config.lr_reference_batch,
-        config={
-            "model": model,
-            "postprocess": plain["postprocess"],
-            "classes": list(datamodule.classes),
-            "config": plain,
-        },
+        config=checkpoint_config(config, datamodule.classes),
     )
     # Optimizer and schedule are made once for nothing. So wrong settings are reported before anything is written.
     with _errors_named("optimizer"):
@@ -99,6 +93,17 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
         # Compiling in place keeps the names of the weights, and so the checkpoints, as they are.
         module.model.compile()
     return module
+
+
+def checkpoint_config(config: DictConfig, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the plain config from which a checkpoint of the run rebuilds its detector."""
+    plain = plain_values(config)
+    return {
+        "model": without_weights(plain["model"]),
+        "postprocess": plain["postprocess"],
+        "classes": list(classes),
+        "config": plain,
+    }
 
 
 @contextlib.contextmanager

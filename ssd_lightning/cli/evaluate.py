@@ -86,7 +86,7 @@ def evaluate(config: DictConfig) -> float:
 
 
 def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
-    """Run a checkpoint on the validation pictures of a data group, by default on those of its training.
+    """Run a checkpoint on a split of a data group, by default of the data of its training.
 
     Returns:
         Its detections; and the reasons for missed objects, or None without ``why_missed``.
@@ -103,7 +103,11 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         else rebuild_part(trained, "data", checkpoint, config.trusted_packages)
     )
     datamodule = DetectionDataModule(
-        data, detector.model.image_size, batch_size=config.batch_size, num_workers=config.num_workers
+        data,
+        detector.model.image_size,
+        batch_size=config.batch_size,
+        num_workers=config.num_workers,
+        antialias=detector.model.antialias,
     )
     datamodule.prepare_data()
     if datamodule.classes != detector.classes:
@@ -119,9 +123,20 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         enable_checkpointing=False,
         _convert_="all",
     )
-    trainer.validate(module, datamodule, verbose=False)
-    assert datamodule.val_pictures is not None
-    paths = tuple(str(path) for path in datamodule.val_pictures.paths)
+    if config.split == "test":
+        datamodule.setup("test")
+        pictures = datamodule.test_pictures
+        if pictures is None:
+            raise ValueError(
+                "split: expected val, got test, which this data does not have. "
+                "Try data.test=<names>, or data.test_annotations=<file> with data=coco."
+            )
+        trainer.test(module, datamodule, verbose=False)
+    else:
+        trainer.validate(module, datamodule, verbose=False)
+        pictures = datamodule.val_pictures
+    assert pictures is not None
+    paths = tuple(str(path) for path in pictures.paths)
     found = StoredDetections(module.scores.detections(), module.scores.objects(), paths, detector.classes)
     if not config.why_missed:
         return found, None
@@ -132,7 +147,7 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         detector.model.eval().to(trainer.strategy.root_device),
         shown,
         rebuild_part(trained, "matcher", checkpoint, config.trusted_packages),
-        datamodule.val_pictures,
+        pictures,
         found.detections,
         found.objects,
         config.iou_threshold,
@@ -174,9 +189,11 @@ def _check(config: DictConfig) -> None:
         raise ValueError(
             f"checkpoint, detections: expected one of checkpoint=<file> and detections=<run folder>, got {given}"
         )
+    if config.split not in ("val", "test"):
+        raise ValueError(f"split: expected val or test, got {config.split}")
     if config.detections is not None:
-        for key in ("data", "postprocess", "why_missed"):
-            if config.get(key):
+        for key in ("data", "postprocess", "why_missed", "split"):
+            if config.get(key) and config[key] != "val":
                 raise ValueError(
                     f"{key}: expected no value with detections=…, got {config[key]}. Try checkpoint=<file> instead."
                 )
@@ -196,6 +213,7 @@ def _as_json(table: pd.DataFrame, config: DictConfig, pictures: int) -> dict[str
     return {
         "checkpoint": config.checkpoint,
         "detections": config.detections,
+        "split": config.split if config.detections is None else None,
         "iou_threshold": config.iou_threshold,
         "score_threshold": config.score_threshold,
         "coco_max_detections": config.coco_max_detections,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from rich.console import Console
@@ -37,7 +37,7 @@ class Loaded(NamedTuple):
 
     path: Path
     error: str = ""
-    image: UInt8[np.ndarray, "height width 3"] | None = None
+    image: UInt8[np.ndarray, "height width 3"] | Float[np.ndarray, "height width 3"] | None = None
     """Pixels at the network's input size."""
     canvas: UInt8[np.ndarray, "height width 3"] | None = None
     """Pixels to draw boxes on."""
@@ -62,7 +62,7 @@ def predict(config: DictConfig) -> None:
     device = choose_device(config.device)
     keep_freed_memory()
     loader = DataLoader(
-        PicturesToPredict(paths, detector.model.image_size, with_canvas=config.draw),
+        PicturesToPredict(paths, detector.model.image_size, detector.model.antialias, with_canvas=config.draw),
         batch_size=config.batch_size,
         num_workers=free_cores() if config.num_workers is None else config.num_workers,
         collate_fn=list,
@@ -138,9 +138,10 @@ def as_coco(found: Found, image_id: int, first_id: int) -> list[dict[str, Any]]:
 class PicturesToPredict(Dataset):
     """Picture files as a data set, resized to the network's input as in training."""
 
-    def __init__(self, paths: list[Path], image_size: tuple[int, int], with_canvas: bool) -> None:
+    def __init__(self, paths: list[Path], image_size: tuple[int, int], antialias: bool, with_canvas: bool) -> None:
         self.paths = paths
         self.image_size = image_size
+        self.antialias = antialias
         self.with_canvas = with_canvas
 
     def __len__(self) -> int:
@@ -153,7 +154,8 @@ class PicturesToPredict(Dataset):
             scale = min(1.0, LARGEST_DRAWING / max(height, width))
             small = max(1, round(height * scale)), max(1, round(width * scale))
             # Decoded as for scoring, so that the detections are the same.
-            image = resample(read_picture(path, self.image_size), WHOLE, self.image_size)
+            picture = read_picture(path, self.image_size if self.antialias else None)
+            image = resample(picture, WHOLE, self.image_size, self.antialias)
             canvas = resample(read_picture(path, small), WHOLE, small) if self.with_canvas else None
         except PictureError as error:
             return Loaded(path, error=str(error))

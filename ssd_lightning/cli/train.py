@@ -11,7 +11,7 @@ from typing import Any
 import lightning
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import LambdaCallback, Timer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from ssd_lightning.cli import ranks
@@ -20,6 +20,7 @@ from ssd_lightning.cli.build import (
     build_loggers,
     build_module,
     build_trainer,
+    checkpoint_config,
     plain_values,
 )
 from ssd_lightning.cli.launch_ranks import SameOnAllRanks, together
@@ -55,6 +56,11 @@ def train(config: DictConfig) -> float:
         report = load_pretrained(module.model, config.pretrained, datamodule.classes)
         if ranks.is_first():
             Console().print(str(report), highlight=False, markup=False)
+        with open_dict(config):
+            # A file decides how its pictures are resized. Resumed runs and checkpoints take it from the config.
+            config.model.antialias = module.model.antialias
+        module.config = checkpoint_config(config, datamodule.classes)
+    datamodule.antialias = module.model.antialias
     # Lightning leaves the time limit to a timer that is there already.
     timer = Timer(config.trainer.get("max_time"))
     callbacks = [

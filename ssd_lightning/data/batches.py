@@ -39,12 +39,18 @@ class SampleDataset(Dataset):
     """Pictures, augmented and resized for the network; each draws its random numbers by seed, epoch and position."""
 
     def __init__(
-        self, pictures: "Pictures", augmentation: Augmentation, image_size: tuple[int, int], seed: int = 0
+        self,
+        pictures: "Pictures",
+        augmentation: Augmentation,
+        image_size: tuple[int, int],
+        seed: int = 0,
+        antialias: bool = True,
     ) -> None:
         self.pictures = pictures
         self.augmentation = augmentation
         self.image_size = image_size
         self.seed = seed
+        self.antialias = antialias
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -53,8 +59,9 @@ class SampleDataset(Dataset):
         truth = self.pictures.truth(key.position)
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
         view = self.augmentation.plan(truth, rng)
-        image = self.pictures.image(key.position, view.least_size(self.image_size))
-        return Item(self.augmentation.show(image, truth, view, self.image_size, rng), key.position, truth.size)
+        image = self.pictures.image(key.position, view.least_size(self.image_size) if self.antialias else None)
+        sample = self.augmentation.show(image, truth, view, self.image_size, rng, self.antialias)
+        return Item(sample, key.position, truth.size)
 
 
 NO_EPOCH = -1

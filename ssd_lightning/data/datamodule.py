@@ -78,6 +78,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         augmentation: augmentation of the training pictures; ``None``: they are only resized.
         num_workers: number of processes per device that decode and augment; ``None``: the free cores, at most 8.
         seed: seed of shuffling and augmentation.
+        antialias: resize with anti-aliasing; see :class:`~ssd_lightning.detector.model.SSD`.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         augmentation: Augmentation | None = None,
         num_workers: int | None = None,
         seed: int = 0,
+        antialias: bool = True,
     ) -> None:
         super().__init__()
         require_whole_number("batch_size", batch_size, 1)
@@ -99,6 +101,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         self.augmentation = augmentation or Augmentation()
         self.num_workers = num_workers
         self.seed = seed
+        self.antialias = antialias
         self.train_pictures: Pictures | None = None
         self.val_pictures: Pictures | None = None
         self._resume_from: dict[str, Any] = {}
@@ -137,7 +140,7 @@ class DetectionDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Return shuffled, augmented batches of this rank's share, from where the run stopped."""
         assert self.train_pictures is not None
-        dataset = SampleDataset(self.train_pictures, self.augmentation, self.image_size, self.seed)
+        dataset = SampleDataset(self.train_pictures, self.augmentation, self.image_size, self.seed, self.antialias)
         sampler = ShuffledKeys(len(dataset), self.seed, *self._rank_and_world_size())
         if len(sampler) == 0:
             raise ValueError(
@@ -159,7 +162,7 @@ class DetectionDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return this rank's batches of validation pictures, which are only resized."""
         assert self.val_pictures is not None
-        dataset = SampleDataset(self.val_pictures, Augmentation(), self.image_size, self.seed)
+        dataset = SampleDataset(self.val_pictures, Augmentation(), self.image_size, self.seed, self.antialias)
         return DataLoader(dataset, batch_sampler=self._validation_batches(len(dataset)), **self._loader_arguments())
 
     def _validation_batches(self, pictures: int) -> list[list["Key"]]:

@@ -33,6 +33,8 @@ class SSD(nn.Module):
         head: constructor of the predicting convolutions. Default: :class:`Head`, as in the paper.
         frozen_until: name of the backbone's last layer that is not trained.
         frozen_batch_norm: freeze the statistics, scale and shift of the backbone's batch norms.
+        antialias: resize pictures to ``image_size`` with anti-aliasing, in training and in use. The weights of
+            torchvision's detectors were trained without it. The network itself does not resize.
 
     Attributes:
         default_boxes: all default boxes (P, 4) as cxcywh, on the device of the weights.
@@ -53,9 +55,13 @@ class SSD(nn.Module):
         head: MakeHead | None = None,
         frozen_until: str | None = None,
         frozen_batch_norm: bool = False,
+        antialias: bool = True,
     ) -> None:
         super().__init__()
         require_whole_number("num_classes", num_classes, 1)
+        if not isinstance(antialias, bool):
+            raise ValueError(f"antialias: expected true or false, got {antialias}")
+        self.antialias = antialias
         self.image_size = height_and_width(image_size)
         self.num_classes = num_classes
         self.backbone = backbone

@@ -224,7 +224,7 @@ def _network_input(
         raise ValueError(
             f"pictures: expected the {images[-1] + 1} or more pictures of the detections, got {len(pictures)}"
         )
-    dataset = SampleDataset(pictures, Augmentation(), model.image_size)
+    dataset = SampleDataset(pictures, Augmentation(), model.image_size, antialias=model.antialias)
     items = [dataset[Key(0, int(image))] for image in images]
     for image, item in zip(images, items, strict=True):
         stored = objects.labels[objects.image_ids == image]

@@ -45,7 +45,7 @@ def draw_training_pictures(datamodule: "DetectionDataModule", count: int = 12) -
     figure, axes = picture_grid(len(keys))
     for ax, key in zip(axes, keys, strict=True):
         sample = dataset[key].sample
-        ax.imshow(sample.image)
+        ax.imshow(np.rint(sample.image).astype(np.uint8))
         height, width = sample.image.shape[:2]
         for box, label in zip(sample.boxes, sample.labels, strict=True):
             edges = box * np.array([width, height, width, height])

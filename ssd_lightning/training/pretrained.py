@@ -58,6 +58,8 @@ class Foreign(NamedTuple):
     """Classes of the class head without background, if the file or its layout defines them."""
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    antialias: bool | None
+    """Way of resizing in the training of the weights; None if unknown."""
 
 
 class LoadReport(NamedTuple):
@@ -134,6 +136,8 @@ def load_pretrained(
 ) -> LoadReport:
     """Load the weights of a detector into ``model``, with the scaling of pixels that belongs to these weights.
 
+    The way of resizing also belongs to the weights, and becomes ``model.antialias``.
+
     If the classes of both sides are known, the class head is loaded class by class, and COCO's "airplane" is VOC's
     "aeroplane". A class head of unknown other classes is skipped, as are tensors of another shape. No class named in
     the file is built, so the file need not be trusted.
@@ -187,6 +191,8 @@ def load_pretrained(
         for module in model.backbone.modules():
             if isinstance(module, Normalization):
                 module.load_state_dict(Normalization(foreign.mean, foreign.std).state_dict())
+    if foreign.antialias is not None:
+        model.antialias = foreign.antialias
     missing = [name for name in own if name not in state and not name.startswith(SCALING)]
     new = [c for c in known or [] if by_name is not None and c not in by_name]
     preset = PRESETS.get(foreign.layout)
@@ -200,7 +206,10 @@ def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> F
     state = state_dict(content, path, "pretrained")
     if isinstance(config, dict):
         own = {n.removeprefix(MODEL_PREFIX): v for n, v in state.items() if n.startswith(MODEL_PREFIX)}
-        return Foreign("ssd_lightning", own, list(config.get("classes", [])) or None, None, None)
+        # Checkpoints without this key are of versions that always resized with anti-aliasing.
+        stored = config.get("model")
+        antialias = stored.get("antialias", True) is True if isinstance(stored, dict) else None
+        return Foreign("ssd_lightning", own, list(config.get("classes", [])) or None, None, None, antialias)
     if "head.classification_head.module_list.0.weight" in state:
         return _torchvision(state, model, path, "torchvision SSD300", TORCHVISION_MEAN, CAFFE_STD)
     if "head.classification_head.module_list.0.1.weight" in state:
@@ -208,7 +217,7 @@ def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> F
     if "loc.0.weight" in state and "vgg.0.weight" in state:
         return _amdegroot(state, model, path)
     if "head.classification.0.weight" in state or "head.classification.0.1.weight" in state:
-        return Foreign("ssd_lightning", state, None, None, None)
+        return Foreign("ssd_lightning", state, None, None, None, None)
     raise ValueError(
         f"pretrained: expected a detector of ssd_lightning, of torchvision or in the amdegroot layout, got {path} with "
         f"{', '.join(list(state)[:3])}, …. Try backbone.weights for the weights of a backbone alone."
@@ -236,7 +245,7 @@ def _torchvision(
     last_level = len({n.split(".")[3] for n in state if "classification_head" in n}) - 1
     per_cell = len(state[next(n for n in reversed(state) if f"regression_head.module_list.{last_level}." in n)]) // 4
     coco = list(COCO_CATEGORIES) if outputs == per_cell * (len(COCO_CATEGORIES) + 1) else None
-    return Foreign(layout, renamed, coco, mean, std)
+    return Foreign(layout, renamed, coco, mean, std, antialias=False)
 
 
 def _amdegroot(state: dict[str, Tensor], model: SSD, path: Path | str) -> Foreign:
@@ -250,7 +259,8 @@ def _amdegroot(state: dict[str, Tensor], model: SSD, path: Path | str) -> Foreig
             if name.startswith(part):
                 renamed[ours + name.removeprefix(part)] = value
     is_voc = len(state["conf.0.bias"]) * 4 == len(state["loc.0.bias"]) * (len(VOC_CLASSES) + 1)
-    return Foreign("amdegroot", renamed, list(VOC_CLASSES) if is_voc else None, CAFFE_MEAN, CAFFE_STD)
+    # Its pictures were resized by OpenCV, which does not average over pixels either.
+    return Foreign("amdegroot", renamed, list(VOC_CLASSES) if is_voc else None, CAFFE_MEAN, CAFFE_STD, antialias=False)
 
 
 def _in_order(

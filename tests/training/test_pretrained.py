@@ -25,12 +25,14 @@ from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
+from ssd_lightning.cli.predict import PicturesToPredict, detect
 from ssd_lightning.detector.losses import MultiBoxLoss
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.detector.presets import CONFIG_FOLDER, build_model
 from ssd_lightning.structures import Losses, Objects, Predictions
+from ssd_lightning.training.checkpoint import Detector, load_detector
 from ssd_lightning.training.pretrained import LoadReport, load_pretrained
 
 PHOTOGRAPHS = SHARED / "VOCdevkit" / "VOC2007" / "JPEGImages"
@@ -277,6 +279,62 @@ def test_detections_are_torchvisions(pair: Pair):
         assert nearest.values.max() <= 1e-5
         assert sorted(nearest.indices.tolist()) == list(range(found))
         assert (ours.scores[image, valid].diff() <= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    # VGG16 takes seconds in double precision. SSDLite amplifies the rounding of single precision to 0.01 pixels.
+    [("SSD300 COCO", torch.float32), ("SSDLite320 COCO", torch.float64)],
+)
+def test_files_give_torchvisions_boxes_in_pixels(tmp_path: Path, name: str, dtype: torch.dtype):
+    """The first picture is made smaller and the second larger, with other factors along each side."""
+    case = CASES[name]
+    paths = [tmp_path / "larger.png", tmp_path / "smaller.png"]
+    for path, picture in zip(paths, (generated_picture(0, 375, 640), generated_picture(1, 120, 200)), strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+    read = [pil_to_tensor(Image.open(path)) for path in paths]
+    theirs = random_detector(case, read)
+    torch.save(theirs.state_dict(), tmp_path / "detector.pth")
+    model = preset(case.option, case.num_outputs - 1)
+    model.antialias = True
+    load_pretrained(model, tmp_path / "detector.pth")
+    postprocess = PostProcess(theirs.score_thresh, theirs.nms_thresh, theirs.topk_candidates, theirs.detections_per_img)
+    inputs = PicturesToPredict(paths, model.image_size, model.antialias, with_canvas=False)
+    detector = Detector(model.to(dtype), postprocess, ())
+    ours = detect(detector, [inputs[row] for row in range(len(paths))], torch.device("cpu"))
+    with torch.no_grad():
+        expected = theirs.to(dtype)([picture.to(dtype) / 255 for picture in read])
+    for found, wanted in zip(ours, expected, strict=True):
+        assert len(found.scores) == len(wanted["scores"]) > 100
+        apart = (torch.from_numpy(found.boxes).unsqueeze(1) - wanted["boxes"]).abs().amax(dim=2)
+        apart[torch.from_numpy(found.labels).unsqueeze(1) != wanted["labels"]] = torch.inf
+        nearest = apart.min(dim=1)
+        assert nearest.values.max() < 1e-3
+        assert len(nearest.indices.unique()) == len(found.scores)
+
+
+def test_the_way_of_resizing_comes_with_the_weights(tmp_path: Path, trained, amdegroot_file: Path):
+    """Weights of this project have it in their config. A state dict alone says nothing about it."""
+    model = preset("ssd300_amdegroot", 20)
+    model.antialias = True
+    load_pretrained(model, amdegroot_file)
+    assert model.antialias is False
+    content = torch.load(trained.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    tiny = load_detector(trained.folder / "checkpoints" / "best.ckpt").model
+    for stored in (True, False, None):
+        changed = {key: value for key, value in content["ssd_lightning"]["model"].items() if key != "antialias"}
+        if stored is not None:
+            changed["antialias"] = stored
+        torch.save({**content, "ssd_lightning": {**content["ssd_lightning"], "model": changed}}, tmp_path / "one.ckpt")
+        tiny.antialias = None
+        load_pretrained(tiny, tmp_path / "one.ckpt")
+        assert tiny.antialias is (stored is not False)
+        assert load_detector(tmp_path / "one.ckpt").model.antialias is tiny.antialias
+    torch.save(tiny.state_dict(), tmp_path / "alone.pt")
+    for own in (True, False):
+        tiny.antialias = own
+        load_pretrained(tiny, tmp_path / "alone.pt")
+        assert tiny.antialias is own
 
 
 def test_all_of_the_file_is_used_and_all_of_the_model_is_filled(pair: Pair):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from ssd_lightning.data.augmentation.colours import ColourChange
@@ -68,10 +68,12 @@ class Augmentation:
         self.vertical_flip = vertical_flip
         self.colours = list(colours)
 
-    def __call__(self, sample: Sample, size: tuple[int, int], rng: np.random.Generator) -> Sample:
-        """Augment a decoded picture; ``size`` is the (height, width) of the result in pixels."""
+    def __call__(
+        self, sample: Sample, size: tuple[int, int], rng: np.random.Generator, antialias: bool = True
+    ) -> Sample:
+        """Augment a decoded picture; ``size`` is the (height, width) of the result in pixels. See :meth:`show`."""
         truth = Truth((sample.image.shape[0], sample.image.shape[1]), *sample[1:])
-        return self.show(sample.image, truth, self.plan(truth, rng), size, rng)
+        return self.show(sample.image, truth, self.plan(truth, rng), size, rng, antialias)
 
     def plan(self, truth: Truth, rng: np.random.Generator) -> View:
         """Sample the geometry for one picture; no pixels are needed."""
@@ -87,15 +89,20 @@ class Augmentation:
         view: View,
         size: tuple[int, int],
         rng: np.random.Generator,
+        antialias: bool = True,
     ) -> Sample:
         """Render the view at ``size`` (height, width) pixels and transform the objects to match.
 
-        ``image`` is the whole picture. It may be smaller than ``truth.size``, as :meth:`View.least_size` permits.
+        ``image`` is the whole picture. With anti-aliasing it may be smaller than ``truth.size``, as
+        :meth:`View.least_size` permits. Without anti-aliasing the pixels are fractions (float32) until a colour change
+        rounds them; see :func:`resample`.
         """
-        part = visible_part(image, view, size)
-        if part.pixels.size:
+        part = visible_part(image, view, size, antialias)
+        if part.pixels.size and self.colours:
+            pixels = part.pixels if antialias else np.rint(part.pixels).astype(np.uint8)
             for change in self.colours:
-                part = part._replace(pixels=change(part.pixels, rng))
+                pixels = change(pixels, rng)
+            part = part._replace(pixels=pixels)
         boxes, kept = boxes_in_window(truth.boxes, view.window)
         boxes = mirror_boxes(boxes, view.mirrored_horizontally, view.mirrored_vertically)
         return Sample(on_canvas(part, size), boxes, truth.labels[kept], truth.difficult[kept])
@@ -106,26 +113,36 @@ FILL = (123, 117, 104)
 
 
 def resample(
-    image: UInt8[np.ndarray, "height width 3"], window: Window, size: tuple[int, int]
-) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Resample a window of the picture to ``size`` (height, width) pixels, with anti-aliasing.
+    image: UInt8[np.ndarray, "height width 3"], window: Window, size: tuple[int, int], antialias: bool = True
+) -> UInt8[np.ndarray, "new_height new_width 3"] | Float[np.ndarray, "new_height new_width 3"]:
+    """Resample a window of the picture to ``size`` (height, width) pixels.
+
+    Args:
+        image: the whole picture.
+        window: the part to show.
+        size: of the result.
+        antialias: average over all pixels that a pixel of the result covers, as Pillow does. Otherwise interpolate
+            between the four nearest pixels and round nothing, as the detectors of torchvision do.
 
     Returns:
-        The picture itself where the window is the whole picture and the size does not change.
+        Whole levels with anti-aliasing, else fractions. The picture itself where the window is the whole picture and
+        the size does not change.
     """
-    return on_canvas(visible_part(image, View(window, False, False), size), size)
+    return on_canvas(visible_part(image, View(window, False, False), size, antialias), size)
 
 
 class Part(NamedTuple):
     """The visible part of a picture at the scale of the result, and its position in the result."""
 
-    pixels: UInt8[np.ndarray, "part_height part_width 3"]
+    pixels: UInt8[np.ndarray, "part_height part_width 3"] | Float[np.ndarray, "part_height part_width 3"]
     left: int
     top: int
 
 
-def visible_part(image: UInt8[np.ndarray, "height width 3"], view: View, size: tuple[int, int]) -> Part:
-    """Resample the pixels of the result that the picture covers completely."""
+def visible_part(
+    image: UInt8[np.ndarray, "height width 3"], view: View, size: tuple[int, int], antialias: bool = True
+) -> Part:
+    """Resample the pixels of the result that the picture covers completely; see :func:`resample`."""
     height, width = image.shape[:2]
     across = _covered_span(view.window.left, view.window.right, size[1])
     down = _covered_span(view.window.top, view.window.bottom, size[0])
@@ -135,16 +152,20 @@ def visible_part(image: UInt8[np.ndarray, "height width 3"], view: View, size: t
         return Part(np.empty((0, 0, 3), dtype=np.uint8), 0, 0)
     if view == View(WHOLE, False, False) and (height, width) == size:
         return Part(image, left, top)
-    part = Image.fromarray(image).resize(
-        (across.stop - across.start, down.stop - down.start),
-        Image.Resampling.BILINEAR,
-        box=(across.first * width, down.first * height, across.last * width, down.last * height),
-    )
+    if antialias:
+        resized = Image.fromarray(image).resize(
+            (across.stop - across.start, down.stop - down.start),
+            Image.Resampling.BILINEAR,
+            box=(across.first * width, down.first * height, across.last * width, down.last * height),
+        )
+        part = np.asarray(resized)
+    else:
+        part = _interpolated(image, down, across)
     if view.mirrored_horizontally:
-        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        part = part[:, ::-1]
     if view.mirrored_vertically:
-        part = part.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-    return Part(np.asarray(part), left, top)
+        part = part[::-1]
+    return Part(np.ascontiguousarray(part), left, top)
 
 
 class _Span(NamedTuple):
@@ -168,12 +189,37 @@ def _covered_span(window_first: float, window_last: float, pixels: int) -> _Span
     return _Span(start, stop, first, last)
 
 
-def on_canvas(part: Part, size: tuple[int, int]) -> UInt8[np.ndarray, "new_height new_width 3"]:
+def _interpolated(
+    image: UInt8[np.ndarray, "height width 3"], down: _Span, across: _Span
+) -> Float[np.ndarray, "part_height part_width 3"]:
+    """Interpolate between the four nearest pixels, as torch does with ``align_corners=False``."""
+    above, below, lower = _neighbours(down, image.shape[0])
+    left, right, later = _neighbours(across, image.shape[1])
+    above, below, lower, later = above[:, None], below[:, None], lower[:, None, None], later[:, None]
+    upper_row = (1 - later) * image[above, left] + later * image[above, right]
+    lower_row = (1 - later) * image[below, left] + later * image[below, right]
+    return (1 - lower) * upper_row + lower * lower_row
+
+
+def _neighbours(
+    span: _Span, pixels: int
+) -> tuple[Int[np.ndarray, " part"], Int[np.ndarray, " part"], Float[np.ndarray, " part"]]:
+    """Return the two nearest pixels along one axis for each pixel of the result, and the weight of the second."""
+    count = span.stop - span.start
+    centres = span.first + (np.arange(count) + 0.5) * (span.last - span.first) / count
+    places = np.clip(centres * pixels - 0.5, 0, pixels - 1)
+    first = np.floor(places).astype(np.int64)
+    return first, np.minimum(first + 1, pixels - 1), (places - first).astype(np.float32)
+
+
+def on_canvas(
+    part: Part, size: tuple[int, int]
+) -> UInt8[np.ndarray, "new_height new_width 3"] | Float[np.ndarray, "new_height new_width 3"]:
     """Place the part on a canvas of ``size`` (height, width) pixels in the fill colour."""
     height, width = part.pixels.shape[:2]
     if (height, width) == size:
         return part.pixels
-    canvas = np.empty((*size, 3), dtype=np.uint8)
+    canvas = np.empty((*size, 3), dtype=part.pixels.dtype)
     # Broadcasting whole rows is ten times as fast as broadcasting pixels.
     canvas[:] = np.tile(np.array(FILL, dtype=np.uint8), (size[1], 1))
     canvas[part.top : part.top + height, part.left : part.left + width] = part.pixels

@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from hypothesis import given
@@ -184,6 +186,38 @@ def test_pictures_of_one_pixel(shape: tuple[int, int]) -> None:
         assert (is_picture | (result.image == FILL).all(axis=-1)).all()
         assert is_picture.any()
         assert len(result.boxes) == 1
+
+
+@pytest.mark.parametrize("size", [(30, 20), (90, 130), (17, 130), (60, 80), (1, 1)])
+def test_without_anti_aliasing_a_picture_is_interpolated_as_by_torch(size: tuple[int, int]) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    theirs = F.interpolate(
+        torch.from_numpy(image).permute(2, 0, 1)[None].double(), size, mode="bilinear", align_corners=False
+    )
+    ours = resample(image, WHOLE, size, antialias=False)
+    np.testing.assert_allclose(ours, theirs[0].permute(1, 2, 0).numpy(), rtol=0, atol=1e-4)
+
+
+def test_without_anti_aliasing_a_window_equals_a_crop_of_the_resized_picture() -> None:
+    """The window is the lower right of the picture, with as much of the fill colour on its right side."""
+    image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
+    whole = resample(image, WHOLE, (40, 30), antialias=False)
+    part = resample(image, Window(0.5, 0.5, 1.5, 1.0), (20, 30), antialias=False)
+    np.testing.assert_allclose(part[:, :15], whole[20:, 15:], rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(part[:, 15:], np.broadcast_to(np.float32(FILL), (20, 15, 3)))
+
+
+def test_without_anti_aliasing_pictures_are_mirrored_and_get_whole_levels_for_colours() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8)
+    rng, plain = np.random.default_rng(0), resample(image, WHOLE, (40, 30), antialias=False)
+    mirrored = Augmentation(horizontal_flip=1.0, vertical_flip=1.0)(sample_with(image=image), (40, 30), rng, False)
+    np.testing.assert_array_equal(mirrored.image, plain[::-1, ::-1])
+    seen = []
+    Augmentation(colours=[lambda pixels, _: seen.append(pixels) or pixels])(
+        sample_with(image=image), (40, 30), rng, False
+    )
+    assert seen[0].dtype == np.uint8
+    np.testing.assert_allclose(seen[0], plain, rtol=0, atol=0.5)
 
 
 def test_a_window_equals_a_crop_of_the_resized_picture() -> None:
