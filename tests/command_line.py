@@ -49,7 +49,7 @@ def run_command(name: str, *arguments: str) -> Outcome:
         # Commands change this variable. The patch gives it a former value, to which it is set back.
         patch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
         # Hydra composes the whole config to look for its mode, which only these arguments can set.
-        if not any(word in argument for argument in arguments for word in ("mode", "hparams_search", "config-")):
+        if not any(word in argument for argument in arguments for word in ("hydra.mode", "hparams_search", "config-")):
             patch.setattr(Hydra, "get_mode", lambda hydra, config_name, overrides: None)
         # Hydra's handlers write to what is redirected here.
         patch.setattr(logging.root, "handlers", list(logging.root.handlers))
