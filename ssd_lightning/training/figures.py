@@ -107,7 +107,7 @@ def draw_training_statistics(metrics: Path | str) -> Figure | None:
     """Draw the step statistics of a run from its ``metrics.csv``.
 
     The statistics are those of :class:`~ssd_lightning.training.step_statistics.TrainingStatistics`. The result is None
-    if the run logged no statistics, such as a run with fewer steps than ``trainer.log_every_n_steps``.
+    if the run logged no statistics, such as a run with ``trainer.log_every_n_steps=0``.
 
     Lines are running means of :data:`~ssd_lightning.drawing.SMOOTHED_SHARE` of the logged steps.
     """

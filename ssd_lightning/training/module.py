@@ -1,6 +1,7 @@
 """The LightningModule that trains an SSD: it connects model, matcher, loss and post-processing, and logs."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -117,7 +118,8 @@ class SSDModule(lightning.LightningModule):
         losses = self.loss(predictions, matches, self.model.default_boxes)
         # The mean over ranks is the loss of the whole batch, as the mean of their gradients is its gradient.
         values = collectives.all_reduce_sum(torch.stack(losses).detach()) / collectives.world_size()
-        self.log_dict(dict(zip(TRAINING_VALUES, values, strict=True)), batch_size=len(batch.images))
+        if self._trainer is not None:  # A stored step can be repeated without one.
+            self.log_dict(dict(zip(TRAINING_VALUES, values, strict=True)), batch_size=len(batch.images))
         if self._has_statistics:
             self.statistics.add(predictions, matches, batch.objects, self.model.default_boxes)
         return losses.total
@@ -161,9 +163,17 @@ class SSDModule(lightning.LightningModule):
         optimizer = self.new_optimizer()
         for group in optimizer.param_groups:
             group["lr"] *= self._lr_factor_of_batch()
-        steps = self.trainer.estimated_stepping_batches
+        trainer: Any = self.trainer
+        with warnings.catch_warnings():
+            # Lightning warns that a short run logs nothing, which is prevented below.
+            warnings.filterwarnings("ignore", "The number of training batches")
+            trainer.fit_loop.setup_data()
+        steps = trainer.estimated_stepping_batches
         if steps == math.inf:
             raise ValueError("trainer.max_epochs: expected a number of epochs, got -1. Try trainer.max_steps instead.")
+        # Every epoch logs its loss, and so does a run that is shorter than an epoch.
+        steps_of_epoch = max(1, trainer.num_training_batches / trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = int(min(trainer.log_every_n_steps, steps_of_epoch, steps))
         scheduler = self.make_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
