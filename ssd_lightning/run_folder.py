@@ -21,6 +21,9 @@ CHECKPOINTS = ("best.ckpt", "last.ckpt")
 OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep", "trusted_packages")
 """Config keys that say how a sweep is run; they change nothing in a single job."""
 
+TEST_SCORES = "test_scores.json"
+"""The file in a run folder with the scores of the test. No other file holds them, so that they choose nothing."""
+
 SCORE_NAMES = {"map_50": "AP50", "map_75": "AP75", "map": "AP", "map_voc07": "VOC07", "map_voc12": "VOC12"}
 """Names of the scores in tables. In ``metrics.csv`` and ``summary.json`` the keys are prefixed with ``val/``."""
 

@@ -18,7 +18,7 @@ from rich.table import Table
 from ssd_lightning.box_design.coverage import best_ious, coverage_by_class, coverage_by_size, sides, worst_classes
 from ssd_lightning.box_design.data_figures import draw_data_set
 from ssd_lightning.cli.build import plain_values, refuse_data_without_objects, without_weights
-from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
+from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule, Pictures, TestedData
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.data.formats.findings import FIXED, Finding, printable
 from ssd_lightning.data.formats.picture_checks import (
@@ -58,21 +58,27 @@ def check(config: DictConfig) -> None:
     data = instantiate(config.data, _convert_="all")
     data.prepare()
     classes = tuple(data.classes)
-    both = data.train(), data.val()
-    for pictures in both:
-        if not isinstance(pictures, AnnotatedPictures):
-            raise ValueError(f"data: expected AnnotatedPictures to check, got {type(pictures).__name__}")
-    contents = read_contents([path for pictures in both for path in pictures.paths])
-    in_both, twice = same_pictures(*both, contents)
-    train, in_train = checked(both[0], classes, contents[: len(both[0])])
-    val, in_val = checked(both[1], classes, contents[len(both[0]) :])
-    # Findings about a file that belongs to both splits are reported once.
-    problems = list(dict.fromkeys([*in_train, *in_val, *in_both]))
-    fixed = list(dict.fromkeys([*train.fixed, *val.fixed]))
+    read = {"training": data.train(), "scoring": data.val()}
+    if isinstance(data, TestedData) and (test := data.test()) is not None:
+        read["the test"] = test
+    given = {purpose: _annotated(pictures) for purpose, pictures in read.items()}
+    contents = read_contents([path for pictures in given.values() for path in pictures.paths])
+    in_both, twice = same_pictures(given, contents)
+    splits: dict[str, AnnotatedPictures] = {}
+    found: list[Finding] = []
+    for purpose, pictures in given.items():
+        own, contents = contents[: len(pictures)], contents[len(pictures) :]
+        splits[purpose], in_split = checked(pictures, classes, own)
+        found += in_split
+    # Findings about a file that belongs to several splits are reported once.
+    problems = list(dict.fromkeys([*found, *in_both]))
+    fixed = list(dict.fromkeys(finding for pictures in splits.values() for finding in pictures.fixed))
+    train, val = splits["training"], splits["scoring"]
 
     # The rest must pass the checks of a training.
     datamodule = DetectionDataModule(data, plain_values(config.model.image_size), config.batch_size, num_workers=0)
     datamodule.train_pictures, datamodule.val_pictures = train, val
+    datamodule.test_pictures = splits.get("the test")
     try:
         datamodule.setup("fit")
         refuse_data_without_objects(datamodule)
@@ -82,17 +88,14 @@ def check(config: DictConfig) -> None:
         write_findings(folder / "findings.csv", problems, fixed, [])
         _print(console, told("Problem", problems))
         _fail(folder, problems, data, "Nothing is left without them")
-    problems += truth_scored(val, len(classes))
+    problems += [finding for part in list(splits.values())[1:] for finding in truth_scored(part, len(classes))]
     remarks = [
-        *dict.fromkeys((*train.remarks, *val.remarks)),
-        *absent_classes(train, classes, "train on"),
-        *absent_classes(val, classes, "score on"),
+        *dict.fromkeys(remark for pictures in splits.values() for remark in pictures.remarks),
+        *(remark for purpose, part in splits.items() for remark in absent_classes(part, classes, purpose)),
         *odd_names(classes),
         *twice,
-        *repeated_objects(train),
-        *repeated_objects(val),
-        *tiny_objects(train),
-        *tiny_objects(val),
+        *(remark for pictures in splits.values() for remark in repeated_objects(pictures)),
+        *(remark for pictures in splits.values() for remark in tiny_objects(pictures)),
     ]
     write_findings(folder / "findings.csv", problems, fixed, remarks)
 
@@ -100,6 +103,7 @@ def check(config: DictConfig) -> None:
         config.model.num_classes = len(classes)
     model: SSD = instantiate(without_weights(plain_values(config.model)), _convert_="all")
     threshold = instantiate(config.matcher, _convert_="all").iou_threshold
+    # Default boxes are not chosen by the pictures of a test.
     boxes, labels = np.concatenate((train.boxes, val.boxes)), np.concatenate((train.labels, val.labels))
     best = best_ious(boxes, model.default_boxes)
     by_class = coverage_by_class(labels, best, classes, threshold)
@@ -108,10 +112,10 @@ def check(config: DictConfig) -> None:
     by_size.to_csv(folder / "sizes.csv")
     save_figure(draw_data_set(train, val, classes, model, best, threshold), folder / "figures" / "data.png")
 
-    console.print(
-        f"{len(train)} pictures for training, {len(val)} for scoring; {len(labels)} objects of {len(classes)} classes",
-        highlight=False,
-    )
+    counts = ", ".join(f"{len(pictures)} for {purpose}" for purpose, pictures in splits.items())
+    objects = sum(len(pictures.labels) for pictures in splits.values())
+    line = f"{counts}; {objects} objects of {len(classes)} classes"
+    console.print(line.replace(" for ", " pictures for ", 1), highlight=False)
     model_name = HydraConfig.get().runtime.choices["model"]
     worst = worst_classes(by_class, -by_class["unreached"])
     console.print(_table(worst, f"Default boxes of {model_name}, and the objects", threshold))
@@ -125,6 +129,12 @@ def check(config: DictConfig) -> None:
     # Without a default box, an object has a forced match alone.
     command = "ssd-boxes" if by_class.loc["all", "unreached"] > MOST_UNREACHED else "ssd-train"
     console.print(f"Next:    {command} with the same arguments", highlight=False, markup=False)
+
+
+def _annotated(pictures: Pictures) -> AnnotatedPictures:
+    if not isinstance(pictures, AnnotatedPictures):
+        raise ValueError(f"data: expected AnnotatedPictures to check, got {type(pictures).__name__}")
+    return pictures
 
 
 def _print(console: Console, lines: Iterable[str]) -> None:

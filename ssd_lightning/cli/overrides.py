@@ -14,7 +14,10 @@ from ssd_lightning.detector.presets import PUBLISHED
 
 FOLDERS_OF_DATA = ("data_dir", "data.root", "data.download_to")
 
-IN_ROOT_OR_HERE = ("data.annotations", "data.val_annotations", "data.pictures", "data.val_pictures")
+IN_ROOT_OR_HERE = (
+    *("data.annotations", "data.val_annotations", "data.test_annotations"),
+    *("data.pictures", "data.val_pictures", "data.test_pictures", "data.description"),
+)
 """Keys of files that are looked for in the working folder first, then in ``data.root``."""
 
 PLACES_OF_DATA = (*FOLDERS_OF_DATA, *IN_ROOT_OR_HERE)
@@ -25,7 +28,10 @@ PATHS = {
 }
 """Keys whose value is a path even where it looks like a number or like several values."""
 
-LISTS_OF_NAMES = ("data.classes", "data.train", "data.val", "logger.wandb.tags", "trusted_packages")
+LISTS_OF_NAMES = (
+    *("data.classes", "data.train", "data.val", "data.test", "data.box_columns", "data.header"),
+    *("logger.wandb.tags", "trusted_packages"),
+)
 """Keys whose value is a list of names. A name is text as typed, also where it looks like a number or like null."""
 
 STARTS_A_SWEEP = re.compile(r"(-m|--multirun|hydra\.mode=MULTIRUN|hydra/sweeper=.*|hparams_search=(?!null).*)$")

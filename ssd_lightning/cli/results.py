@@ -1,13 +1,13 @@
-"""The end of a training: scores of the best checkpoint, and the files of the run folder."""
+"""The end of a training: scores of the best checkpoint, the test, and the files of the run folder."""
 
 import json
 import platform
 import shlex
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import lightning
 import torch
@@ -19,9 +19,10 @@ from rich.table import Table
 from ssd_lightning.cli.run_folders import chosen_options
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.drawing import draw_detections, save_figure
-from ssd_lightning.run_folder import SCORE_NAMES, replace_text
+from ssd_lightning.run_folder import SCORE_NAMES, TEST_SCORES, replace_text
 from ssd_lightning.scoring.error_figures import draw_worst_pictures
 from ssd_lightning.scoring.run_report import write_report
+from ssd_lightning.scoring.scores import score_by_class
 from ssd_lightning.scoring.stored_detections import save_detections
 from ssd_lightning.training.checkpoint import read_checkpoint
 from ssd_lightning.training.figures import draw_curves, draw_training_pictures, draw_training_statistics
@@ -43,6 +44,8 @@ def score_and_write_results(
 ) -> float:
     """Score the best weights on all ranks; write summary, detections and figures on the first rank.
 
+    Pictures for a test are scored once, with the weights that the validation has chosen, and in files of their own.
+
     Args:
         config: the config of the run.
         folder: the run folder.
@@ -53,9 +56,8 @@ def score_and_write_results(
         dashboards: where the results are shown.
 
     Returns:
-        AP at IoU 0.5.
+        AP at IoU 0.5 of the validation.
     """
-    console = Console()
     steps, epochs = trainer.global_step, trainer.current_epoch
     # The other ranks receive the weights from the first when the validation begins.
     best = _best_checkpoint(trainer) if trainer.is_global_zero else None
@@ -67,23 +69,50 @@ def score_and_write_results(
         best_epoch, best_step = max(epochs - 1, 0), steps
     trainer.loggers = []  # The metrics file holds the scores of the training alone.
     [scores] = trainer.validate(module, datamodule, verbose=False)
+    at = {"best_epoch": best_epoch, "best_step": best_step, "epochs": epochs, "steps": steps}
+    if trainer.is_global_zero:
+        _write_results(config, folder, trainer, module, datamodule, scores, at, seconds)
+    if datamodule.test_pictures is not None:
+        _test(config.name, folder, trainer, module, datamodule, at)
     if not trainer.is_global_zero:
         return float(scores["val/map_50"])
+    console = Console()
+    weights = "last" if best is None else "best"
+    for line in (
+        f"Results: {folder} (look at figures/validation_detections.png)",
+        f"Next:    ssd-predict {shlex.quote(f'checkpoint={folder}/checkpoints/{weights}.ckpt')} "
+        "source=<a picture or a folder>",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for dashboard in dashboards:
+        dashboard.show_results(read_results(folder), steps)
+    return float(scores["val/map_50"])
+
+
+def _write_results(
+    config: DictConfig,
+    folder: Path,
+    trainer: lightning.Trainer,
+    module: SSDModule,
+    datamodule: DetectionDataModule,
+    scores: Mapping[str, float],
+    at: dict[str, int],
+    seconds: float,
+) -> None:
+    """Write the summary, the detections and the figures of a validation, and print its scores."""
     detections, objects = module.scores.detections(), module.scores.objects()
     assert datamodule.val_pictures is not None
     assert datamodule.train_pictures is not None
     paths = datamodule.val_pictures.paths
     save_detections(folder / "detections.npz", detections, objects, paths, datamodule.classes)
     pictures_of_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+    images_per_second = at["steps"] * pictures_of_step / max(seconds, 1e-9)
     summary = {
         "name": config.name,
         "scores": scores,
-        "best_epoch": best_epoch,
-        "best_step": best_step,
-        "epochs": epochs,
-        "steps": steps,
+        **at,
         "train_seconds": round(seconds, 1),
-        "images_per_second": round(steps * pictures_of_step / max(seconds, 1e-9), 2),
+        "images_per_second": round(images_per_second, 2),
         "world_size": trainer.world_size,
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "default_boxes": len(module.model.default_boxes),
@@ -113,17 +142,31 @@ def score_and_write_results(
     )
     save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
     write_report(folder, detections, objects, datamodule.classes)
-    console.print(_table(summary))
-    weights = "last" if best is None else "best"
-    for line in (
-        f"Results: {folder} (look at figures/validation_detections.png)",
-        f"Next:    ssd-predict {shlex.quote(f'checkpoint={folder}/checkpoints/{weights}.ckpt')} "
-        "source=<a picture or a folder>",
-    ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    for dashboard in dashboards:
-        dashboard.show_results(read_results(folder), steps)
-    return float(scores["val/map_50"])
+    cost = {"minutes": f"{seconds / 60:.1f}", "images/s": f"{images_per_second:.1f}"}
+    Console().print(_table(f"{config.name}: best epoch {at['best_epoch'] + 1} of {at['epochs']}", "val", scores, cost))
+
+
+def _test(
+    name: str,
+    folder: Path,
+    trainer: lightning.Trainer,
+    module: SSDModule,
+    datamodule: DetectionDataModule,
+    at: dict[str, int],
+) -> None:
+    """Score the test pictures on all ranks; write and print their scores on the first rank."""
+    [scores] = trainer.test(module, datamodule, verbose=False)
+    if not trainer.is_global_zero:
+        return
+    assert datamodule.test_pictures is not None
+    detections, objects = module.scores.detections(), module.scores.objects()
+    paths = datamodule.test_pictures.paths
+    save_detections(folder / "test_detections.npz", detections, objects, paths, datamodule.classes)
+    score_by_class(detections, objects, datamodule.classes).to_csv(folder / "test_scores.csv")
+    tested = {"scores": scores, "pictures": len(paths), "epoch": at["best_epoch"], "step": at["best_step"]}
+    replace_text(folder / TEST_SCORES, json.dumps(tested, indent=2) + "\n")
+    title = f"{name}: test on {len(paths)} pictures, best epoch {at['best_epoch'] + 1}"
+    Console().print(_table(title, "test", scores, {}))
 
 
 def _best_checkpoint(trainer: lightning.Trainer) -> str | None:
@@ -133,19 +176,13 @@ def _best_checkpoint(trainer: lightning.Trainer) -> str | None:
     return next((path for path in paths if path and Path(path).exists()), None)
 
 
-def _table(summary: dict[str, Any]) -> Table:
-    """Return the table of scores that ends a run."""
-    table = Table(title=f"{summary['name']}: best epoch {summary['best_epoch'] + 1} of {summary['epochs']}")
-    known = {key: summary["scores"][f"val/{key}"] for key in SCORE_NAMES if f"val/{key}" in summary["scores"]}
-    for key in known:
-        table.add_column(SCORE_NAMES[key], justify="right")
-    table.add_column("minutes", justify="right")
-    table.add_column("images/s", justify="right")
-    table.add_row(
-        *(f"{value:.3f}" for value in known.values()),
-        f"{summary['train_seconds'] / 60:.1f}",
-        f"{summary['images_per_second']:.1f}",
-    )
+def _table(title: str, split: str, scores: Mapping[str, float], more: dict[str, str]) -> Table:
+    """Return a table of the scores of a split, and of more columns."""
+    known = {SCORE_NAMES[key]: f"{scores[f'{split}/{key}']:.3f}" for key in SCORE_NAMES if f"{split}/{key}" in scores}
+    table = Table(title=title)
+    for name in (*known, *more):
+        table.add_column(name, justify="right")
+    table.add_row(*known.values(), *more.values())
     return table
 
 

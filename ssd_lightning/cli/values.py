@@ -37,7 +37,10 @@ NUMBERS = {
 }
 """Keys of numbers and their intervals."""
 
-PARTS_OF_AN_EPOCH = ("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.val_check_interval")
+PARTS_OF_AN_EPOCH = (
+    *("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.limit_test_batches"),
+    "trainer.val_check_interval",
+)
 """Keys of a whole number of batches, or of a share of all batches as a fraction up to 1.0."""
 
 SWITCHES = ("augmented", "compile", "design", "draw", "stop_sweep_on_failure", "why_missed")

@@ -1,4 +1,4 @@
-"""The datamodule: from a data set to loaders of batches for training and validation."""
+"""The datamodule: from a data set to loaders of batches for training, validation and test."""
 
 import math
 from pathlib import Path
@@ -65,8 +65,16 @@ class DetectionData(Protocol):
         """Return the pictures to score on."""
 
 
+@runtime_checkable
+class TestedData(Protocol):
+    """A data set that can have pictures for a test, which are scored once, after the training."""
+
+    def test(self) -> Pictures | None:
+        """Return the pictures for the test; ``None``: this data set has none."""
+
+
 class DetectionDataModule(lightning.LightningDataModule):
-    """Loaders of batches for training and validation.
+    """Loaders of batches for training, validation and test.
 
     A training picture depends only on the seed, the epoch and its position in the data set. The number of workers and
     earlier draws have no influence. A run can therefore resume in mid-epoch.
@@ -104,6 +112,7 @@ class DetectionDataModule(lightning.LightningDataModule):
         self.antialias = antialias
         self.train_pictures: Pictures | None = None
         self.val_pictures: Pictures | None = None
+        self.test_pictures: Pictures | None = None
         self._resume_from: dict[str, Any] = {}
 
     @property
@@ -123,11 +132,11 @@ class DetectionDataModule(lightning.LightningDataModule):
         """
         if self.train_pictures is None and stage in (None, "fit"):
             self.train_pictures = self.data.train()
-        if self.val_pictures is None:
+        if self.val_pictures is None and stage != "test":
             self.val_pictures = self.data.val()
-        for pictures, purpose in ((self.train_pictures, "training"), (self.val_pictures, "scoring")):
-            if pictures is None:
-                continue
+        if self.test_pictures is None and stage in (None, "fit", "test") and isinstance(self.data, TestedData):
+            self.test_pictures = self.data.test()
+        for purpose, pictures in self.splits().items():
             refuse_faulty(pictures, self.classes)
             if len(pictures) == 0:
                 raise ValueError(f"data: expected at least one picture for {purpose}, got none")
@@ -136,6 +145,11 @@ class DetectionDataModule(lightning.LightningDataModule):
                 "data: expected classes of objects, got one called background, which is the name of label 0. "
                 "Try another name, or leave the class out."
             )
+
+    def splits(self) -> dict[str, Pictures]:
+        """Return the pictures that have been read, by their purpose in the words of messages."""
+        purposes = {"training": self.train_pictures, "scoring": self.val_pictures, "the test": self.test_pictures}
+        return {purpose: pictures for purpose, pictures in purposes.items() if pictures is not None}
 
     def train_dataloader(self) -> DataLoader:
         """Return shuffled, augmented batches of this rank's share, from where the run stopped."""
@@ -162,10 +176,18 @@ class DetectionDataModule(lightning.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """Return this rank's batches of validation pictures, which are only resized."""
         assert self.val_pictures is not None
-        dataset = SampleDataset(self.val_pictures, Augmentation(), self.image_size, self.seed, self.antialias)
-        return DataLoader(dataset, batch_sampler=self._validation_batches(len(dataset)), **self._loader_arguments())
+        return self._scored(self.val_pictures)
 
-    def _validation_batches(self, pictures: int) -> list[list["Key"]]:
+    def test_dataloader(self) -> DataLoader:
+        """Return this rank's batches of test pictures, which are only resized."""
+        assert self.test_pictures is not None
+        return self._scored(self.test_pictures)
+
+    def _scored(self, pictures: Pictures) -> DataLoader:
+        dataset = SampleDataset(pictures, Augmentation(), self.image_size, self.seed, self.antialias)
+        return DataLoader(dataset, batch_sampler=self._scored_batches(len(dataset)), **self._loader_arguments())
+
+    def _scored_batches(self, pictures: int) -> list[list["Key"]]:
         """Return the batches of one rank among the empty batches of the other ranks.
 
         Each batch has the same pictures as on a single rank, and all ranks take the same number of steps. Each rank has

@@ -37,15 +37,16 @@ MakeScheduler = Callable[[Optimizer, int], LRScheduler]
 """Function that makes a schedule from the optimizer and the number of steps of the whole run."""
 
 TRAINING_VALUES = ("train/loss", "train/loss_classification", "train/loss_localization")
-VALIDATION_VALUES = ("val/loss", "val/loss_classification", "val/loss_localization", "val/class_error", "val/box_mae")
-"""Metrics that are logged as means over pictures, beside the scores."""
+SCORED_VALUES = ("loss", "loss_classification", "loss_localization", "class_error", "box_mae")
+"""Metrics of a validation or a test that are logged as means over pictures, beside the scores."""
 
 
 class SSDModule(lightning.LightningModule):
     """LightningModule of a Single Shot MultiBox Detector. The default of each part but the model is the paper's.
 
     It logs ``train/loss`` with its two parts; ``val/loss``, ``val/map_voc07``, ``val/map_voc12``, ``val/map_50``,
-    ``val/map_75`` and ``val/map``; and ``val/class_error`` and ``val/box_mae`` of d2l.ai, section 14.7. For each step
+    ``val/map_75`` and ``val/map``; and ``val/class_error`` and ``val/box_mae`` of d2l.ai, section 14.7. A test logs the
+    same with ``test/`` in place of ``val/``. For each step
     that the trainer logs, it also logs the statistics of
     :class:`~ssd_lightning.training.step_statistics.TrainingStatistics`, as ``statistics/<name>``.
 
@@ -90,7 +91,7 @@ class SSDModule(lightning.LightningModule):
         self.lr_reference_batch = lr_reference_batch
         self.config = config
         self.scores = DetectionScores(model.num_classes)
-        self._validated: list[tuple[int, torch.Tensor]] = []
+        self._scored: list[tuple[int, torch.Tensor]] = []
         classification = self.loss.classification if isinstance(self.loss, MultiBoxLoss) else None
         self.statistics = TrainingStatistics(
             model.boxes_of_level,
@@ -139,23 +140,33 @@ class SSDModule(lightning.LightningModule):
         matches = self.matcher(batch.objects, self.model.default_boxes)
         losses = self.loss(predictions, matches, self.model.default_boxes)
         errors = plain_errors(predictions, matches, self.model.default_boxes)
-        self._validated.append((len(batch.images), torch.stack([*losses, *errors])))
+        self._scored.append((len(batch.images), torch.stack([*losses, *errors])))
         self.scores.update(batch, self.postprocess(predictions, self.model.default_boxes))
+
+    test_step = validation_step
 
     def on_validation_epoch_start(self) -> None:
         self.scores.reset()
-        self._validated = []
+        self._scored = []
         collectives.broadcast_buffers(self.model)
 
+    on_test_epoch_start = on_validation_epoch_start
+
     def on_validation_epoch_end(self) -> None:
-        if self.trainer.sanity_checking:
-            return
+        if not self.trainer.sanity_checking:
+            self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test")
+
+    def _log_scores(self, prefix: str) -> None:
         self.scores.gather()
-        ranks = collectives.gather([(count, values.tolist()) for count, values in self._validated])
+        ranks = collectives.gather([(count, values.tolist()) for count, values in self._scored])
         scores = None
         if ranks is not None:
             batches = [batch for rank in ranks for batch in rank]
-            scores = mean_over_pictures(batches) | {f"val/{key}": value for key, value in self.scores.compute().items()}
+            values = mean_over_pictures(batches) | self.scores.compute()
+            scores = {f"{prefix}/{key}": value for key, value in values.items()}
         # All ranks hold equal values. "max" keeps them exact, where a mean could round.
         self.log_dict(collectives.broadcast(scores), sync_dist=True, reduce_fx="max")
 
@@ -210,15 +221,15 @@ class SSDModule(lightning.LightningModule):
 
 
 def mean_over_pictures(batches: list[tuple[int, list[float]]]) -> dict[str, float]:
-    """Return the validation metrics as means over all pictures.
+    """Return the metrics of a validation or a test as means over all pictures.
 
     Sums are rounded once, so that the order of the batches does not matter.
 
     Args:
-        batches: for each batch the number of its pictures and its metrics, in the order of ``VALIDATION_VALUES``.
+        batches: for each batch the number of its pictures and its metrics, in the order of ``SCORED_VALUES``.
     """
     pictures = sum(count for count, _ in batches)
     return {
         name: math.fsum(count * values[column] for count, values in batches) / pictures
-        for column, name in enumerate(VALIDATION_VALUES)
+        for column, name in enumerate(SCORED_VALUES)
     }

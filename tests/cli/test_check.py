@@ -118,7 +118,7 @@ PROBLEMS = {
     "missing picture": (remove_picture, "unreadable", "e.xml: filename: expected a picture"),
     "cut picture": (cut_picture, "unreadable", "b.png: cannot be read as a picture"),
     "picture spoilt in the middle": (spoil_middle_of_picture, "undecodable", "b.png: cannot be read as a picture"),
-    "trained and scored on": (repeat_across_splits, "both", "e.png: expected a picture that is only scored on"),
+    "trained and scored on": (repeat_across_splits, "both", "e.png: expected a picture for scoring alone"),
     "reversed": (objects(("dog", 30, 5, 20, 9)), "reversed", "a.xml, object 2: expected xmin <= xmax"),
     "empty": (objects(("dog", 30, 5, 29, 9)), "empty", "a.xml, object 2: expected xmin <= xmax"),
     "outside": (objects(("dog", 30, 5, 90, 9)), "outside", "a.xml, object 2: expected a box inside a.png of 64×48"),
@@ -219,7 +219,7 @@ def test_remarks_are_no_problems(run, folder: Path, tmp_path: Path):
     outcome = check(run, folder)
     assert outcome.exit_code == 0, outcome.error
     assert findings(tmp_path / "check") == [("remark", kind) for kind in ("absent", "names", "same", "same")]
-    assert "no object to score on: 'Cat'" in outcome.out
+    assert "no object for scoring: 'Cat'" in outcome.out
     assert "may be one class: 'Cat', 'cat'" in outcome.out
     assert "a.png has 2 objects of one class with the same box" in outcome.out
 
@@ -317,7 +317,7 @@ OWN_FAULTS = {
     "size": "train/a.png: size: expected 64×48 pixels as a.png has, got 64×40",
     "unreadable": "b.png: cannot be read as a picture",
     "undecodable": "b.png: cannot be read as a picture",
-    "both": "e.png: expected a picture that is only scored on",
+    "both": "e.png: expected a picture for scoring alone",
 }
 
 
@@ -419,7 +419,7 @@ def test_the_same_picture_under_three_names(tmp_path: Path):
     for path, seed in zip(paths, (0, 0, 0, 1), strict=True):
         write_noise(path, seed)
     train, val = pictures(paths[:2], [0, 0], [], []), pictures(paths[2:], [0, 0], [], [])
-    in_both, twice = same_pictures(train, val, read_contents(paths))
+    in_both, twice = same_pictures({"training": train, "scoring": val}, read_contents(paths))
     assert [finding.kind for finding in in_both] == ["both"]
     assert str(paths[2]) in in_both[0].text
     assert [finding.text for finding in twice] == [f"{paths[1]} is the same picture as {paths[0]}"]

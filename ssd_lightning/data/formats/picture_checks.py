@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
@@ -68,30 +68,28 @@ def checked(
 
 
 def same_pictures(
-    train: AnnotatedPictures, val: AnnotatedPictures, contents: list[Content]
+    splits: Mapping[str, AnnotatedPictures], contents: Sequence[Content]
 ) -> tuple[list[Finding], list[Finding]]:
-    """Find pictures that occur in training and in scoring, and pictures that occur twice in one of the two.
+    """Find pictures that occur in several splits, and pictures that occur twice in one of them.
 
     Args:
-        train: pictures to train on.
-        val: pictures to score on.
-        contents: files of ``train``, then of ``val``.
+        splits: pictures by their purpose, such as ``training``.
+        contents: the files of all splits, in the same order.
     """
-    places: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
-    for row, (path, content) in enumerate(zip([*train.paths, *val.paths], contents, strict=True)):
+    places: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    paths = ((purpose, path) for purpose, pictures in splits.items() for path in pictures.paths)
+    for (purpose, path), content in zip(paths, contents, strict=True):
         if content.digest:
-            places[content.digest][row >= len(train)].append(path)
+            places[content.digest][purpose].append(path)
     in_both = [
-        Finding(
-            "both", f"{theirs[0]}: expected a picture that is only scored on, got one that is trained on as {own[0]}"
-        )
-        for own, theirs in places.values()
-        if own and theirs
+        Finding("both", f"{theirs[0]}: expected a picture for {other} alone, got one that is for {one}, too: {own[0]}")
+        for sides in places.values()
+        for (one, own), (other, theirs) in combinations(sides.items(), 2)
     ]
     twice = [
         Finding("same", f"{side[1]} is the same picture as {side[0]}")
         for sides in places.values()
-        for side in sides
+        for side in sides.values()
         if len(side) > 1
     ]
     return in_both, twice
@@ -131,9 +129,9 @@ def _common_start(first: str, second: str) -> int:
 
 
 def absent_classes(pictures: AnnotatedPictures, classes: tuple[str, ...], purpose: str) -> list[Finding]:
-    """Find classes without any object; ``purpose`` is what the pictures are for, such as ``train on``."""
+    """Find classes without any object; ``purpose`` is what the pictures are for, such as ``training``."""
     counts = np.bincount(pictures.labels, minlength=len(classes) + 1)[1:]
-    return [Finding("absent", f"no object to {purpose}: {classes[row]!r}") for row in np.flatnonzero(counts == 0)]
+    return [Finding("absent", f"no object for {purpose}: {classes[row]!r}") for row in np.flatnonzero(counts == 0)]
 
 
 def tiny_objects(pictures: AnnotatedPictures) -> list[Finding]:

@@ -5,12 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
-from ssd_lightning.data.formats.annotations import Annotations, distinct, stratified
+from ssd_lightning.data.formats.annotations import Annotations, BoxesOf, distinct, stratified
 from ssd_lightning.data.formats.findings import Finding, Fix, check_fix
 from ssd_lightning.require import require_number
 
@@ -46,7 +46,10 @@ def usual_splits(names: Collection[str]) -> Names | None:
 
 def as_list(names: str | Iterable[str] | None) -> list[str] | None:
     """Return names, of which a single one may be given as a text, as a list."""
-    return [names] if isinstance(names, str) else None if names is None else list(names)
+    if names is None:
+        return None
+    # A name such as 2007 is a number for the command line.
+    return [str(name) for name in names] if isinstance(names, Iterable) and not isinstance(names, str) else [str(names)]
 
 
 class Splits(NamedTuple):
@@ -74,6 +77,10 @@ class SplitData(ABC):
         val_share: share of the pictures to score on, which is drawn class by class if no split says otherwise.
         test_share: share of the pictures for a test, which is drawn in the same way; 0: no test is drawn.
         seed: seed of the draw.
+        boxes_of: the pixels that boxes refer to where EXIF data turn a picture: ``shown``, as a viewer shows them, or
+            ``stored``, as the file stores them.
+        max_megapixels: largest picture that is read, in millions of pixels; ``None``: Pillow's own limit. A small file
+            can be a picture that fills the memory.
     """
 
     searched = "annotated pictures"
@@ -88,8 +95,14 @@ class SplitData(ABC):
         val_share: float = 0.2,
         test_share: float = 0.0,
         seed: int = 0,
+        boxes_of: BoxesOf = "shown",
+        max_megapixels: float | None = None,
     ) -> None:
         check_fix(fix)
+        if boxes_of not in get_args(BoxesOf):
+            raise ValueError(f"boxes_of: expected one of {', '.join(get_args(BoxesOf))}, got {boxes_of!r}")
+        if max_megapixels is not None:
+            require_number("max_megapixels", max_megapixels, "(0, inf)")
         require_number("val_share", val_share, "(0, 1)")
         require_number("test_share", test_share, "[0, 1)")
         if val_share + test_share >= 1:
@@ -99,6 +112,8 @@ class SplitData(ABC):
         self.difficult = difficult
         self.fix: Fix | None = fix
         self.val_share, self.test_share, self.seed = val_share, test_share, seed
+        self.boxes_of: BoxesOf = boxes_of
+        self.max_megapixels = max_megapixels
 
     @abstractmethod
     def read(self) -> Splits:
@@ -137,7 +152,13 @@ class SplitData(ABC):
         for purpose, part in zip(PURPOSES, (train, val, test), strict=True):
             if part is not None and not part.sources and not findings:
                 raise ValueError(f"data.root: expected {self.searched} for {purpose}, got none in {self.root}")
-        return Splits(train, val, test, findings, remarks)
+        return Splits(
+            train.with_boxes_of(self.boxes_of),
+            val.with_boxes_of(self.boxes_of),
+            None if test is None else test.with_boxes_of(self.boxes_of),
+            findings,
+            remarks,
+        )
 
     def _draw(self, annotations: Annotations, share: float) -> tuple[Annotations, Annotations]:
         kept, drawn = stratified(annotations, share, self.seed)
@@ -153,18 +174,31 @@ class SplitData(ABC):
 
     def train(self) -> AnnotatedPictures:
         """Return the training pictures, with all findings."""
-        train, _, _, findings, remarks = self.annotations
-        return annotated_pictures(train, self.classes, self.difficult, self.fix, findings, remarks)
+        train, _, _, _, remarks = self.annotations
+        return self._with_findings(train, self.difficult, remarks)
 
     def val(self) -> AnnotatedPictures:
         """Return the pictures to score on, with all findings."""
         assert self.annotations.val is not None
-        return annotated_pictures(self.annotations.val, self.classes, fix=self.fix, findings=self.annotations.findings)
+        return self._with_findings(self.annotations.val)
 
     def test(self) -> AnnotatedPictures | None:
         """Return the pictures for the test at the end of a training, with all findings; ``None`` if there are none."""
-        test, findings = self.annotations.test, self.annotations.findings
-        return None if test is None else annotated_pictures(test, self.classes, fix=self.fix, findings=findings)
+        test = self.annotations.test
+        return None if test is None else self._with_findings(test)
+
+    def _with_findings(
+        self, annotations: Annotations, difficult: bool = True, remarks: Sequence[Finding] = ()
+    ) -> AnnotatedPictures:
+        return annotated_pictures(
+            annotations,
+            self.classes,
+            difficult,
+            self.fix,
+            self.annotations.findings,
+            remarks,
+            self.max_megapixels,
+        )
 
 
 def _used(annotations: Annotations) -> list[str]:

@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 from lightning.pytorch.loggers import Logger
 
+from ssd_lightning.run_folder import TEST_SCORES
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 
@@ -26,7 +27,9 @@ class Results(NamedTuple):
     """Results of a finished run, as read from its run folder."""
 
     numbers: dict[str, float]
-    """Scores of the best checkpoint such as ``best/map_50``, its epoch and step, training time and model size."""
+    """Scores of the best checkpoint such as ``best/map_50``, its epoch and step, training time and model size.
+
+    Scores of a test, such as ``test/map_50``, where the run has one."""
     choices: dict[str, str]
     """Option of each config group, arguments of the command line, and the seed."""
     by_class: pd.DataFrame
@@ -103,6 +106,8 @@ def read_results(folder: Path) -> Results:
     numbers = {f"best/{key.removeprefix('val/')}": value for key, value in summary["scores"].items()}
     numbers |= {f"best/{key}": summary[f"best_{key}"] for key in ("epoch", "step")}
     numbers |= {key: summary[key] for key in ("train_seconds", "images_per_second", "parameters", "default_boxes")}
+    tested = folder / TEST_SCORES
+    numbers |= json.loads(tested.read_text())["scores"] if tested.exists() else {}
     overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
     changed = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     return Results(
