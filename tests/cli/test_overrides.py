@@ -133,7 +133,7 @@ def test_ranks_may_have_their_data_elsewhere():
     def shared(root: str, seed: int) -> dict[str, Any]:
         data = {"_target_": "Data", "root": f"{root}/a", "annotations": f"{root}/b.json", "seed": seed}
         datamodule = object.__new__(DetectionDataModule)
-        datamodule.train_pictures = datamodule.val_pictures = []
+        datamodule.train_pictures = datamodule.val_pictures = datamodule.test_pictures = None
         config = OmegaConf.create({"data_dir": root, "data": data, "batch_size": 4})
         return train_run._settings_of_all_ranks(config, datamodule)
 

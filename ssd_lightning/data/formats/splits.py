@@ -44,7 +44,7 @@ def usual_splits(names: Collection[str]) -> Names | None:
     return None
 
 
-def as_list(names: str | Iterable[str] | None) -> list[str] | None:
+def as_list(names: str | float | Iterable[str | float] | None) -> list[str] | None:
     """Return names, of which a single one may be given as a text, as a list."""
     if names is None:
         return None
