@@ -13,6 +13,7 @@ from ssd_lightning.data.folders import DataFolder, picture_places
 from ssd_lightning.data.formats.annotations import (
     WRITINGS,
     Annotations,
+    BoxesOf,
     Format,
     Order,
     PictureAnnotation,
@@ -20,11 +21,11 @@ from ssd_lightning.data.formats.annotations import (
     concatenate,
     edges_of,
 )
-from ssd_lightning.data.formats.cache import in_parallel, keep_annotations, known_annotations, stamps
+from ssd_lightning.data.formats.cache import in_parallel, keep_annotations, known_annotations, limited_key, stamps
 from ssd_lightning.data.formats.csv_rows import DELIMITERS, Columns, Row, read_rows
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.splits import SPLIT_NAMES, SplitData, Splits, as_list, usual_splits
-from ssd_lightning.data.pictures import read_header
+from ssd_lightning.data.pictures import PictureHeader, read_header
 
 Unit = Literal["pixels", "fractions"]
 """The unit of the numbers of a box."""
@@ -63,6 +64,8 @@ class CSV(SplitData):
         test_share: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
         seed: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
         fix: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
+        boxes_of: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
+        max_megapixels: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
     """
 
     searched = "rows with pictures"
@@ -88,8 +91,10 @@ class CSV(SplitData):
         test_share: float = 0.0,
         seed: int = 0,
         fix: Fix | None = None,
+        boxes_of: BoxesOf = "shown",
+        max_megapixels: float | None = None,
     ) -> None:
-        super().__init__(root, classes, True, fix, val_share, test_share, seed)
+        super().__init__(root, classes, True, fix, val_share, test_share, seed, boxes_of, max_megapixels)
         for key, value, known in (("box_format", box_format, get_args(Order)), ("unit", unit, get_args(Unit))):
             if value not in (None, *known):
                 raise ValueError(f"{key}: expected one of {', '.join(known)}, got {value}")
@@ -181,7 +186,7 @@ class CSV(SplitData):
         """Return the annotations in one file, and findings about its rows; an unchanged file is read once."""
         one_class = self.given_classes[0] if self.given_classes is not None and len(self.given_classes) == 1 else ""
         settings = (self.columns, self.box_format, self.unit, self.delimiter, self.header, self.pictures, one_class)
-        key = f"csv {Path(path).resolve()} {self.root.resolve()} {settings}"
+        key = limited_key(f"csv {Path(path).resolve()} {self.root.resolve()} {settings}", self.max_megapixels)
         stamp = stamps([path])
         known = known_annotations(key, path)
         if known is not None:
@@ -210,7 +215,14 @@ class CSV(SplitData):
         units = [unit for unit in rows_of if unit[0] not in spoilt]
 
         def read(unit: tuple[str, str]) -> PictureAnnotation | Finding:
-            return _annotation(path, unit, rows_of[unit], order, one_class if table.label is None else None)
+            picture, split = unit
+            rows = rows_of[unit]
+            try:
+                header = read_header(Path(picture), self.max_megapixels)
+            except ValueError as error:
+                return Finding("unreadable", f"{rows[0].place}: {error}")
+            one = one_class if table.label is None else None
+            return _annotation(path, picture, header, rows, order, one)._replace(split=split)
 
         answers = in_parallel(read, units, "Reading pictures")
         annotations = as_columns([answer for answer in answers if isinstance(answer, PictureAnnotation)], order)
@@ -225,14 +237,9 @@ class CSV(SplitData):
 
 
 def _annotation(
-    path: str, unit: tuple[str, str], rows: list[Row], box_format: Format, one_class: str | None
-) -> PictureAnnotation | Finding:
+    path: str, picture: str, header: PictureHeader, rows: list[Row], box_format: Format, one_class: str | None
+) -> PictureAnnotation:
     """Return the annotation of one picture from its rows."""
-    picture, split = unit
-    try:
-        header = read_header(Path(picture))
-    except ValueError as error:
-        return Finding("unreadable", f"{rows[0].place}: {error}")
     height, width = header.size
     with_box = [row for row in rows if row.box is not None]
     numbers = np.array([row.box for row in with_box], dtype=np.float64).reshape(-1, 4)
@@ -244,7 +251,7 @@ def _annotation(
     lines = [row.line for row in with_box]
     no_flags = [False] * len(with_box)
     return PictureAnnotation(
-        path, picture, header.size, told, names, boxes, no_flags, lines, split, orientation=header.orientation
+        path, picture, header.size, told, names, boxes, no_flags, lines, orientation=header.orientation
     )
 
 

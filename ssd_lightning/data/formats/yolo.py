@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ssd_lightning.data.folders import DataFolder, label_places
-from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation
-from ssd_lightning.data.formats.cache import read_annotations
+from ssd_lightning.data.formats.annotations import Annotations, BoxesOf, PictureAnnotation
+from ssd_lightning.data.formats.cache import limited_key, read_annotations
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.splits import SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.formats.yolo_files import (
@@ -51,6 +51,8 @@ class YOLO(SplitData):
         val_share: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
         seed: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
         fix: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
+        boxes_of: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
+        max_megapixels: see :class:`~ssd_lightning.data.formats.splits.SplitData`.
         train: folders, or text files that list pictures, to train on. ``None``: those of the description.
         val: folders or lists to score on. ``None`` beside ``train``: a share of ``train`` is drawn.
         test: folders or lists for the test at the end of a training. ``None`` beside ``train``: no test.
@@ -72,8 +74,10 @@ class YOLO(SplitData):
         test: str | Sequence[str] | None = None,
         test_share: float = 0.0,
         description: Path | str | None = None,
+        boxes_of: BoxesOf = "shown",
+        max_megapixels: float | None = None,
     ) -> None:
-        super().__init__(root, classes, True, fix, val_share, test_share, seed)
+        super().__init__(root, classes, True, fix, val_share, test_share, seed, boxes_of, max_megapixels)
         if val is not None and train is None:
             raise ValueError(f"train: expected folders or lists beside val={val}, got null")
         self.given = {"train": as_list(train), "val": as_list(val), "test": as_list(test)}
@@ -131,11 +135,12 @@ class YOLO(SplitData):
         keypoints = self.described.keypoints
 
         def read(path: str) -> PictureAnnotation:
-            return read_labels(path, picture_of[path], keypoints)
+            return read_labels(path, picture_of[path], keypoints, self.max_megapixels)
 
         # A picture may be in several splits, which ssd-check reports.
         sources = list(dict.fromkeys(path for paths in labels.values() for path in paths or ()))
-        everything, unreadable = read_annotations(sources, read, "yolo", f"yolo {self.root.resolve()} {keypoints}")
+        key = limited_key(f"yolo {self.root.resolve()} {keypoints}", self.max_megapixels)
+        everything, unreadable = read_annotations(sources, read, "yolo", key)
         everything = everything._replace(vocabulary=[self._class_name(int(name)) for name in everything.vocabulary])
         row_of = {source: row for row, source in enumerate(everything.sources)}
 

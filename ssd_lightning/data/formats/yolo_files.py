@@ -54,18 +54,19 @@ def read_names(path: str) -> dict[int, str]:
     return _named([line for line in lines_of(path) if line], path)
 
 
-def read_labels(path: str, picture: str, keypoints: int = 0) -> PictureAnnotation:
+def read_labels(path: str, picture: str, keypoints: int = 0, max_megapixels: float | None = None) -> PictureAnnotation:
     """Read the objects of one picture, whose classes are the numbers in the file as text.
 
     Args:
         path: the text file; if there is none, the picture has no objects.
         picture: its picture.
         keypoints: number of values after the box in a line that describes a pose.
+        max_megapixels: see :func:`~ssd_lightning.data.pictures.read_header`.
 
     Raises:
         ValueError: if a line or the picture cannot be read; the message names the file and the line.
     """
-    header = read_header(Path(picture))
+    header = read_header(Path(picture), max_megapixels)
     try:
         lines = lines_of(path)
     except FileNotFoundError:
