@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM outside of training steps. Nothing here takes long to import."""
+"""Signals that ask a command to stop, outside of training steps. Nothing here takes long to import."""
 
 import contextlib
 import os
@@ -7,6 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that ask a command to stop: Ctrl-C, the end of a job or a machine, a terminal that is closed, and the warning
+of a scheduler before its time limit."""
+
+STARTED_BY = "SSD_STARTED_BY"
+"""Environment variable with the id of the process that started this one, and that this one must not outlive."""
+
+POLL_SECONDS = 0.2
 
 IMPATIENCE = 1.0
 """Seconds after which a second signal counts as a second request.
@@ -45,12 +55,11 @@ class StoppedBySignal(Exception):
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise Interrupted on SIGINT and SIGTERM inside the block, unless another handler is set already."""
+    """Raise Interrupted on signals that ask to stop inside the block, unless another handler is set already."""
     handler = _Interrupt()
     former = {}
     if threading.current_thread() is threading.main_thread():
-        former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        former = {n: old for n, old in former.items() if old in (signal.SIG_DFL, signal.default_int_handler)}
+        former = {n: old for n, old in heard().items() if old in (signal.SIG_DFL, signal.default_int_handler)}
     for number in former:
         signal.signal(number, handler)
     try:
@@ -58,6 +67,55 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, old in former.items():
             signal.signal(number, old)
+
+
+def heard() -> dict[signal.Signals, Any]:
+    """Return the signals that ask to stop, with their handlers. Signals that ``nohup`` or a shell ignores are left out.
+
+    Their handlers must not be replaced, as the user wants the process to continue.
+    """
+    handlers = {number: signal.getsignal(number) for number in STOPPING}
+    return {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+
+
+def signal_that_ended(exit_code: int) -> signal.Signals | None:
+    """Return the signal that ended a process, by its exit code as Python or as a shell reports it; None if none did."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    return signal.Signals(number) if exit_code < 0 or number in STOPPING else None
+
+
+def leave_closed_terminal() -> None:
+    """Drop further output if it would go to a terminal that is closed: each line would be an error, before any saving.
+
+    Call this in a handler of SIGHUP, which a terminal sends when it is closed.
+    """
+    for stream in (1, 2):
+        try:
+            os.write(stream, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+
+
+def end_with_the_process_that_started_this(can_save: bool) -> None:
+    """Watch the process that started this one, and end with it, since it may be killed without a word.
+
+    Args:
+        can_save: True if this process may save its run first. Several ranks would wait for each other.
+    """
+    started_by = os.environ.pop(STARTED_BY, None)
+    if started_by is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(started_by):
+            time.sleep(POLL_SECONDS)
+        if not can_save:
+            os._exit(1)
+        # Nobody reads the errors of a job after the process of its sweep.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Interrupt:
@@ -73,6 +131,8 @@ class _Interrupt:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         if self._received_at is None or time.monotonic() - self._received_at >= IMPATIENCE:
             self._received_at = time.monotonic()
             raise Interrupted(number)

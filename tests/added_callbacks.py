@@ -31,6 +31,17 @@ class PauseAtStep(lightning.Callback):
             time.sleep(0.02)
 
 
+class SignalAtStep(lightning.Callback):
+    """A signal to this process in the first step."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 0:
+            os.kill(os.getpid(), self.number)
+
+
 class PauseInValidation(lightning.Callback):
     """A pause in the sanity check or in the final validation, which an exception from a signal ends.
 

@@ -14,6 +14,8 @@ from typing import NoReturn
 
 import yaml
 
+from ssd_lightning.signals import end_with_the_process_that_started_this
+
 
 def save_and_stop(number: int, frame: object) -> NoReturn:
     checkpoint.parent.mkdir(exist_ok=True)
@@ -37,6 +39,7 @@ resumed = checkpoint.exists()
 if config["name"] == "slow" and not resumed:
     signal.signal(signal.SIGTERM, save_and_stop)
     signal.signal(signal.SIGINT, save_and_stop)
+    end_with_the_process_that_started_this(can_save=True)
     (folder / "trains").touch()
     time.sleep(60)
 began = time.time()

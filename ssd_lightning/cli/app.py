@@ -26,7 +26,12 @@ from ssd_lightning.cli.run_folders import holding_folders, resume_in_run_folder,
 from ssd_lightning.cli.values import check_values
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.folder_lock import LOCK_FILE
-from ssd_lightning.signals import Interrupted, StoppedBySignal, interruptible
+from ssd_lightning.signals import (
+    Interrupted,
+    StoppedBySignal,
+    end_with_the_process_that_started_this,
+    interruptible,
+)
 
 WRITE_NOTHING = ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
 """Arguments that keep Hydra from writing files for this process."""
@@ -48,6 +53,7 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     if any(argument in ("--help", "-h") for argument in arguments):
         print(help_text(command, arguments))
         return
+    end_with_the_process_that_started_this(can_save=ranks.is_first())
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     ranks.wants_traceback = wants_traceback
     # With this variable Hydra passes errors on, instead of printing part of a traceback.

@@ -28,15 +28,13 @@ from ssd_lightning.cli import ranks
 from ssd_lightning.cli.ranks import FailedElsewhere
 from ssd_lightning.cli.sweep.jobs import CHILD, NAME
 from ssd_lightning.run_folder import flatten
-from ssd_lightning.signals import StoppedBySignal
-
-STARTED_BY = "SSD_STARTED_BY"
-"""Environment variable with the process id of the rank that started this one."""
-
-POLL_SECONDS = 0.2
+from ssd_lightning.signals import POLL_SECONDS, STARTED_BY, STOPPING, Interrupted, StoppedBySignal, signal_that_ended
 
 PATIENCE = 10.0
 """Seconds for a rank to notice the failure of another rank. A rank that waits on a GPU never notices it."""
+
+PATIENCE_AFTER_SIGNAL = 2.0
+"""Seconds for the first rank to end after a signal has ended another rank, which has nothing to report."""
 
 
 @contextlib.contextmanager
@@ -46,17 +44,20 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
     Raises:
         FailedElsewhere: if the block failed because another rank failed.
         ChildProcessError: if another rank was killed.
+        Interrupted: if another rank was asked to stop before the training.
     """
-    _end_with_the_process_that_started_this()
     others = OtherRanks(trainer, arguments)
     patience = PATIENCE
     try:
         yield
+    except Interrupted:
+        patience = 0  # Nothing is saved before the training, nor after it.
+        raise
     except Exception as error:
         # A request to stop reaches all ranks at the same step, and is no failure.
         if not isinstance(error, StoppedBySignal):
             is_first_to_fail = collectives.is_first_to_fail()
-            others.refuse_if_killed()
+            others.refuse_if_ended_by_signal()
             if not is_first_to_fail:
                 raise FailedElsewhere from error
             patience = 0  # The other ranks wait for this one, and have nothing to report.
@@ -97,35 +98,47 @@ class OtherRanks:
         while not self._is_over.wait(POLL_SECONDS):
             if any(process.poll() for process in self._processes):
                 break
-        if not self._is_over.wait(PATIENCE):
-            for message in self._killed():
-                print(f"{NAME}: {message}", file=sys.stderr, flush=True)
-            self._kill()
-            os._exit(1)
+        patience = PATIENCE_AFTER_SIGNAL if self._ended_by_signal() else PATIENCE
+        if self._is_over.wait(patience):
+            return
+        exit_code = 1
+        try:
+            self.refuse_if_ended_by_signal()
+        except Interrupted as error:
+            exit_code = error.code
+            # Ends all but a wait for the other rank, in which no handler of Python is called.
+            os.kill(os.getpid(), exit_code - 128)
+            if self._is_over.wait(patience):
+                return
+            print(f"{NAME}: {error}", file=sys.stderr, flush=True)
+        except ChildProcessError as error:
+            print(f"{NAME}: {error}", file=sys.stderr, flush=True)
+        self._kill()
+        os._exit(exit_code)
 
-    def _killed(self) -> list[str]:
-        codes = [process.poll() or 0 for process in self._processes]
-        return [
-            f"the process of rank {rank} was killed by {signal.Signals(-code).name}"
-            for rank, code in enumerate(codes, start=1)
-            if code < 0
-        ]
+    def _ended_by_signal(self) -> list[tuple[int, signal.Signals]]:
+        """Return the ranks that a signal has ended, with the signal."""
+        ended = [(rank, signal_that_ended(process.poll() or 0)) for rank, process in enumerate(self._processes, 1)]
+        return [(rank, number) for rank, number in ended if number is not None]
 
     def _kill(self) -> None:
         for process in self._processes:
             process.kill()
             process.wait()
 
-    def refuse_if_killed(self) -> None:
-        """Report a rank that was killed, since it could not report that itself.
+    def refuse_if_ended_by_signal(self) -> None:
+        """Report a rank that a signal has ended, since it does not report that itself.
 
         Raises:
-            ChildProcessError: naming the rank and the signal.
+            Interrupted: if the rank was asked to stop, so that all ranks stop.
+            ChildProcessError: naming the rank and the signal, if the rank was killed.
         """
         if self._processes:
             time.sleep(POLL_SECONDS)
-        for message in self._killed():
-            raise ChildProcessError(message)
+        for rank, number in self._ended_by_signal():
+            if number in STOPPING:
+                raise Interrupted(number)
+            raise ChildProcessError(f"the process of rank {rank} was killed by {number.name}")
 
     def wait(self) -> None:
         """Wait until the other ranks have ended too.
@@ -133,10 +146,11 @@ class OtherRanks:
         Raises:
             FailedElsewhere: if a rank ended with an error.
             ChildProcessError: if a rank was killed.
+            Interrupted: if a rank was asked to stop after the training.
         """
         for process in self._processes:
             process.wait()
-        self.refuse_if_killed()
+        self.refuse_if_ended_by_signal()
         if any(process.returncode for process in self._processes):
             raise FailedElsewhere
 
@@ -161,20 +175,6 @@ def variables(environment: ClusterEnvironment, world_size: int) -> dict[str, str
         "LOCAL_RANK": "0",
         "WORLD_SIZE": str(world_size),
     }
-
-
-def _end_with_the_process_that_started_this() -> None:
-    """Watch the rank that started this process, and end with it, since it may be killed while this process waits."""
-    if STARTED_BY not in os.environ:
-        return
-    parent = int(os.environ[STARTED_BY])
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class SameOnAllRanks(lightning.Callback):

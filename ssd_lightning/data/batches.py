@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssd_lightning.data.augmentation.pipeline import Augmentation
+from ssd_lightning.signals import STOPPING
 from ssd_lightning.structures import Batch, Objects, Sample
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ class ResumableLoader(DataLoader):
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """Ignore Ctrl-C and SIGTERM in a worker: both reach the workers, too, while the main process still needs them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Ignore signals that ask to stop in a worker: they reach the workers, too, while the main process needs them."""
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ssd_lightning import collectives
 from ssd_lightning.require import require_number, require_whole_number
-from ssd_lightning.signals import IMPATIENCE, StoppedBySignal
+from ssd_lightning.signals import IMPATIENCE, StoppedBySignal, heard, leave_closed_terminal
 from ssd_lightning.structures import Batch, Objects
 from ssd_lightning.training.checkpoint import AtomicCheckpointIO, detector_in, read_checkpoint, rebuild_part
 from ssd_lightning.training.module import SSDModule
@@ -148,7 +149,9 @@ class _Launched:
 
 
 class StopOnSignal(Checkpoint):
-    """Callback that saves a checkpoint and ends the run at Ctrl-C or SIGTERM. A second Ctrl-C ends the run at once.
+    """Callback that saves a checkpoint and ends the run at Ctrl-C, SIGTERM, SIGHUP or SIGUSR1.
+
+    A second Ctrl-C ends the run at once. A signal that the process ignores, as under ``nohup``, is left alone.
 
     Outside the training steps, signals keep the handlers from before the run: Lightning's own handler of SIGTERM would
     end a validation silently, and make the ranks wait for each other. With several ranks, a signal to one of them
@@ -160,8 +163,6 @@ class StopOnSignal(Checkpoint):
         checkpoint: the file to write. A run resumed from it ends like one that was not interrupted.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
     def __init__(self, checkpoint: Path | str) -> None:
         self.checkpoint = Path(checkpoint)
         self._received: signal.Signals | None = None
@@ -170,7 +171,7 @@ class StopOnSignal(Checkpoint):
         self._group: Any = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._former = {number: signal.getsignal(number) for number in self.SIGNALS}
+        self._former = heard()
 
     def on_sanity_check_start(self, trainer: Any, pl_module: Any) -> None:
         self._restore_handlers()
@@ -179,15 +180,20 @@ class StopOnSignal(Checkpoint):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._restore_handlers()
 
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        self._restore_handlers()
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._received = None
         if collectives.world_size() > 1:
             # A group on the CPU does not wait for a GPU.
             self._group = torch.distributed.new_group(backend="gloo")
-        for number in self.SIGNALS:
+        for number in self._former:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         if self._received is None:
             self._received, self._received_at = signal.Signals(number), time.monotonic()
         elif number == signal.SIGINT and time.monotonic() - self._received_at >= IMPATIENCE:
@@ -244,7 +250,22 @@ class RunCheckpoint(ModelCheckpoint):
     overwrites the best checkpoint with a worse one. The arguments are those of ModelCheckpoint.
     """
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        with warnings.catch_warnings():
+            # The folder of a resumed run holds its own checkpoints.
+            warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+            super().setup(trainer, pl_module, stage)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the best checkpoint and its score.
+
+        Raises:
+            ValueError: if a score is no number.
+        """
+        scores = [state_dict[key] for key in ("current_score", "best_model_score", "kth_value") if key in state_dict]
+        for score in (*scores, *state_dict.get("best_k_models", {}).values()):
+            if not isinstance(score, Tensor | float | int | None):
+                raise ValueError(f"expected a score of {type(self).__name__}, got {score!r}")
         super().load_state_dict(_moved_to(self.dirpath, state_dict))
 
 

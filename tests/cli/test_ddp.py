@@ -19,11 +19,11 @@ from places import TESTS
 from processes import TRAIN, finish, free_port, is_running, start, wait_for
 
 from ssd_lightning.cli import ranks
-from ssd_lightning.cli.launch_ranks import STARTED_BY
 from ssd_lightning.data.batches import Key
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.run_folder import flatten, read_metrics
 from ssd_lightning.scoring.stored_detections import load_detections
+from ssd_lightning.signals import STARTED_BY
 
 FROZEN = [*QUICK, "trainer.max_epochs=2", "trainer.log_every_n_steps=1", "model.frozen_batch_norm=true"]
 """Arguments with frozen batch norm, since its statistics depend on the pictures of a rank."""

@@ -1,8 +1,10 @@
-"""SIGINT and SIGTERM outside the steps of training."""
+"""Signals that ask to stop, in and outside the steps of training."""
 
 import os
+import pty
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,8 @@ from processes import TRAIN, catches, finish, start, wait_for
 from run_folder import COMPLETE, files_of, summary_of
 
 from ssd_lightning import signals as interruption
-from ssd_lightning.signals import Interrupted, interruptible
+from ssd_lightning.signals import STARTED_BY, STOPPING, Interrupted, interruptible, signal_that_ended
 
-BOTH = [signal.SIGINT, signal.SIGTERM]
 PAUSE = ["+callbacks.pause._target_=added_callbacks.PauseInValidation", "hydra.run.dir=run"]
 
 
@@ -80,19 +81,28 @@ def test_while_bananas_are_drawn(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", STOPPING)
+def test_in_a_step_the_exit_code_is_that_of_the_signal(run, bananas: Path, tmp_path: Path, number: signal.Signals):
+    kill = ["+callbacks.kill._target_=added_callbacks.SignalAtStep", f"+callbacks.kill.number={int(number)}"]
+    outcome = run("ssd-train", "data=banana", f"data.root={bananas}", *QUICK, *kill, "hydra.run.dir=run")
+    assert outcome.exit_code == 128 + number
+    assert outcome.message.startswith(f"ssd-train: stopped by {number.name}; saved in ")
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+
+
 # --- the handler ---
 
 
 @pytest.fixture(autouse=True)
 def handlers():
     """Restore the handlers from before the test."""
-    former = {number: signal.getsignal(number) for number in BOTH}
+    former = {number: signal.getsignal(number) for number in STOPPING}
     yield
     for number, handler in former.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_is_raised_within_and_not_after(number: signal.Signals):
     signal.signal(number, signal.SIG_DFL)
     with pytest.raises(Interrupted, match=f"interrupted by {number.name}") as caught, interruptible():
@@ -101,7 +111,7 @@ def test_a_signal_is_raised_within_and_not_after(number: signal.Signals):
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", STOPPING)
 def test_an_existing_handler_is_kept(number: signal.Signals):
     """A sweep has its own handler, and a shell lets processes in the background ignore SIGINT."""
     seen = []
@@ -120,26 +130,26 @@ def tidy_in_spite_of_a_second_signal() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os.kill(os.getpid(), signal.SIGINT)
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
 def test_a_request_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch):
-    for number in (*BOTH, signal.SIGUSR1):
+    for number in (*STOPPING, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     with pytest.raises(Interrupted, match="SIGTERM"):
         tidy_in_spite_of_a_second_signal()
-    assert signal.signal(signal.SIGUSR1, signal.SIG_DFL) == signal.SIG_IGN
+    assert signal.signal(signal.SIGUSR2, signal.SIG_DFL) == signal.SIG_IGN
 
     monkeypatch.setattr(interruption, "IMPATIENCE", 0.0)
     with pytest.raises(Interrupted, match="SIGINT"):
         tidy_in_spite_of_a_second_signal()
-    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 7), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_a_forked_process_ignores_ctrl_c(number: signal.Signals, expected: int):
     """A forked process leaves Ctrl-C to its parent."""
-    for each in BOTH:
+    for each in STOPPING:
         signal.signal(each, signal.SIG_DFL)
     with interruptible():
         child = os.fork()
@@ -150,3 +160,58 @@ def test_a_forked_process_ignores_ctrl_c(number: signal.Signals, expected: int):
             finally:
                 os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "number"),
+    [
+        (0, None), (1, None), (127, None), (128, None), (137, None), (255, None),
+        (-9, signal.SIGKILL), (-15, signal.SIGTERM), (143, signal.SIGTERM), (130, signal.SIGINT), (129, signal.SIGHUP),
+    ],
+)  # fmt: skip
+def test_which_signal_ended_a_process(exit_code: int, number: signal.Signals | None):
+    assert signal_that_ended(exit_code) == number
+
+
+WAITS = """
+import sys, time
+from ssd_lightning.signals import Interrupted, end_with_the_process_that_started_this, interruptible
+try:
+    with interruptible():
+        end_with_the_process_that_started_this(can_save=sys.argv[1] == "saves")
+        print("waits", flush=True)
+        time.sleep(60)
+except Interrupted as error:
+    print("saved", flush=True, file=sys.stderr)
+    open("saved", "w").write(str(error))
+    sys.exit(error.code)
+"""
+
+
+def test_a_terminal_that_is_closed(tmp_path: Path):
+    """Each line to such a terminal is an error."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [sys.executable, "-c", WAITS, ""])
+    assert b"waits" in os.read(terminal, 100)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    assert (tmp_path / "saved").read_text() == "interrupted by SIGHUP"
+
+
+@pytest.mark.parametrize("how", ["saves", "ends"])
+def test_a_process_ends_with_the_one_that_started_it(tmp_path: Path, how: str):
+    """The errors of the process go to a pipe that nobody reads any longer."""
+    starts = f"""
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {WAITS!r}, "{how}"], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+                         env=os.environ | {{"{STARTED_BY}": str(os.getpid())}})
+child.stdout.readline()
+print(child.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    process = start(tmp_path, "-c", starts)
+    child = int(process.communicate()[0])
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text())
+    assert (tmp_path / "saved").exists() == (how == "saves")

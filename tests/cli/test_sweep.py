@@ -229,15 +229,24 @@ def test_a_signal_stops_the_job_and_no_other_starts(run, tmp_path: Path, number:
     assert column(folder, "status") == ["finished"] * 2
 
 
-def test_a_job_counts_as_running_while_its_process_lives(tmp_path: Path):
-    """The job holds the lock, so it counts as running even after the process of the sweep was killed."""
-    process = start(tmp_path, str(TESTS / "sweep_program.py"), *GRID, "name=slow")
-    wait_for((tmp_path / "sweep/0/trains").exists, process)
+def test_a_killed_sweep_is_resumed_at_the_first_attempt(run, tmp_path: Path):
+    """The job saves itself and ends, also while the sweep is resumed. Unfinished files are removed."""
+    folder = tmp_path / "sweep"
+    process = start(tmp_path, str(TESTS / "sweep_program.py"), "-m", "name=slow,quick", "hydra.sweep.dir=sweep")
+    wait_for((folder / "0/trains").exists, process)
     process.kill()
     process.wait()
-    assert [job.status for job in sweep_table.read_jobs(tmp_path / "sweep")] == ["running"]
-    os.killpg(process.pid, signal.SIGKILL)
-    wait_for(lambda: [job.status for job in sweep_table.read_jobs(tmp_path / "sweep")] == ["interrupted"])
+    (folder / "1/.hydra").mkdir(parents=True)
+    (folder / "1/.hydra/config.yaml").write_text("name: slow\n")
+    for place in (".sweep.csv", "0/.metrics.csv", "0/checkpoints/.last.ckpt"):
+        (folder / f"{place}.1.part").parent.mkdir(exist_ok=True)
+        (folder / f"{place}.1.part").touch()
+    outcome = run("ssd-train", f"resume_sweep={folder}")
+    assert outcome.exit_code == 0, outcome.error
+    assert column(folder, "status") == ["finished"] * 2
+    assert [summary_of(folder / job)["resumed"] for job in ("0", "1")] == [True, False]
+    assert (folder / "set_aside/1_1/.hydra/config.yaml").exists()
+    assert not [path for path in folder.rglob(".*") if path.suffix == ".part" or path.name == ".running"]
     process.communicate()
 
 

@@ -14,6 +14,7 @@ from ssd_lightning.data.augmentation.pipeline import Augmentation
 from ssd_lightning.data.augmentation.windows import ZoomIn
 from ssd_lightning.data.batches import Item, Key, ResumableLoader, SampleDataset, ShuffledKeys, collate
 from ssd_lightning.data.datamodule import DetectionDataModule, free_cores
+from ssd_lightning.signals import STOPPING
 from ssd_lightning.structures import Batch, Sample
 
 
@@ -299,11 +300,12 @@ def test_a_picture_size_is_height_and_width() -> None:
 
 
 class WorkerPictures(NumberedPictures):
-    """Samples with the process that made them as label, and its handling of Ctrl-C and SIGTERM as flags."""
+    """Samples with the process that made them as label, and its handling of signals as flags."""
 
     def __getitem__(self, index: int) -> Sample:
-        ignored = [signal.getsignal(number) == signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)]
-        return sample(objects=2)._replace(labels=np.array([os.getpid()] * 2), difficult=np.array(ignored))
+        ignored = [signal.getsignal(number) == signal.SIG_IGN for number in STOPPING]
+        objects = len(STOPPING)
+        return sample(objects=objects)._replace(labels=np.array([os.getpid()] * objects), difficult=np.array(ignored))
 
 
 def test_workers_leave_signals_to_the_main_process() -> None:
@@ -315,7 +317,7 @@ def test_workers_leave_signals_to_the_main_process() -> None:
     assert batch.objects.difficult.all()
     worker = int(batch.objects.labels[0, 0])
     assert worker != os.getpid()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPPING:
         os.kill(worker, number)
     assert {int(batch.objects.labels[0, 0]) for batch in iterator} == {worker}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from ssd_lightning.data.bananas.dataset import Bananas
 from ssd_lightning.data.batches import Item, collate
 from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.signals import STOPPING
 from ssd_lightning.structures import Batch
 from ssd_lightning.training import callbacks
 from ssd_lightning.training.callbacks import (
@@ -53,14 +54,14 @@ class Interrupt(lightning.Callback):
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[dict[int, Any]]:
     """The signal handlers from before the test, which are restored after it."""
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.getsignal(number) for number in STOPPING}
     yield former
     for number, handler in former.items():
         signal.signal(number, handler)
 
 
 def current_handlers() -> dict[int, Any]:
-    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: signal.getsignal(number) for number in STOPPING}
 
 
 pytestmark = pytest.mark.filterwarnings(
@@ -219,7 +220,9 @@ def test_a_checkpoint_is_no_bad_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "number"), [(0, signal.SIGINT), (2, signal.SIGTERM), (BATCHES + 1, signal.SIGINT)], ids=str
+    ("step", "number"),
+    [(0, signal.SIGINT), (2, signal.SIGTERM), (BATCHES + 1, signal.SIGINT), (0, signal.SIGHUP), (1, signal.SIGUSR1)],
+    ids=str,
 )
 def test_a_signal_ends_the_run_after_the_step_it_came_in(
     tmp_path: Path, handlers: dict[int, Any], number: signal.Signals, step: int
@@ -232,6 +235,16 @@ def test_a_signal_ends_the_run_after_the_step_it_came_in(
     assert saved["global_step"] == step + 1
     assert torch.equal(saved["state_dict"]["weight"], module.weight)
     assert current_handlers() == handlers
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path, number: signal.Signals) -> None:
+    """``nohup`` ignores SIGHUP, and a shell ignores Ctrl-C for programs in the background."""
+    signal.signal(number, signal.SIG_IGN)
+    trainer = trainer_with(Interrupt(1, number), StopOnSignal(tmp_path / "last.ckpt"))
+    trainer.fit(OneWeight(), odd_data())
+    assert trainer.global_step == 2 * BATCHES
+    assert signal.getsignal(number) is signal.SIG_IGN
 
 
 def test_what_the_last_step_gives_to_other_callbacks_is_saved(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from ssd_lightning.cli.run_folders import run_in_folder
 from ssd_lightning.cli.sweep import table
 from ssd_lightning.folder_lock import INHERITED, FolderInUseError, FolderLock
 from ssd_lightning.run_folder import JOB_FILE, remove_unfinished_files, replace_text
+from ssd_lightning.signals import STARTED_BY, STOPPING, heard, leave_closed_terminal, signal_that_ended
 
 NAME = "ssd-train"
 
@@ -35,8 +36,6 @@ CHILD = [sys.executable, "-m", "ssd_lightning.cli.train"]
 
 OF_A_RANK = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 """Environment variables of a rank. A job must not inherit them, since it starts ranks of its own."""
-
-EXIT_CODES_OF_STOPPING = (-signal.SIGINT, -signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 POLL_SECONDS = 0.1
 
@@ -63,10 +62,12 @@ class Jobs:
         self._former: dict[signal.Signals, Any] = {}
 
     def begin(self, folder: Path, at_once: int, stop_on_failure: bool) -> None:
-        """Begin a sweep, and pass SIGINT and SIGTERM on to its jobs, which then save a checkpoint and stop."""
+        """Begin a sweep, and pass signals that ask to stop on to its jobs, which then save a checkpoint and stop."""
         self.folder, self.at_once, self.stop_on_failure = folder, at_once, stop_on_failure
         if threading.current_thread() is threading.main_thread():
-            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._former = heard()
+            for number in self._former:
+                signal.signal(number, self._receive)
 
     def end(self) -> None:
         """Wait for the jobs that still run, and restore the signal handlers."""
@@ -150,6 +151,8 @@ class Jobs:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         for child in self._running:
             # A job that already got the signal from the terminal counts both as one request.
             child.process.send_signal(number)
@@ -230,7 +233,7 @@ class Child:
             stdout=self._log,
             stderr=subprocess.PIPE,
             # The job holds the lock too, so that it counts as running even if this process is killed.
-            env=environment | {INHERITED: str(self._lock.descriptor)},
+            env=environment | {INHERITED: str(self._lock.descriptor), STARTED_BY: str(os.getpid())},
             pass_fds=(self._lock.descriptor,),
         )
         assert self.process.stderr is not None
@@ -257,7 +260,7 @@ class Child:
             self.score = summary["scores"]["val/map_50"]
         else:
             self.reason = reason_of(list(self._tail), code)
-            stopped = was_stopped or self.reason.startswith("stopped by SIG") or code in EXIT_CODES_OF_STOPPING
+            stopped = was_stopped or self.reason.startswith("stopped by SIG") or signal_that_ended(code) in STOPPING
             self.status = "interrupted" if stopped else "failed"
         self._write()
         self._lock.release()
