@@ -1,4 +1,4 @@
-"""Limits on what a saved config may name, since a run folder may come from a stranger.
+"""Limits on what a saved config may name, since the folder of a run or a sweep may come from a stranger.
 
 Hydra builds whatever ``_target_`` names, so ``torch.load`` or ``os.system`` in a config would run a stranger's code.
 """
@@ -9,13 +9,37 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
+
 import ssd_lightning
+from ssd_lightning.cli.help import GROUPS
+from ssd_lightning.cli.overrides import PARSER
 
 LISTED = re.compile(
     r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w*|lightning\.(pytorch\.)?Trainer|"
     r"lightning\.pytorch\.(callbacks|loggers|profilers|strategies)\.[A-Z]\w*"
 )
 """Classes of other packages that a saved config may name."""
+
+LISTED_OF_HYDRA = re.compile(
+    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)|"
+    r"hydra_plugins\.hydra_optuna_sweeper\.optuna_sweeper\.OptunaSweeper|optuna\.samplers\.[A-Z]\w*Sampler|"
+    r"hydra_plugins\.hydra_submitit_launcher\.submitit_launcher\.(Local|Slurm)Launcher|"
+    r"ssd_lightning\.cli\.(run_folders\.RunFolderGuard|sweep\.start\.SweepStart)"
+)
+"""Classes that the section ``hydra`` of a saved sweep may name."""
+
+ARGUMENTS_OF_HYDRA = re.compile(
+    r"hydra/(launcher|sweeper|sweeper/sampler)=\w+|hydra\.(job\.name|sweep\.subdir|verbose)=.*|"
+    r"hydra\.sweeper\.(direction|max_batch_size|max_failure_rate|n_jobs|n_trials|study_name|sampler\.[a-z]\w*)=.*|"
+    r"hydra\.sweeper\.storage=[\"']?sqlite:///.*|"
+    # SLURM's settings become lines of a shell script.
+    r"hydra\.launcher\.(account|array_parallelism|comment|constraint|cpus_per_gpu|cpus_per_task|exclude|gpus_per_node|"
+    r"gpus_per_task|gres|max_num_timeout|mem_gb|mem_per_cpu|mem_per_gpu|name|nodes|partition|qos|signal_delay_s|"
+    r"tasks_per_node|timeout_min)=[\w.,:%-]*"
+)
+"""Arguments for Hydra that a saved sweep may have. Others, such as commands for SLURM, must be typed again."""
 
 RESOLVERS = ("hydra", "oc.env", "now")
 """Resolvers of ``${…}`` that a saved config may use. ``oc.create`` would build a config out of text."""
@@ -66,9 +90,81 @@ def refuse_untrusted_config(config: Any, path: Path | str, key: str, trusted_pac
             if package.isidentifier() and rest and package not in {*NEVER_PROPOSED, "ssd_lightning"}:
                 advice = f". Try trusted_packages=[{package}] if you trust that code."
             raise ValueError(f"{key}: expected only names that a saved config may use, got {value} in {path}{advice}")
-        if isinstance(value, str) and (resolver := _resolver_not_listed(value)) is not None:
-            allowed = ", ".join(RESOLVERS)
-            raise ValueError(f"{key}: expected only the resolvers {allowed}, got ${{{resolver}:…}} in {path}; refused")
+        _refuse_resolvers(value, path, key)
+
+
+def refuse_untrusted_sweep(
+    config: Any, arguments: Collection[str], path: Path | str, trusted_packages: Collection[str]
+) -> None:
+    """Refuse a saved sweep that names what is neither on the lists nor in a trusted package.
+
+    Args:
+        config: the content of ``multirun.yaml``.
+        arguments: the arguments that the file holds, and that the jobs are composed from.
+        path: the file, for messages.
+        trusted_packages: top-level packages of the user's own.
+
+    Raises:
+        ValueError: with the file and what it names.
+    """
+    key, of_hydra = "resume_sweep", config["hydra"]
+    refuse_untrusted_config({name: config[name] for name in config if name != "hydra"}, path, key, trusted_packages)
+    for name, value in _leaves(of_hydra):
+        if name == "_target_" and not (isinstance(value, str) and LISTED_OF_HYDRA.fullmatch(value)):
+            raise ValueError(f"{key}: expected only names that a saved sweep may use, got {value} in {path}; refused")
+        _refuse_resolvers(value, path, key)
+    for argument in arguments:
+        _refuse_untrusted_argument(argument, path, key, trusted_packages)
+
+
+def _refuse_untrusted_argument(argument: str, path: Path | str, key: str, trusted_packages: Collection[str]) -> None:
+    """Refuse an argument that loads or builds what a saved sweep may not."""
+    try:
+        override = PARSER.parse_override(argument)
+    except HydraException as error:
+        raise ValueError(f"{key}: expected an argument, got {argument} in {path}") from error
+    name, values = override.key_or_group, list(_values(override._value))
+    of_params = name.removeprefix("hydra.sweeper.params.")
+    if of_params != name:  # Hydra makes arguments of these.
+        for value in values:
+            _refuse_untrusted_argument(f"{of_params}={value}", path, key, trusted_packages)
+        return
+    is_of_hydra = name.startswith("hydra") or (override.package or "").startswith("hydra")
+    if is_of_hydra and not ARGUMENTS_OF_HYDRA.fullmatch(argument.lstrip("+")):
+        raise ValueError(
+            f"{key}: expected only arguments that a saved sweep may have, got {' '.join(argument.split())} in {path}. "
+            "Try that argument on the command line if you trust it."
+        )
+    # The name of an option is a path below conf/, and must not lead out of there.
+    is_group = name in GROUPS or "/" in name or override.package is not None
+    for value in values:
+        options = value if isinstance(value, list) else [value]
+        if is_group and not all(re.fullmatch(r"[\w-]+(/[\w-]+)*", str(option)) for option in options):
+            raise ValueError(f"{key}: expected the name of an option, got {argument} in {path}; refused")
+        refuse_untrusted_config({name.rpartition(".")[2]: value}, path, key, trusted_packages)
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """Yield the values that an argument gives to its key, as plain data."""
+    choices = getattr(value, "list", None)
+    yield from map(_plain, choices) if isinstance(choices, list) else [_plain(value)]
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that Hydra has parsed as plain data: text without its quotes, also in lists and dictionaries."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, list):
+        return [_plain(child) for child in value]
+    if isinstance(value, dict):
+        return {_plain(key): _plain(child) for key, child in value.items()}
+    return value
+
+
+def _refuse_resolvers(value: Any, path: Path | str, key: str) -> None:
+    if isinstance(value, str) and (resolver := _resolver_not_listed(value)) is not None:
+        allowed = ", ".join(RESOLVERS)
+        raise ValueError(f"{key}: expected only the resolvers {allowed}, got ${{{resolver}:…}} in {path}; refused")
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

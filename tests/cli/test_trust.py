@@ -7,7 +7,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ssd_lightning.cli.trust import refuse_untrusted_config, trusted_packages_in
+from ssd_lightning.cli.trust import refuse_untrusted_config, refuse_untrusted_sweep, trusted_packages_in
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 
 FILE = Path("run/.hydra/config.yaml")
@@ -118,3 +118,126 @@ def test_resume_reads_no_stranger_s_config(run, tmp_path: Path):
     assert "resume: " in outcome.error
     assert "got os.mkdir in " in outcome.error
     assert not proof.exists()
+
+
+# --- sweeps ---
+
+MULTIRUN = Path("sweep/multirun.yaml")
+
+
+def refuse_sweep(*arguments: str, config: dict[str, Any] | None = None, trusted: tuple[str, ...] = ()) -> None:
+    refuse_untrusted_sweep({"hydra": {}, **(config or {})}, arguments, MULTIRUN, trusted)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "loss=multibox,focal",
+        "loss=choice(multibox,focal)",
+        "callbacks=[ema,every_n_steps]",
+        "experiment=my/recipe",
+        "~callbacks.best",
+        "optimizer.lr=tag(log, interval(3e-4, 1e-2))",
+        "seed=range(0,3)",
+        'data.root="Äpfel (1)/a,b"',
+        "data.root=../pictures",
+        "+optimizer._target_=torch.optim.SGD,torch.optim.AdamW",
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.partition=gpu",
+        "hydra.launcher.timeout_min=600",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=30",
+        "hydra.sweeper.params.loss=choice(multibox,focal)",
+        "hydra.sweeper.params.optimizer.lr='tag(log, interval(3e-4, 1e-2))'",
+        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.storage=sqlite:///study.db",
+        "hydra.sweep.subdir=a_${hydra.job.num}",
+        "name=${oc.env:USER}",
+    ],
+)
+def test_arguments_of_sweeps(argument: str):
+    refuse_sweep(argument)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "+callbacks.x._target_=os.system",
+        "++callbacks.x._target_=torch.optim.SGD,os.system",
+        "+callbacks.x._target_='os.system'",
+        "+callbacks.x={_target_: os.system}",
+        "+callbacks.x={a: [{_target_: os.system}]}",
+        "+x={a: 1},{_target_: os.system}",
+        "+x=choice([{_target_: os.system}],2)",
+        "optimizer._target_=ssd_lightning.cli.sweep.jobs.Child",
+        "name=${oc.create:x}",
+        "seed=1,'${oc.create:x}'",
+        "loss=../../stranger/x",
+        "loss=/tmp/x",
+        "loss=focal,../x",
+        "callbacks=[ema,../x]",
+        "+other/group=../x",
+        "+callbacks@hydra.callbacks=default",
+        "hydra.launcher._target_=ssd_lightning.cli.sweep.jobs.Child",
+        "hydra.launcher.setup=[rm]",
+        'hydra.launcher.partition="gpu\nrm"',
+        "hydra.launcher.additional_parameters={wrap: rm}",
+        "hydra/launcher=../x",
+        "hydra/callbacks=x",
+        "+hydra.callbacks.x._target_=os.system",
+        "hydra.searchpath=[file:///tmp/x]",
+        "hydra.job_logging.handlers.x.()=os.system",
+        "hydra.sweeper.storage=redis://somewhere",
+        "hydra.sweeper.sampler.independent_sampler={_target_: os.system}",
+        "hydra.sweeper.sampler._target_=os.system",
+        "+hydra.sweeper.params.callbacks.x._target_=os.system",
+        "hydra.sweeper.params.loss=../x",
+        "hydra.sweeper.params={loss: x}",
+        "a b c",
+        "--config-dir=/tmp/x",
+        "-cd=/tmp/x",
+        "-m",
+    ],
+)
+def test_arguments_that_a_saved_sweep_may_not_have(argument: str):
+    with pytest.raises(ValueError, match=r"^resume_sweep: expected .* in sweep/multirun\.yaml"):
+        refuse_sweep(argument)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"hydra": {"launcher": {"_target_": "ssd_lightning.cli.sweep.jobs.Child"}}},
+        {"hydra": {"launcher": {"_target_": "my_launchers.Mine"}}},
+        {"hydra": {"callbacks": {"a": {"_target_": "ssd_lightning.SSD"}}}},
+        {"hydra": {"sweeper": {"storage": "${oc.create:x}"}}},
+        {"logger": {"_target_": "os.system"}},
+        {"defaults": ["x"]},
+    ],
+)
+def test_files_of_sweeps_that_are_refused(config: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"^resume_sweep: expected .* in|got sweep/multirun\.yaml .*; refused$"):
+        refuse_sweep(config=config, trusted=("my_launchers",))
+
+
+def test_a_package_of_a_sweep_is_trusted_by_its_name():
+    with pytest.raises(ValueError, match=r"Try trusted_packages=\[my_project\]"):
+        refuse_sweep("backbone._target_=my_project.Backbone")
+    refuse_sweep("backbone._target_=my_project.Backbone", trusted=("my_project",))
+
+
+def test_resume_sweep_reads_no_stranger_s_sweep(run, stand_in, tmp_path: Path):
+    """What the stranger wrote is refused, also the trust in a package; what the user types is not."""
+    outcome = run("ssd-train", "-m", "seed=1", "hydra.sweep.dir=sweep", "+callbacks.x._target_=os.mkdir")
+    assert outcome.exit_code == 0, outcome.error
+    (tmp_path / "sweep/0/summary.json").unlink()
+    outcome = run("ssd-train", "resume_sweep=sweep")
+    assert outcome.exit_code == 1
+    assert "ssd-train: resume_sweep: expected " in outcome.message
+    assert "got os.mkdir in " in outcome.message
+    config = OmegaConf.load(tmp_path / "sweep/multirun.yaml")
+    config.hydra.overrides.task = ["seed=1", "trusted_packages=[my_project]", "+callbacks.x._target_=my_project.x"]
+    del config.callbacks.x
+    OmegaConf.save(config, tmp_path / "sweep/multirun.yaml")
+    outcome = run("ssd-train", "resume_sweep=sweep")
+    assert "got my_project.x in " in outcome.message
