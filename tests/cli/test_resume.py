@@ -1,19 +1,27 @@
 """resume=: what it continues, what it starts again, and what it refuses."""
 
+import contextlib
+import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from command_line import QUICK
+from run_folder import COMPLETE, files_of
 
 from ssd_lightning.cli.run_folders import holding_folders, resume_in_run_folder
+from ssd_lightning.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
-def holding():
-    with holding_folders():
+def holding(request):
+    """Hold folders as a command does, for tests that run no command."""
+    with contextlib.nullcontext() if "run" in request.fixturenames else holding_folders():
         yield
 
 
@@ -74,6 +82,61 @@ def test_what_is_being_trained_cannot_change(folder: Path, other: str, resume: s
     with pytest.raises(ValueError, match=r"^resume: expected only changes of length.*, got ") as caught:
         resume_in_run_folder([*where, other])
     assert str(caught.value).endswith(other)
+
+
+REMAINS = [{}, {"config.yaml": ""}, {"config.yaml": "resume: null\n"}, {"config.yaml": "a", "overrides.yaml": ""}]
+"""What a process leaves in ``.hydra`` that was killed, or found the disk full, while Hydra wrote its three files."""
+
+
+@pytest.mark.parametrize("remains", REMAINS)
+@pytest.mark.parametrize("arguments", [["resume=auto"], []])
+def test_the_remains_of_a_start_are_no_run(run, tmp_path: Path, remains: dict[str, str], arguments: list[str]):
+    """The command gets as far as its next mistake, and leaves nothing."""
+    (tmp_path / "run/.hydra").mkdir(parents=True)
+    for name, content in remains.items():
+        (tmp_path / "run/.hydra" / name).write_text(content)
+    outcome = run("ssd-train", "hydra.run.dir=run", *arguments, "batch_size=0")
+    assert outcome.exit_code == 1
+    assert outcome.message.startswith("ssd-train: batch_size: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("remains", REMAINS)
+def test_the_remains_of_a_start_cannot_be_resumed(tmp_path: Path, remains: dict[str, str]):
+    (tmp_path / ".hydra").mkdir()
+    for name, content in remains.items():
+        (tmp_path / ".hydra" / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"^resume: expected a run .* got {tmp_path}"):
+        resume_in_run_folder([f"resume={tmp_path}"])
+
+
+@pytest.mark.usefixtures("empty_figures")
+def test_a_disk_that_is_full_at_the_first_checkpoint(run, bananas: Path, tmp_path: Path, monkeypatch):
+    """The same command starts the run again once there is space."""
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    command = ["ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=run", "resume=auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_save", refuse)
+        outcome = run(*command)
+    assert outcome.exit_code == 1
+    assert "No space left on device" in outcome.message
+    outcome = run(*command)
+    assert outcome.exit_code == 0, outcome.error
+    assert files_of(tmp_path / "run") >= COMPLETE
+
+
+def test_auto_waits_for_the_end_of_the_former_process(folder: Path):
+    """SLURM may queue a job again while its former process still saves the run."""
+    program = "import sys, time, pathlib; from ssd_lightning.folder_lock import FolderLock\n"
+    program += "lock = FolderLock(pathlib.Path(sys.argv[1])); print(flush=True); time.sleep(1.5); lock.release()"
+    former = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE)
+    assert former.stdout is not None
+    former.stdout.readline()
+    resume_in_run_folder([f"hydra.run.dir={folder}", "resume=auto"])
+    assert former.wait(timeout=20) == 0
 
 
 def test_auto_needs_a_folder():
