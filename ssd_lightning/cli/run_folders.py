@@ -34,7 +34,7 @@ class _Held:
     def __init__(self) -> None:
         self.inherited = InheritedLock()
         self.locks: dict[Path, FolderLock] = {}
-        self.created: set[Path] = set()
+        self.created: list[Path] = []
 
 
 _held: ContextVar[_Held | None] = ContextVar("_held", default=None)
@@ -53,38 +53,40 @@ def holding_folders() -> Iterator[None]:
         yield
     finally:
         _held.reset(token)
-        for folder, lock in held.locks.items():
+        for lock in held.locks.values():
             lock.release()
-            if folder in held.created:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # Only an empty folder can be removed.
+        for folder in held.created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # Only an empty folder can be removed.
 
 
-def hold(folder: Path, expected: str, advice: str, patience: float = 0.0) -> None:
+def hold(folder: Path, key: str, expected: str, advice: str, patience: float = 0.0) -> None:
     """Hold a folder for this command; to be called within :func:`holding_folders`.
 
     The first rank holds the folder for all ranks, and the process of a sweep holds those of its jobs.
 
     Args:
         folder: the folder of a run or of a sweep, which is created.
-        expected: the beginning of the message: the key and the expectation.
+        key: the argument that named the folder, for the message.
+        expected: what a folder that no process holds would be, for the message.
         advice: the end of the message.
         patience: seconds to wait for another process.
 
     Raises:
-        ValueError: if another process holds the folder.
-        OSError: if the folder cannot be written to.
+        ValueError: if another process holds the folder, or the folder cannot be written to.
     """
     folder, held = folder.resolve(), _held.get()
     assert held is not None
     if not ranks.is_first() or folder in held.locks or held.inherited.is_of(folder):
         return
-    if not folder.exists():
-        held.created.add(folder)
+    held.created += [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         held.locks[folder] = FolderLock(folder, patience)
     except FolderInUseError as error:
-        raise ValueError(f"{expected}, got {folder}, which runs {error}. {advice}") from None
+        raise ValueError(f"{key}: expected {expected}, got {folder}, which runs {error}. {advice}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{key}: expected a folder that can be written to, got {folder} ({reason})") from error
 
 
 def has_begun(folder: Path) -> bool:
@@ -106,7 +108,7 @@ class RunFolderGuard(Callback):
         if config.get("resume_sweep") is not None:
             return
         try:
-            hold(folder, "hydra.sweep.dir: expected a new folder", "Try another.")
+            hold(folder, "hydra.sweep.dir", "a new folder", "Try another.")
             if (folder / "multirun.yaml").exists():
                 resume = f" or resume_sweep={folder}" if "resume_sweep" in config else ""
                 raise ValueError(
@@ -132,7 +134,7 @@ class RunFolderGuard(Callback):
         if not ranks.is_first():
             return
         try:
-            hold(folder, "hydra.run.dir: expected a new folder", "Try another.")
+            hold(folder, "hydra.run.dir", "a new folder", "Try another.")
             if not has_begun(folder):
                 # A process was killed, or found the disk full, while Hydra wrote these files.
                 shutil.rmtree(folder / ".hydra", ignore_errors=True)
@@ -179,7 +181,7 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
     if is_auto or config.is_file():
         # A cluster may start a job again while its former process still saves the run.
         patience = PATIENCE if is_auto else 0.0
-        hold(folder, "resume: expected a run that has ended", "Try again when it has ended.", patience)
+        hold(folder, "resume", "a run that has ended", "Try again when it has ended.", patience)
     if is_auto and not has_begun(folder):
         return others
     if not config.is_file():

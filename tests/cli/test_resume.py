@@ -101,6 +101,23 @@ def test_the_remains_of_a_start_are_no_run(run, tmp_path: Path, remains: dict[st
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "key"), [([], "hydra.run.dir"), (["resume=auto"], "resume"), (["-m"], "hydra.sweep.dir")]
+)
+def test_a_folder_that_cannot_be_made(run, tmp_path: Path, arguments: list[str], key: str):
+    (tmp_path / "file").touch()
+    where = "hydra.sweep.dir" if arguments == ["-m"] else "hydra.run.dir"
+    outcome = run("ssd-train", *arguments, f"{where}=file/run")
+    assert outcome.exit_code == 1
+    assert outcome.message.startswith(f"ssd-train: {key}: expected a folder that can be written to, got {tmp_path}")
+
+
+def test_a_mistake_leaves_no_folder(run, tmp_path: Path):
+    outcome = run("ssd-train", "hydra.run.dir=a/b/run", "resume=auto", "modle=ssd")
+    assert outcome.exit_code == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("remains", REMAINS)
 def test_the_remains_of_a_start_cannot_be_resumed(tmp_path: Path, remains: dict[str, str]):
     (tmp_path / ".hydra").mkdir()

@@ -59,7 +59,7 @@ def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
         if argument.partition("=")[0].lstrip("+") not in {*keys_of_others, *NOT_OF_A_RESUMED_SWEEP}
     ]
     refuse_untrusted_sweep(OmegaConf.to_container(config), saved, file, trusted_packages_in(others))
-    hold(folder, "resume_sweep: expected a sweep that has ended", "Try again when it has ended.")
+    hold(folder, "resume_sweep", "a sweep that has ended", "Try again when it has ended.")
     if Path(config.hydra.runtime.cwd).is_dir():
         # Relative paths among the saved arguments are relative to the folder where the sweep began.
         os.chdir(config.hydra.runtime.cwd)
