@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,26 @@ def test_other_ranks_end_with_the_first_even_if_it_is_killed(choices: list[str],
     process.kill()
     process.communicate(timeout=60)
     wait_for(lambda: not is_running(process.pid), patience=10)
+
+
+def other_ranks(process: subprocess.Popen[str]) -> list[int]:
+    """Return the processes of the other ranks that a process has started."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if TRAIN[1] in Path(f"/proc/{child}/cmdline").read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_while_ranks_start_ends_all(choices: list[str], tmp_path: Path, rank: int):
+    """The first rank waits for the second, which is importing torch."""
+    process = start(tmp_path, *TRAIN, *choices, "hydra.run.dir=run")
+    wait_for(lambda: other_ranks(process), process)
+    os.kill([process.pid, *other_ranks(process)][rank], signal.SIGTERM)
+    began = time.monotonic()
+    _, error = finish(process, exit_code=128 + signal.SIGTERM)
+    assert time.monotonic() - began < 10
+    [line] = [line for line in error.splitlines() if line.startswith("ssd-train: ")]
+    assert line.startswith("ssd-train: interrupted by SIGTERM")
 
 
 @pytest.mark.slow
