@@ -24,7 +24,7 @@ TRAIN = Command(
         "ssd-train                                        TinySSD on generated bananas, without a download",
         "ssd-train trainer.max_epochs=12 optimizer.lr=2e-3",
         "ssd-train model=ssdlite320_mobilenet_v2 optimizer=adamw",
-        "ssd-train data=voc_folder data.root=<folder>     your own pictures",
+        "ssd-train data=voc_folder data.root=<folder>     your own pictures; also data=yolo, csv, coco",
         "ssd-train loss=focal matcher=ignore_band",
         "ssd-train -m loss=multibox,focal seed=0,1,2      six runs",
         "ssd-train experiment=banana_d2l                  the recipe of d2l.ai",
@@ -39,6 +39,7 @@ EVALUATE = Command(
     [
         "ssd-evaluate checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
         "ssd-evaluate checkpoint=best.ckpt data=banana",
+        "ssd-evaluate checkpoint=<run folder> split=test  the pictures of the test",
         "ssd-evaluate checkpoint=best.ckpt postprocess.nms_threshold=0.6",
         "ssd-evaluate detections=runs/banana_tiny/<time>  the detections of a run, scored again without a model",
         "ssd-evaluate detections=<run folder> iou_threshold=0.3 score_threshold=0.05",
@@ -56,6 +57,18 @@ PREDICT = Command(
         "ssd-predict checkpoint=best.ckpt 'source=photos/*.png' draw=false",
     ],
     ("checkpoint", "source"),
+)
+EXPORT = Command(
+    "ssd-export",
+    "export",
+    "write a detector as one ONNX file, and compare the file with the checkpoint",
+    [
+        "ssd-export checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
+        "ssd-export checkpoint=best.ckpt file=banana.onnx source=photos    compared on your own pictures",
+        "ssd-export checkpoint=best.ckpt postprocess.score_threshold=0.3   only detections above this score",
+        "ssd-export checkpoint=best.ckpt raw=true                          scores and boxes before suppression",
+    ],
+    ("checkpoint",),
 )
 CHECK = Command(
     "ssd-check",
@@ -95,7 +108,7 @@ COMPARE = Command(
     ("runs",),
 )
 
-COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, PREDICT, CHECK, BOXES, COMPARE)}
+COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, PREDICT, EXPORT, CHECK, BOXES, COMPARE)}
 
 
 def train() -> None:
@@ -133,6 +146,17 @@ def _predict(config: DictConfig) -> None:
     from ssd_lightning.cli.predict import predict
 
     predict(config)
+
+
+def export() -> None:
+    """Run ``ssd-export``."""
+    run(EXPORT, _export)
+
+
+def _export(config: DictConfig) -> None:
+    from ssd_lightning.cli.export import export
+
+    export(config)
 
 
 def check() -> None:

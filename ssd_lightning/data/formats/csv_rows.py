@@ -162,7 +162,7 @@ def read_rows(
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     if "\0" in text:
         raise ValueError(f"{path}: expected text, got a zero byte")
-    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
     delimiter = _delimiter(first) if delimiter is None else DELIMITERS.get(delimiter, delimiter)
     records = _records(text, delimiter, path)
     if header is None:

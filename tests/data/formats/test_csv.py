@@ -78,6 +78,7 @@ EXPECTED = {"a": [("cat", [10, 5, 30, 15])], "b": []}
         ),
         (('"filename","class","xmin","ymin","xmax","ymax"', '"a.png","cat","10","5","30","15"', '"b.png",,,,,'), {}),
         ((f"\ufeff{HEADER}\r", f"{ROW}\r", "\r", "b.png,,,,,\r", ""), {}),
+        ((f"{HEADER}\r{ROW}\rb.png,,,,,",), {}),
         ((f"{HEADER},extra,", f"{ROW},1,", "b.png,,,,,,2,"), {}),
         (("a.png,10,5,30,15,cat", "b.png,,,,,"), {"header": ["image", "x1", "y1", "x2", "y2", "class"]}),
         (("a.png;10;5;30;15;cat", "b.png;;;;;"), {"header": ["image", "x1", "y1", "x2", "y2", "class"]}),
