@@ -7,13 +7,21 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
+
+import yaml
 
 JOB_FILE = "job.json"
 """The file in a sweep job's folder that holds the state of the job."""
 
 SET_ASIDE = "set_aside"
 """The folder in a sweep that keeps the files of earlier attempts at jobs that were started again."""
+
+LARGEST_CONFIG = 2**20
+"""Largest number of bytes in a config of a run; a run with a thousand classes has 30 000."""
+
+DEEPEST_CONFIG = 50
+"""Largest number of nested lists and mappings in a config of a run; those of this project have 7."""
 
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
 """Checkpoints of a run in the folder ``checkpoints``, the best first."""
@@ -28,14 +36,94 @@ SCORE_NAMES = {"map_50": "AP50", "map_75": "AP75", "map": "AP", "map_voc07": "VO
 """Names of the scores in tables. In ``metrics.csv`` and ``summary.json`` the keys are prefixed with ``val/``."""
 
 
+class Metrics(NamedTuple):
+    """The content of a ``metrics.csv``."""
+
+    rows: dict[int, dict[str, float]]
+    """Rows by step, without empty cells."""
+    damage: str
+    """Description of the rows that cannot be read, in one line; empty if there are none."""
+
+
 def read_metrics(path: Path | str) -> dict[int, dict[str, float]]:
-    """Return the rows of a ``metrics.csv`` by step, without empty cells; an empty dictionary if the file is missing."""
+    """Return the rows of a ``metrics.csv`` that can be read; see :func:`parse_metrics`."""
+    return parse_metrics(path).rows
+
+
+def parse_metrics(path: Path | str) -> Metrics:
+    """Read a ``metrics.csv``; there are no rows if the file is missing.
+
+    A row that was cut, that has other cells than the first line, or a cell without a number, is left out.
+
+    Raises:
+        OSError: if the file cannot be opened.
+    """
     path = Path(path)
     if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        rows = [{key: _number(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
-    return {int(row["step"]): row for row in rows}
+        return Metrics({}, "")
+    first, *lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) or [""]
+    names = _cells(first)
+    if "step" not in names or not first.endswith(("\n", "\r")):
+        return Metrics({}, f"{path.name}: expected a column step in the first line, got {first[:80]!r}")
+    rows: dict[int, dict[str, float]] = {}
+    damaged = []
+    for number, line in enumerate(lines, start=2):
+        row = _row(names, line)
+        if row is None:
+            damaged.append(number)
+        else:
+            rows[int(row["step"])] = row
+    told = f"{len(damaged)} of {len(lines)} rows cannot be read, the first in line {damaged[0]}" if damaged else ""
+    return Metrics(rows, f"{path.name}: {told}" if told else "")
+
+
+def _row(names: list[str], line: str) -> dict[str, float] | None:
+    """Return the numbers of a line by column, or None if the line is damaged."""
+    cells = _cells(line)
+    # Every row is written with its end. Without the end, the last number may have lost digits.
+    if len(cells) != len(names) or not line.endswith(("\n", "\r")):
+        return None
+    try:
+        row = {name: _number(cell) for name, cell in zip(names, cells, strict=True) if cell != ""}
+    except ValueError:
+        return None
+    return row if isinstance(row.get("step"), int) and row["step"] >= 0 else None
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
+
+
+def read_config(path: Path | str) -> Any:
+    """Read a YAML file of a run folder, which may come from a stranger.
+
+    A small file can hold a config of any size, by aliases of aliases. Runs write no aliases, so they are refused.
+
+    Raises:
+        ValueError: with the file, if it is missing, too large, nested too deeply, has an alias, or is no YAML.
+    """
+    path = Path(path)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_CONFIG:
+            raise ValueError(f"expected a config of at most {LARGEST_CONFIG} bytes, got {size}")
+        content = path.read_bytes()
+        depth = 0
+        # The events are read first, since building the content of nested lists is recursive.
+        for event in yaml.parse(content, loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError(f"expected a config without aliases, got *{event.anchor}")
+            if depth > DEEPEST_CONFIG:
+                raise ValueError(f"expected a config of at most {DEEPEST_CONFIG} levels, got more")
+        return yaml.load(content, loader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise ValueError(f"{path}: {reason}") from error
 
 
 def checkpoint_in(folder: Path, key: str) -> Path:
@@ -55,6 +143,11 @@ def checkpoint_in(folder: Path, key: str) -> Path:
     jobs = sorted((path.parents[1] for path in folder.glob("*/checkpoints/best.ckpt")), key=natural_order)
     advice = f"Try {key}={jobs[0]}." if jobs else "Try the folder of a run that has been validated once."
     raise ValueError(f"{key}: expected a run folder with checkpoints/best.ckpt, got {folder}, which has none. {advice}")
+
+
+def run_of_file(path: Path) -> Path:
+    """Return the run folder of a file in it, or in its ``checkpoints``, ``figures`` or ``.hydra``."""
+    return path.parents[1] if path.parent.name in ("checkpoints", "figures", ".hydra") else path.parent
 
 
 @contextmanager
@@ -96,7 +189,8 @@ def remove_unfinished_files(folder: Path) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8, as a whole or not at all; see :func:`written_whole`."""
     with written_whole(path) as file:
-        file.write(text.encode())
+        # A name of a file may hold bytes that are no text.
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -116,4 +210,4 @@ def natural_order(name: Path | str) -> list[tuple[int, str]]:
 
 
 def _number(text: str) -> float:
-    return int(text) if text.lstrip("-").isdigit() else float(text)
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else float(text)

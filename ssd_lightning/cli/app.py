@@ -33,7 +33,7 @@ from ssd_lightning.signals import (
     interruptible,
 )
 
-WRITE_NOTHING = ["hydra.output_subdir=null", "hydra/job_logging=stdout"]
+WRITE_NOTHING = ["hydra.output_subdir=null"]
 """Arguments that keep Hydra from writing files for this process."""
 
 
@@ -60,6 +60,8 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Lightning calls what torch has deprecated, and a user of the commands can do nothing about it.
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    # A run on one machine of a cluster needs no srun.
+    warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used")
     try:
         _refuse_lists_for_groups(arguments)
         require_plugins(arguments)
@@ -67,7 +69,7 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
         arguments = resume_in_run_folder(expand(overrides.with_model_of_weights(command, arguments)))
         if ranks.is_first():
             arguments = check_keys(command, arguments)
-        sys.argv[1:] = [*arguments, *([] if ranks.is_first() else WRITE_NOTHING)]
+        sys.argv[1:] = [*overrides.without_log_file(arguments), *([] if ranks.is_first() else WRITE_NOTHING)]
         start = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=command.config)
         start(_tidy(command.name, task))()
     except KeyboardInterrupt:

@@ -40,6 +40,7 @@ from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.require import require_number
+from ssd_lightning.spreadsheet import write_table
 
 FORMATS = {
     "reached": "{:.1%}",
@@ -130,7 +131,7 @@ def cover(config: DictConfig) -> None:
     tables = inputs.tables(matches)
     levels = coverage_by_level(matches, inputs.grids, inputs.boxes_of_level(inputs.present), len(train))
     for name, table in {**tables, "levels": levels}.items():
-        table.to_csv(folder / f"{name}.csv")
+        write_table(table, folder / f"{name}.csv")
     matched = MatchedBoxes(inputs.present.shapes(), matches)
     figure = draw_coverage(train.boxes, train.labels, inputs.classes, matched, inputs.image_size, threshold)
     save_figure(figure, folder / "figures" / "coverage.png")
@@ -181,13 +182,13 @@ def design(config: DictConfig) -> None:
         },
         orient="index",
     ).astype({"default boxes": int, "objects": int})
-    summary.rename_axis("pictures, boxes").to_csv(folder / "design.csv")
+    write_table(summary.rename_axis("pictures, boxes"), folder / "design.csv")
     tables = {
         name: _compared(table, inputs.tables(train_matches["designed"])[name])
         for name, table in inputs.tables(train_matches["present"]).items()
     }
     for name, table in tables.items():
-        table.to_csv(folder / f"{name}.csv")
+        write_table(table, folder / f"{name}.csv")
     reached = float(summary.loc["training, designed", "reached"])
     options, name = folder / "conf", config.design_name
     found.write(options, name, f"Found by ssd-boxes design: reaches {reached:.1%} of {inputs.summary}.")

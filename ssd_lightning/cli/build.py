@@ -1,6 +1,7 @@
 """The parts of a training, built from its config."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,12 @@ from ssd_lightning.detector.presets import PUBLISHED
 from ssd_lightning.devices import fastest_precision
 from ssd_lightning.training.checkpoint import AtomicCheckpointIO
 from ssd_lightning.training.module import SSDModule
+
+
+def quiet_lightning() -> None:
+    """Show only warnings of Lightning, which reports at length which devices it did not find, and advertises."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def build_datamodule(config: DictConfig) -> DetectionDataModule:

@@ -33,6 +33,7 @@ from ssd_lightning.data.formats.picture_checks import (
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.scoring.scores import MAX_DETECTIONS, score
+from ssd_lightning.spreadsheet import cell, write_table
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 MOST_SHOWN = 5
@@ -108,8 +109,8 @@ def check(config: DictConfig) -> None:
     best = best_ious(boxes, model.default_boxes)
     by_class = coverage_by_class(labels, best, classes, threshold)
     by_size = coverage_by_size(sides(boxes, model.image_size), best, threshold)
-    by_class.to_csv(folder / "classes.csv")
-    by_size.to_csv(folder / "sizes.csv")
+    write_table(by_class, folder / "classes.csv")
+    write_table(by_size, folder / "sizes.csv")
     save_figure(draw_data_set(train, val, classes, model, best, threshold), folder / "figures" / "data.png")
 
     counts = ", ".join(f"{len(pictures)} for {purpose}" for purpose, pictures in splits.items())
@@ -170,7 +171,7 @@ def write_findings(path: Path, problems: list[Finding], fixed: list[Finding], re
         writer = csv.writer(file)
         writer.writerow(("what", "kind", "text"))
         for what, findings in (("problem", problems), ("fixed", fixed), ("remark", remarks)):
-            writer.writerows((what, kind, text) for kind, text in findings)
+            writer.writerows((what, kind, cell(text)) for kind, text in findings)
 
 
 def told(name: str, findings: list[Finding]) -> Iterator[str]:

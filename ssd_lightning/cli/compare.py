@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.review.comparison_report import write_comparison
+from ssd_lightning.run_folder import run_of_file
 
 
 def compare(config: DictConfig) -> None:
@@ -40,6 +41,10 @@ def compare(config: DictConfig) -> None:
 def _check(config: DictConfig) -> None:
     if not isinstance(config.runs, str | ListConfig) or len(config.runs) == 0:
         raise ValueError(f"runs: expected a folder or a list of folders, got {config.runs}")
+    for path in config.runs if isinstance(config.runs, ListConfig) else [config.runs]:
+        file = Path(str(path)).expanduser()
+        if file.is_file():
+            raise ValueError(f"runs: expected a folder, got the file {path}. Try runs={run_of_file(file.absolute())}.")
     require_number("iou_threshold", config.iou_threshold, "(0, 1]")
     require_number("draw_threshold", config.draw_threshold, "[0, 1]")
     require_whole_number("pictures", config.pictures, 0)

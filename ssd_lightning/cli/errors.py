@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import yaml
 from hydra.errors import HydraException, InstantiationException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 PLUGINS = {
     r"hparams_search=(?!null)\w|hydra/sweeper=optuna": "hydra_optuna_sweeper",
@@ -23,6 +23,8 @@ def explain(error: BaseException) -> str | None:
         cause = error.__cause__
         text = (explain(cause) if cause is not None else None) or str(cause or error)
         return f"{where.group(1)}: {_one_line(text)}" if where else _one_line(text)
+    if isinstance(error, MissingMandatoryValue) and error.full_key:
+        return f"{error.full_key}: expected a value, got none. Try {error.full_key}=…, or --help."
     if isinstance(error, (HydraException, OmegaConfBaseException, yaml.YAMLError)):
         # Hydra appends its search path, which means nothing to most users.
         return _one_line(str(error).split("Config search path:")[0])

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ssd_lightning.cli.build import quiet_lightning
 from ssd_lightning.cli.weights import chosen_weights
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
 from ssd_lightning.data.pictures import picture_size, read_picture
@@ -27,6 +28,7 @@ from ssd_lightning.scoring.missed import REASONS, why_missed
 from ssd_lightning.scoring.run_report import write_report
 from ssd_lightning.scoring.scores import coco_columns, voc_columns
 from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_detections, save_detections
+from ssd_lightning.spreadsheet import write_table
 from ssd_lightning.structures import Sample, Truth, select
 from ssd_lightning.training.checkpoint import load_detector, read_checkpoint, rebuild_part
 from ssd_lightning.training.module import SSDModule
@@ -73,7 +75,7 @@ def evaluate(config: DictConfig) -> float:
     console.print(_class_table(table[["objects", *voc, "COCO AP", "best F1", "best F1 at score"]], len(paths)))
     console.print(_coco_table(table, config.coco_max_detections))
     if misses is not None:
-        misses.to_csv(folder / "misses.csv", index=False)
+        write_table(misses, folder / "misses.csv", index=False)
         console.print(_reason_table(misses, config.draw_threshold))
     other = 0.75 if config.iou_threshold == 0.5 else 0.5
     for line in (
@@ -91,6 +93,7 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     Returns:
         Its detections; and the reasons for missed objects, or None without ``why_missed``.
     """
+    quiet_lightning()
     checkpoint = chosen_weights(config.checkpoint)
     detector = load_detector(checkpoint, dict(config.postprocess), config.trusted_packages)
     if config.get("data") and "classes" in config.data and config.data.classes is None:
@@ -102,7 +105,7 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         if config.get("data")
         else rebuild_part(trained, "data", checkpoint, config.trusted_packages)
     )
-    datamodule = DetectionDataModule(
+    datamodule = (DetectionDataModule if config.get("data") else DataOfTraining)(
         data,
         detector.model.image_size,
         batch_size=config.batch_size,
@@ -110,6 +113,15 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         antialias=detector.model.antialias,
     )
     datamodule.prepare_data()
+    try:
+        datamodule.setup("validate")
+    except (ValueError, OSError) as error:
+        if config.get("data"):
+            raise
+        raise ValueError(
+            f"data: expected the data of the training of {checkpoint}, got an error: {error}. "
+            "Try data=<the option of a data set>."
+        ) from error
     if datamodule.classes != detector.classes:
         raise ValueError(
             f"data: expected the classes of the checkpoint, {list(detector.classes)}, got {list(datamodule.classes)}"
@@ -155,6 +167,16 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     misses.insert(0, "picture", [paths[image_id] for image_id in misses.pop("image_id")])
     misses.insert(1, "class", [detector.classes[label - 1] for label in misses.pop("label")])
     return found, misses
+
+
+class DataOfTraining(DetectionDataModule):
+    """The data that a checkpoint names, which are read, and neither generated nor downloaded.
+
+    A checkpoint may come from another machine or person, and must not fill a folder that it names.
+    """
+
+    def prepare_data(self) -> None:
+        """Do nothing."""
 
 
 class StoredPictures:

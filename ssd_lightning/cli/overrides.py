@@ -39,6 +39,9 @@ STARTS_A_SWEEP = re.compile(r"(-m|--multirun|hydra\.mode=MULTIRUN|hydra/sweeper=
 PARSER = OverridesParser.create()
 
 
+NO_LOG_FILE = "hydra/job_logging=stdout"
+"""Argument with which Hydra writes no log file. A run folder has its metrics and its summary instead."""
+
 TAKE_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 """Options of Hydra whose value is the next argument."""
 
@@ -129,6 +132,14 @@ def with_model_of_weights(command: Command, arguments: list[str]) -> list[str]:
     if asked[-1] != model:
         raise ValueError(f"model: expected {model}, which pretrained={name} is for, got {asked[-1]}. Try no model=….")
     return arguments
+
+
+def without_log_file(arguments: list[str]) -> list[str]:
+    """Keep Hydra from writing a log file, which would stay empty. A choice of the user is kept."""
+    if any(argument.startswith("hydra/job_logging=") for argument in arguments):
+        return arguments
+    place = next((place for place, other in enumerate(arguments) if other not in ("-m", "--multirun")), len(arguments))
+    return [*arguments[:place], NO_LOG_FILE, *arguments[place:]]
 
 
 def quote(path: Path | str) -> str:

@@ -7,7 +7,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +15,7 @@ from ssd_lightning.cli.errors import fail
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.cli.trust import refuse_untrusted_config, trusted_packages_in
 from ssd_lightning.folder_lock import STALE_SECONDS, FolderInUseError, FolderLock, InheritedLock
-from ssd_lightning.run_folder import remove_unfinished_files, replace_text
+from ssd_lightning.run_folder import read_config, remove_unfinished_files, replace_text, run_of_file
 
 FIXED_AT_THE_START = {
     *(set(GROUPS) - {"data", "trainer", "logger", "callbacks"}),
@@ -176,7 +175,7 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
             raise ValueError("resume: expected hydra.run.dir=<folder> beside resume=auto, got none")
         folder = Path(folders[-1]).resolve()
     else:
-        folder = Path(resumed[-1]).resolve()
+        folder = _run_to_resume(Path(resumed[-1]).resolve())
     config = folder / ".hydra" / "config.yaml"
     if is_auto or config.is_file():
         # A cluster may start a job again while its former process still saves the run.
@@ -192,8 +191,10 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
         remove_unfinished_files(folder)
     if is_auto:
         others = _without_saved(others, folder)
-    with config.open("rb") as file:
-        saved = yaml.safe_load(file)
+    try:
+        saved = read_config(config)
+    except ValueError as error:
+        raise ValueError(f"resume: {error}") from error
     if not isinstance(saved, dict) or "resume" not in saved:
         raise ValueError(f"resume: expected the config of a run, got {config}")
     refuse_untrusted_config(saved, config, "resume", trusted_packages_in(arguments))
@@ -208,10 +209,27 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
     return [*run_in_folder(folder), f"resume={overrides.quote(folder)}", *others]
 
 
+def _run_to_resume(given: Path) -> Path:
+    """Return the run folder that ``resume=…`` means: the folder itself, or the folder of a last checkpoint.
+
+    Raises:
+        ValueError: if another file, or the folder of a sweep, was given.
+    """
+    if (given / "multirun.yaml").is_file():
+        raise ValueError(f"resume: expected the folder of one run, got the sweep {given}. Try resume_sweep={given}.")
+    if not given.is_file():
+        return given
+    folder = run_of_file(given)
+    if given.name != "last.ckpt":
+        new = f", or pretrained={given} for a new run from these weights" if given.suffix == ".ckpt" else ""
+        raise ValueError(f"resume: expected a run folder, got the file {given}. Try resume={folder}{new}.")
+    return folder
+
+
 def _without_saved(arguments: list[str], folder: Path) -> list[str]:
     """Leave out the arguments that a run was started with, and its folder."""
     path = folder / ".hydra" / "overrides.yaml"
-    saved = (yaml.safe_load(path.read_text()) if path.is_file() else None) or []
+    saved = (read_config(path) if path.is_file() else None) or []
     known = {str(argument).lstrip("+") for argument in saved}
     return [a for a in arguments if a.lstrip("+") not in known and not a.startswith("hydra.run.dir=")]
 
@@ -219,13 +237,13 @@ def _without_saved(arguments: list[str], folder: Path) -> list[str]:
 def run_in_folder(folder: Path) -> list[str]:
     """Return the arguments that run the config saved in a run folder, in that folder."""
     saved = ["--config-path", str(folder / ".hydra"), "--config-name", "config"]
-    return [*saved, f"hydra.run.dir={overrides.quote(folder)}", "hydra.output_subdir=null"]
+    return [*saved, f"hydra.run.dir={overrides.quote(folder)}", "hydra.output_subdir=null", overrides.NO_LOG_FILE]
 
 
 def chosen_options(folder: Path) -> dict[str, str]:
     """Return the option of each group that a run was composed from, also for a resumed run."""
     saved = folder / ".hydra" / "hydra.yaml"
-    choices = OmegaConf.load(saved).hydra.runtime.choices if saved.exists() else {}
+    choices = read_config(saved)["hydra"]["runtime"]["choices"] if saved.exists() else {}
     return {group: option for group, option in choices.items() if group in GROUPS and option is not None}
 
 

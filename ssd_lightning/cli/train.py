@@ -3,7 +3,6 @@
 To read a training from its start, read this file, then ``build.py``, ``training/module.py`` and ``data/datamodule.py``.
 """
 
-import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ssd_lightning.cli.build import (
     build_trainer,
     checkpoint_config,
     plain_values,
+    quiet_lightning,
 )
 from ssd_lightning.cli.launch_ranks import SameOnAllRanks, together
 from ssd_lightning.cli.overrides import PLACES_OF_DATA
@@ -43,9 +43,7 @@ def train(config: DictConfig) -> float:
     """Train, score the best checkpoint, and fill the run folder. Return the best AP at IoU 0.5."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     keep_freed_memory()
-    # Lightning reports at length which devices it did not find, and each rank reports itself.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_lightning()
     if not ranks.is_first():
         warnings.simplefilter("ignore")  # The first rank shows the same warnings.
     lightning.seed_everything(config.seed, workers=True, verbose=False)

@@ -151,6 +151,10 @@ def write_comparison(
     labels = _labels(runs)
     sets, positions = picture_sets(runs.index)
     scored = dict(zip(runs.index, positions, strict=True))
+    for run in runs.index:
+        if runs.at[run, "status"] == FINISHED and scored[run] is None and (Path(run) / FILE_NAME).exists():
+            runs.at[run, "status"] = f"broken: {FILE_NAME}: expected stored detections, got other content"
+    runs = _ranked(runs, score)
     finished = runs[(runs["status"] == FINISHED) & runs[score].notna()]
     best = finished.index[0] if len(finished) else None
     two, reason = None, ""
@@ -425,6 +429,11 @@ def _sentences(
     kinds = runs["status"].str.partition(":")[0].value_counts()
     others = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if kind != FINISHED)
     sentences = [f"{kinds.get(FINISHED, 0)} of {len(runs)} runs finished{f' ({others})' if others else ''}."]
+    sentences += [
+        f"{_shown_folder(str(run), runs)} cannot be read: {status.partition(': ')[2]}."
+        for run, status in runs["status"].items()
+        if status.startswith("broken")
+    ]
     if best is not None:
         sentences.append(f"Best {_name(score)}: {runs.at[best, score]:.3f}, {labels[best]}.")
     if two is not None:

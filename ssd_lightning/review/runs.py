@@ -4,19 +4,27 @@ Only files are read, so the runs can come from other machines. ``settings.py`` r
 ``run_figures.py`` draws them.
 """
 
-import contextlib
-import csv
 import json
 import os
+import sys
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from ssd_lightning.run_folder import JOB_FILE, OF_THE_SWEEP, SET_ASIDE, flatten, natural_order, read_metrics
+from ssd_lightning.run_folder import (
+    JOB_FILE,
+    OF_THE_SWEEP,
+    SCORE_NAMES,
+    SET_ASIDE,
+    Metrics,
+    flatten,
+    natural_order,
+    parse_metrics,
+    read_config,
+)
 
 CURVES = ("train/loss", "val/loss", "val/map_50")
 """Default keys of :func:`learning_curves`, as far as a run has logged them."""
@@ -129,8 +137,7 @@ def learning_curves(runs: pd.DataFrame, keys: Sequence[str] | None = None) -> pd
     logged: dict[Any, dict[int, dict[str, float]]] = {}
     for folder in runs.index:
         # The status in the table gives the reason of the damage.
-        with contextlib.suppress(_Damaged):
-            logged[folder] = _read_metrics(Path(folder))
+        logged[folder] = _read_metrics(Path(folder)).rows
     known = {key for metrics in logged.values() for row in metrics.values() for key in row} - {"step", "epoch"}
     for key in keys or ():
         if key not in known:
@@ -242,6 +249,9 @@ def _read_files(folder: Path) -> _Run:
             problems.append(str(damage))
             return None
 
+    metrics = _read_metrics(folder)
+    if metrics.damage:
+        problems.append(metrics.damage)
     has_summary = (folder / "summary.json").exists()
     has_config = (folder / ".hydra" / "config.yaml").exists()
     summary = read(_read_json, folder / "summary.json") if has_summary else {}
@@ -251,13 +261,15 @@ def _read_files(folder: Path) -> _Run:
     choices = (summary or {}).get("choices")
     if not choices and (folder / ".hydra" / "hydra.yaml").exists():
         choices = (read(_hydra, folder) or {}).get("runtime", {}).get("choices")
-    scores = (summary or {}).get("scores") or {}
-    if summary and "best_epoch" in summary:
+    results = {name: summary[name] for name in ("best_epoch", *COSTS) if summary and name in summary}
+    scores = (summary or {}).get("scores", {})
+    problems += [f"summary.json: {problem}" for problem in _odd_numbers(results, scores)]
+    if isinstance(results.get("best_epoch"), int):
         # People count epochs from 1, files from 0.
-        summary = {**summary, "best_epoch": summary["best_epoch"] + 1}
+        results["best_epoch"] += 1
     status = "finished"
     if not has_summary:
-        scores = read(_last_scores, folder) or {}
+        scores = _last_scores(metrics.rows)
         reason = f": {job['reason']}" if job and job.get("reason") else ""
         status = f"{job['status']}{reason}" if job and job.get("status") in ("failed", "interrupted") else "unfinished"
     if problems:
@@ -267,27 +279,45 @@ def _read_files(folder: Path) -> _Run:
         " ".join(status.split()),
         None if config is None else {key: _hashable(v) for key, v in flatten(config).items() if v not in (None, {})},
         {group: str(option) for group, option in (choices or {}).items() if option is not None and "/" not in group},
-        summary or {},
-        {_score_name(key): value for key, value in scores.items() if isinstance(value, int | float)},
+        {name: value for name, value in results.items() if _is_finite(value)},
+        {_score_name(key): value for key, value in scores.items() if _is_finite(value)},
     )
+
+
+def _odd_numbers(results: dict[str, Any], scores: Any) -> Iterator[str]:
+    """Yield a description of each result or score that is no number, or cannot be right."""
+    if not isinstance(scores, dict):
+        yield f"scores: expected numbers by name, got {type(scores).__name__}"
+        scores = {}
+    for name, value in [*results.items(), *scores.items()]:
+        is_share = name.removeprefix("val/") in SCORE_NAMES
+        # A score is NaN where the data hold no such objects.
+        is_absent = name in scores and isinstance(value, float) and value != value
+        if not (is_absent or (_is_finite(value) and (not is_share or -1 <= value <= 1))):
+            yield f"{name}: expected a {'number up to 1' if is_share else 'finite number'}, got {str(value)[:40]!r}"
+
+
+def _is_finite(value: Any) -> bool:
+    # Abs of an int compares exactly, while a conversion of a large one to float would fail.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _score_name(key: str) -> str:
     return key if key.startswith("val/loss") else key.removeprefix("val/")
 
 
-def _last_scores(folder: Path) -> dict[str, float]:
+def _last_scores(rows: dict[int, dict[str, float]]) -> dict[str, float]:
     scores: dict[str, float] = {}
-    for row in _read_metrics(folder).values():
+    for row in rows.values():
         scores |= {key: value for key, value in row.items() if key.startswith("val/")}
     return scores
 
 
-def _read_metrics(folder: Path) -> dict[int, dict[str, float]]:
+def _read_metrics(folder: Path) -> Metrics:
     try:
-        return read_metrics(folder / "metrics.csv")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise _Damaged(f"metrics.csv: {error}") from error
+        return parse_metrics(folder / "metrics.csv")
+    except OSError as error:
+        return Metrics({}, f"metrics.csv: {error.strerror or error}")
 
 
 def _hydra(folder: Path) -> dict[str, Any]:
@@ -295,19 +325,23 @@ def _hydra(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return _mapping(path, json.loads)
+    return _mapping(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    # The loader in C is ten times as fast as OmegaConf. Interpolations stay text.
-    return _mapping(path, lambda text: yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    # OmegaConf would take ten times as long. Interpolations stay text.
+    return _mapping(path, read_config)
 
 
-def _mapping(path: Path, parse: Any) -> dict[str, Any]:
+def _mapping(path: Path, read: Any) -> dict[str, Any]:
     try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise _Damaged(f"{path.name}: {error}") from error
+        content = read(path)
+    except RecursionError as error:
+        raise _Damaged(f"{path.name}: expected fewer levels, got a file that is nested too deeply") from error
+    except OSError as error:
+        raise _Damaged(f"{path.name}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise _Damaged(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from error
     if not isinstance(content, dict):
         raise _Damaged(f"{path.name}: expected a mapping, got {type(content).__name__}")
     return content

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections
+from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_names, load_objects
 from ssd_lightning.structures import ObjectRecords
 
 
@@ -59,8 +59,8 @@ def _read_picture_set(run: Path) -> PictureSet | None:
     """Read the set of a run without its detections, which are many."""
     try:
         with np.load(run / FILE_NAME, allow_pickle=False) as file:
-            objects = ObjectRecords(*(file[f"objects.{name}"] for name in ObjectRecords._fields))
-            return _picture_set(file["paths"].tolist(), file["classes"].tolist(), objects)
+            paths, classes = load_names(file)
+            return _picture_set(paths, classes, load_objects(file, paths, classes))
     except Exception:  # numpy and zipfile raise a dozen types of errors for other files.
         return None
 

@@ -17,6 +17,7 @@ from ssd_lightning.scoring.score_figures import (
     draw_score_thresholds,
 )
 from ssd_lightning.scoring.scores import MAX_DETECTIONS, score_by_class
+from ssd_lightning.spreadsheet import write_table
 from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
 
 
@@ -51,10 +52,10 @@ def write_report(
     counts = confusion_matrix(detections, objects, len(classes), iou_threshold, draw_threshold)
     curves = precision_recall_curves(detections, objects, len(classes), iou_threshold)
     costs = cost_in_ap(detections, objects, len(classes), iou_threshold, score_threshold=draw_threshold)
-    table.to_csv(folder / "scores.csv")
-    costs.to_csv(folder / "error_costs.csv")
-    confusion_table(counts, classes).to_csv(folder / "confusion.csv")
-    _points(curves, classes).to_csv(folder / "precision_recall.csv", index=False, float_format="%.6g")
+    write_table(table, folder / "scores.csv")
+    write_table(costs, folder / "error_costs.csv")
+    write_table(confusion_table(counts, classes), folder / "confusion.csv")
+    write_table(_points(curves, classes), folder / "precision_recall.csv", index=False, float_format="%.6g")
     for name, figure in (
         ("precision_recall", draw_precision_recall(curves, classes, iou_threshold, draw_threshold)),
         ("score_thresholds", draw_score_thresholds(curves, classes, iou_threshold)),

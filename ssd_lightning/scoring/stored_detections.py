@@ -1,8 +1,8 @@
 """The file ``detections.npz`` of a run folder: the detections of a validation, and its ground truth."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 FILE_NAME = "detections.npz"
 """Name of the file in a run folder."""
+
+LARGEST_PIXEL = 1e7
+"""Largest coordinate of a box; a larger one is a damaged number."""
 
 
 class StoredDetections(NamedTuple):
@@ -38,6 +41,55 @@ def save_detections(
     )
 
 
+def load_names(file: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the files of the pictures and the names of the classes from an open file of :func:`save_detections`.
+
+    Raises:
+        ValueError: if they are no texts.
+    """
+    return _texts(file, "paths"), _texts(file, "classes")
+
+
+def load_objects(file: Any, paths: Sequence[str], classes: Sequence[str]) -> ObjectRecords:
+    """Read the objects of an open file of :func:`save_detections`.
+
+    Raises:
+        ValueError: if they do not belong to these pictures and classes.
+    """
+    return ObjectRecords(*_columns(file, "objects", ObjectRecords._fields, paths, classes))
+
+
+def _texts(file: Any, name: str) -> tuple[str, ...]:
+    array = file[name]
+    # An empty list has the type of a number.
+    if array.ndim != 1 or (array.dtype.kind != "U" and len(array)):
+        raise ValueError(f"{name}: expected texts, got {array.dtype} of shape {array.shape}")
+    return tuple(array.tolist())
+
+
+def _columns(
+    file: Any, kind: str, names: Sequence[str], paths: Sequence[str], classes: Sequence[str]
+) -> Iterator[np.ndarray]:
+    """Yield the columns of records, and refuse values that no run writes."""
+    count = len(file[f"{kind}.image_ids"])
+    for name in names:
+        column = file[f"{kind}.{name}"]
+        types, shape, least, most = {
+            "image_ids": ("iu", (count,), 0, len(paths) - 1),
+            "labels": ("iu", (count,), 1, len(classes)),
+            "boxes": ("f", (count, 4), -LARGEST_PIXEL, LARGEST_PIXEL),
+            "scores": ("f", (count,), 0, 1),
+            "difficult": ("b", (count,), 0, 1),
+        }[name]
+        if column.dtype.kind not in types or column.shape != shape:
+            raise ValueError(f"{kind}.{name}: expected the shape {shape}, got {column.dtype} of shape {column.shape}")
+        # NaN fails both comparisons.
+        wrong = column[~((column >= least) & (column <= most))]
+        if wrong.size:
+            raise ValueError(f"{kind}.{name}: expected numbers in [{least:g}, {most:g}], got {wrong[0]:g}")
+        yield column
+
+
 def load_detections(path: Path | str) -> StoredDetections:
     """Read a file of :func:`save_detections`.
 
@@ -55,12 +107,9 @@ def load_detections(path: Path | str) -> StoredDetections:
         if isinstance(content, np.ndarray):
             raise ValueError("it holds a single array")
         with content as file:
-            return StoredDetections(
-                DetectionRecords(*(file[f"detections.{name}"] for name in DetectionRecords._fields)),
-                ObjectRecords(*(file[f"objects.{name}"] for name in ObjectRecords._fields)),
-                tuple(file["paths"].tolist()),
-                tuple(file["classes"].tolist()),
-            )
+            paths, classes = load_names(file)
+            detections = DetectionRecords(*_columns(file, "detections", DetectionRecords._fields, paths, classes))
+            return StoredDetections(detections, load_objects(file, paths, classes), paths, classes)
     except Exception as error:  # numpy and zipfile raise a dozen types of errors for other files.
         raise ValueError(
             f"detections: expected stored detections, got {path}, which cannot be read ({error}). "

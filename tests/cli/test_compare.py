@@ -53,7 +53,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ([], "Missing mandatory value: runs"),
+            ([], "runs: expected a value, got none"),
+            (["runs=sweep/0/summary.json"], "runs: expected a folder, got the file sweep/0/summary.json. Try runs=/"),
             (["runs=nowhere"], "folders: expected folders that exist, got"),
             (["runs=empty"], "folders: expected folders with runs of ssd-train, got"),
             (["runs=[]"], "runs: expected a folder or a list of folders, got []"),

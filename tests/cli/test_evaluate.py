@@ -1,6 +1,9 @@
 """``ssd-evaluate``: scores of a checkpoint, and of stored detections."""
 
 import json
+import os
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from banana_folder import write_banana_folder
-from command_line import Outcome, run_command
+from command_line import Outcome, run_command, subprocess_command
 from places import FIXTURES
 from run_folder import Trained, summary_of
 
@@ -19,13 +22,18 @@ from ssd_lightning.structures import DetectionRecords, ObjectRecords, select
 pytestmark = pytest.mark.usefixtures("empty_figures")
 
 
+def write_few_bananas(root: Path, **settings: int) -> None:
+    if not root.exists():
+        write_banana_folder(root, num_train=2, num_val=2, side=64)
+
+
 class TestCheckpoint:
     @pytest.fixture(scope="class")
     def scored(self, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         """The run folder of one evaluation, and what it printed."""
         folder = tmp_path_factory.mktemp("work") / "scores"
         settings = ["why_missed=true", "draw_threshold=0.9", "num_workers=0"]
-        outcome = run_command("ssd-evaluate", trained.checkpoint, *settings, f"hydra.run.dir={folder}")
+        outcome = run_command("ssd-evaluate", str(trained.folder), *settings, f"hydra.run.dir={folder}")
         assert outcome.exit_code == 0, outcome.error
         return folder, outcome
 
@@ -38,6 +46,9 @@ class TestCheckpoint:
         assert written["COCO AP"] == pytest.approx(summary["val/map"], abs=1e-6)
         assert written["COCO AP50"] == pytest.approx(summary["val/map_50"], abs=1e-6)
         assert "banana" in (folder / "scores.csv").read_text()
+
+    def test_a_run_folder_stands_for_its_best_checkpoint(self, scored: tuple[Path, Outcome], trained: Trained):
+        assert f"Weights: {trained.best}\n" in scored[1].out
 
     def test_why_objects_are_missed(self, scored: tuple[Path, Outcome]):
         folder, outcome = scored
@@ -73,6 +84,39 @@ class TestCheckpoint:
         after, within = ((tmp_path / name / "scores.csv").read_text() for name in ("after", "within"))
         assert after == within
         assert "VOC12 AP at IoU 0.25" in after
+
+    def test_stored_data_are_read_and_never_made(self, run, trained: Trained, tmp_path: Path):
+        content = torch.load(trained.best, weights_only=True)
+        content["ssd_lightning"]["config"]["data"] = {
+            "_target_": "ssd_lightning.GeneratedBananas",
+            "root": str(tmp_path / "new"),
+        }
+        torch.save(content, tmp_path / "other.ckpt")
+        outcome = run("ssd-evaluate", "other.ckpt", "trainer=cpu", "num_workers=0")
+        assert outcome.exit_code == 1
+        assert outcome.message.startswith("ssd-evaluate: data: ")
+        assert "other.ckpt" in outcome.message
+        assert str(tmp_path / "new") in outcome.message
+        assert not (tmp_path / "new").exists()
+        # What is typed may be drawn.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ssd_lightning.data.bananas.dataset.generate_bananas", write_few_bananas)
+            typed = ["data=banana_generated", f"data.root={tmp_path / 'new'}"]
+            assert run("ssd-evaluate", "other.ckpt", "trainer=cpu", "num_workers=0", *typed).exit_code == 0
+
+    def test_nothing_of_lightning_is_shown_also_where_slurm_is_installed(self, trained: Trained, tmp_path: Path):
+        (tmp_path / "srun").write_text("#!/bin/sh\n")
+        (tmp_path / "srun").chmod(0o755)
+        done = subprocess.run(
+            subprocess_command("evaluate", trained.checkpoint, "num_workers=0", "trainer=cpu"),
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        )
+        assert done.stderr == ""
+        assert not re.search("Lightning|LitLogger|Tip|available|srun", done.stdout)
 
     def test_a_checkpoint_without_its_data_needs_data(self, run, trained: Trained, tmp_path: Path):
         content = torch.load(trained.best, weights_only=True)

@@ -53,6 +53,29 @@ def test_a_run_with_a_checkpoint_is_continued(folder: Path):
     assert arguments[-2:] == [f'resume="{folder}"', "trainer.max_epochs=9"]
 
 
+def test_the_last_checkpoint_stands_for_its_run(folder: Path):
+    write_checkpoint(folder)
+    arguments = resume_in_run_folder([f"resume={folder}/checkpoints/last.ckpt"])
+    assert arguments == resume_in_run_folder([f"resume={folder}"])
+    # Hydra would make a second log beside that of the start, and both stay empty.
+    assert "hydra/job_logging=stdout" in arguments
+
+
+@pytest.mark.parametrize("name", ["checkpoints/best.ckpt", "metrics.csv", "figures/curves.png"])
+def test_another_file_is_refused_with_its_run(folder: Path, name: str):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    with pytest.raises(ValueError, match=rf"^resume: .*{name}\. Try resume={folder}\b") as caught:
+        resume_in_run_folder([f"resume={folder / name}"])
+    assert (f"pretrained={folder / name}" in str(caught.value)) == name.endswith(".ckpt")
+
+
+def test_a_sweep_is_resumed_by_another_key(folder: Path):
+    (folder / "multirun.yaml").touch()
+    with pytest.raises(ValueError, match=rf"^resume: .* Try resume_sweep={folder}\."):
+        resume_in_run_folder([f"resume={folder}"])
+
+
 def test_a_run_without_a_checkpoint_starts_again(folder: Path, capsys):
     assert is_started_anew(resume_in_run_folder([f"resume={folder}"]), folder)
     assert str(folder) in capsys.readouterr().out

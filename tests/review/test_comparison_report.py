@@ -156,7 +156,15 @@ class TestWhatGoesWrong:
         assert "2 of 4 runs finished (" in page.text
         assert "3 failed: loss is NaN <at> step 3" in page.text
         assert "1 broken: summary.json: Expecting" in page.text
+        assert "1 cannot be read: summary.json: Expecting" in page.text
         assert [row["status"] for row in page.table("run")][:2] == ["finished", "finished"]
+
+    def test_a_run_with_damaged_detections_is_not_finished(self, truth: StoredDetections, tmp_path: Path):
+        write_sweep(tmp_path, truth)
+        (tmp_path / "1" / "detections.npz").write_bytes(b"PK")
+        page = self.report(tmp_path)
+        assert "3 of 4 runs finished (1 broken)" in page.text
+        assert "1 cannot be read: detections.npz" in page.text
 
     def test_missing_pictures_are_reported(self, truth: StoredDetections, tmp_path: Path):
         shutil.copytree(Path(truth.paths[0]).parent, tmp_path / "images")

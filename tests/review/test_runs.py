@@ -173,6 +173,16 @@ class TestLoadRuns:
             ("summary.json", b"{", "summary.json: Expecting"),
             ("summary.json", b"[1]", "summary.json: expected a mapping, got list"),
             ("summary.json", b"\xff\xfe", "summary.json: 'utf-8'"),
+            ("summary.json", b'{"a": ' * 100_000, "summary.json: expected fewer levels"),
+            ("summary.json", b'{"scores": {"val/map_50": 1e400}}', "summary.json: val/map_50: expected a number"),
+            ("summary.json", b'{"scores": {"val/map_50": -Infinity}}', "summary.json: val/map_50: expected a number"),
+            ("summary.json", b'{"scores": {"val/map_50": 7}}', "summary.json: val/map_50: expected a number up to 1"),
+            ("summary.json", b'{"scores": {"val/loss": 1e400}}', "summary.json: val/loss: expected a finite number"),
+            ("summary.json", b'{"scores": {}, "train_seconds": "long"}', "summary.json: train_seconds: expected"),
+            ("summary.json", b'{"parameters": 1%s}' % (b"0" * 400), "summary.json: parameters: expected"),
+            ("summary.json", b'{"best_epoch": [1]}', "summary.json: best_epoch: expected"),
+            ("metrics.csv", b"epoch,val/map_50\n1,1\n", "metrics.csv: expected a column step"),
+            (".hydra/config.yaml", b"a: &a [1]\nb: [*a, *a]\n", "config.yaml: expected a config without aliases"),
             (".hydra/config.yaml", b"a: [", "config.yaml: "),
             (".hydra/config.yaml", b"text", "config.yaml: expected a mapping, got str"),
             (".hydra/config.yaml", b"\x00", "config.yaml: "),
@@ -189,6 +199,15 @@ class TestLoadRuns:
         assert runs["status"].tolist()[:2] == ["finished"] * 2
         assert runs["status"].iloc[2].startswith(f"broken: {reason}")
         assert "\n" not in runs["status"].iloc[2]
+        numbers = runs.select_dtypes("number").to_numpy(float)
+        assert not np.isinf(numbers).any()
+        assert {"map_50", "train_seconds"} <= set(runs.select_dtypes("number").columns)
+
+    def test_a_score_without_objects_is_no_damage(self, tmp_path: Path):
+        write_run(tmp_path / "a", scores={"map_50": 0.5, "map_small": float("nan")})
+        runs = load_runs(tmp_path)
+        assert runs["status"].tolist() == ["finished"]
+        assert "map_small" not in runs.columns
 
     @pytest.mark.parametrize("content", ['{"scores": [1]}', '{"choices": 3}', '{"scores": {"val/map_50": "high"}}'])
     def test_a_summary_of_unexpected_types_is_no_exception(self, tmp_path: Path, content: str):
@@ -199,10 +218,13 @@ class TestLoadRuns:
         assert pd.isna(runs["map_50"].iloc[1])
 
     def test_damaged_metrics_of_an_unfinished_run(self, tmp_path: Path):
-        write_run(tmp_path / "a", metrics="step,epoch,val/map_50\n1,0,many\n")
+        write_run(tmp_path / "a", metrics="step,epoch,val/map_50\n1,0,0.25\n2,0,many\n")
         write_run(tmp_path / "b", scores={"map_50": 0.5}, metrics=METRICS)
-        assert load_runs(tmp_path)["status"].iloc[0].startswith("broken: metrics.csv: ")
-        assert set(learning_curves(load_runs(tmp_path))["run"]) == {str(tmp_path / "b")}
+        runs = load_runs(tmp_path)
+        assert runs["status"].iloc[0].startswith("broken: metrics.csv: 1 of 2 rows cannot be read")
+        assert runs["map_50"].tolist() == [0.25, 0.5]
+        curves = learning_curves(runs, ["val/map_50"])
+        assert curves[curves["run"] == str(tmp_path / "a")]["value"].tolist() == [0.25]
 
     def test_damage_of_any_kind_is_no_exception(self, tmp_path: Path):
         whole = write_run(tmp_path / "whole", scores={"map_50": 0.5}, metrics=METRICS)

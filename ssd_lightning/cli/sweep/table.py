@@ -32,6 +32,7 @@ from ssd_lightning.run_folder import (
     remove_unfinished_files,
     replace_text,
 )
+from ssd_lightning.spreadsheet import cell
 
 SCORES = {SCORE_NAMES[key]: f"val/{key}" for key in ("map_50", "map", "map_voc07", "map_voc12")}
 """Columns of the tables, and the keys of their values in ``summary.json``."""
@@ -176,8 +177,8 @@ def update(sweep: Path) -> list[Job]:
             if rows:
                 written = io.StringIO()
                 writer = csv.DictWriter(written, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+                writer.writerow({key: cell(key) for key in rows[0]})
+                writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
                 replace_text(sweep / name, written.getvalue())
     return jobs
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import lightning
 import pandas as pd
-import yaml
 from lightning.pytorch.loggers import Logger
 
-from ssd_lightning.run_folder import TEST_SCORES
+from ssd_lightning.run_folder import TEST_SCORES, read_config
+from ssd_lightning.spreadsheet import read_table
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 
@@ -108,14 +108,14 @@ def read_results(folder: Path) -> Results:
     numbers |= {key: summary[key] for key in ("train_seconds", "images_per_second", "parameters", "default_boxes")}
     tested = folder / TEST_SCORES
     numbers |= json.loads(tested.read_text())["scores"] if tested.exists() else {}
-    overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+    overrides = read_config(folder / ".hydra" / "overrides.yaml")
     changed = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
     return Results(
         numbers,
         choices={**summary["choices"], **changed, "seed": str(summary["seed"])},
-        by_class=pd.read_csv(folder / "scores.csv", index_col="class", **EMPTY_IS_NAN),
-        precision_recall=pd.read_csv(folder / "precision_recall.csv", **EMPTY_IS_NAN),
-        confusion=pd.read_csv(folder / "confusion.csv", index_col="truth", **EMPTY_IS_NAN),
+        by_class=read_table(folder / "scores.csv", index_col="class", **EMPTY_IS_NAN),
+        precision_recall=read_table(folder / "precision_recall.csv", **EMPTY_IS_NAN),
+        confusion=read_table(folder / "confusion.csv", index_col="truth", **EMPTY_IS_NAN),
         figures={name: folder / "figures" / f"{name}.png" for name in FIGURES},
         checkpoint=folder / "checkpoints" / "best.ckpt",
     )

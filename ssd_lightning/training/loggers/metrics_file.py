@@ -2,6 +2,9 @@
 
 import csv
 import io
+import itertools
+import logging
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ssd_lightning.run_folder import read_metrics, replace_text
+from ssd_lightning.run_folder import parse_metrics, replace_text
+
+logger = logging.getLogger(__name__)
 
 
 class MetricsFile(Logger):
@@ -51,11 +56,21 @@ class MetricsFile(Logger):
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         step = int(step or 0)
         if not self._resumed:
-            self._rows = {at: row for at, row in read_metrics(self.path).items() if at < step}
+            self._rows = {at: row for at, row in self._saved().items() if at < step}
             self._resumed = True
         row = self._rows.setdefault(step, {"step": step})
         row.update({key: value.item() if isinstance(value, Tensor) else value for key, value in metrics.items()})
         self._changed = True
+
+    def _saved(self) -> dict[int, dict[str, float]]:
+        """Return the rows of the run so far. Keep a copy of a file with damaged rows, since it is written anew."""
+        found = parse_metrics(self.path)
+        if found.damage:
+            names = (f"metrics_damaged{number or ''}.csv" for number in itertools.count())
+            copy = next(path for path in map(self.path.with_name, names) if not path.exists())
+            shutil.copyfile(self.path, copy)
+            logger.warning("%s. The other rows are continued, and %s keeps the file as it was.", found.damage, copy)
+        return found.rows
 
     @rank_zero_only
     def save(self) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import pandas as pd
 import wandb
-import yaml
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
-from ssd_lightning.run_folder import JOB_FILE
+from ssd_lightning.run_folder import JOB_FILE, read_config
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 from ssd_lightning.training.loggers.dashboard import Dashboard, Results
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
@@ -273,8 +272,8 @@ def sweep_and_job(folder: Path) -> tuple[str | None, str | None]:
     sweep = next((parent for parent in folder.parents if (parent / "multirun.yaml").exists()), None)
     if sweep is None or not (folder / JOB_FILE).exists():
         return None, None
-    of_sweep = yaml.safe_load((sweep / "multirun.yaml").read_text())["hydra"]["overrides"]["task"]
-    of_job = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+    of_sweep = read_config(sweep / "multirun.yaml")["hydra"]["overrides"]["task"]
+    of_job = read_config(folder / ".hydra" / "overrides.yaml")
     varying = [override for override in of_job if override not in of_sweep]
     return sweep.name, " ".join([str(folder.relative_to(sweep)), *varying])[:LONGEST_NAME]
 

@@ -1,0 +1,113 @@
+"""The files of a run folder: which are meant, and what is read of damaged ones."""
+
+from pathlib import Path
+
+import pytest
+
+from ssd_lightning.run_folder import checkpoint_in, parse_metrics, read_config, run_of_file
+
+
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+class TestCheckpoint:
+    def test_the_best_comes_before_the_last(self, tmp_path: Path):
+        last, best = tmp_path / "checkpoints/last.ckpt", tmp_path / "checkpoints/best.ckpt"
+        touch(last)
+        assert checkpoint_in(tmp_path, "checkpoint") == last
+        touch(best)
+        assert checkpoint_in(tmp_path, "checkpoint") == best
+        assert checkpoint_in(best.parent, "checkpoint") == best
+
+    def test_a_folder_without_one_is_refused(self, tmp_path: Path):
+        with pytest.raises(ValueError, match=f"^pretrained: expected .*got {tmp_path}, which has none"):
+            checkpoint_in(tmp_path, "pretrained")
+
+    def test_a_sweep_is_refused_with_its_first_job(self, tmp_path: Path):
+        touch(*(tmp_path / job / "checkpoints/best.ckpt" for job in ("10", "2")))
+        with pytest.raises(ValueError, match=f"Try checkpoint={tmp_path}/2\\."):
+            checkpoint_in(tmp_path, "checkpoint")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "checkpoints/best.ckpt", ".hydra/config.yaml", "figures/curves.png"])
+def test_the_run_of_a_file(name: str):
+    assert run_of_file(Path("runs/a") / name) == Path("runs/a")
+
+
+HEADER = "step,epoch,val/map_50\n"
+WHOLE = f"{HEADER}1,0,0.25\n2,0,\n3,1,0.5\n"
+
+
+class TestMetrics:
+    @pytest.mark.parametrize(
+        ("text", "steps", "damage"),
+        [
+            (WHOLE, [1, 2, 3], ""),
+            (HEADER, [], ""),
+            (WHOLE.replace("\n", "\r\n"), [1, 2, 3], ""),
+            ("", [], "step"),
+            ("epoch,val/map_50\n0,0.25\n", [], "step"),
+            (f"{HEADER}1,0,0.25\n2,0,0.5,0.75\n3,0,0.5\n", [1, 3], "1 of 3 rows cannot be read, the first in line 3"),
+            (f"{HEADER}1,0,0.25\n2,0\nthree,0,0.5\n,0,0.5\n4.5,0,1\n-1,0,1\n", [1], "5 of 6 rows"),
+            (f"{HEADER}1,0,much\n2,0,0.5\n", [2], "1 of 2 rows cannot be read, the first in line 2"),
+            (f'{HEADER}1,0,0.25\n"2,0,0.5\n3,0,0.5\n', [1, 3], "line 3"),
+            (f"{HEADER}1,0,0.25\nnan,0,1\ninf,0,1\n1e400,0,1\n{'9' * 5000},0,1\n", [1], "4 of 5 rows"),
+            (f"{HEADER}1,0,0.25\n\x00\x00\n", [1], "1 of 2 rows"),
+        ],
+    )
+    def test_rows_that_can_be_read_are_kept(self, tmp_path: Path, text: str, steps: list[int], damage: str):
+        (tmp_path / "metrics.csv").write_bytes(text.encode())
+        found = parse_metrics(tmp_path / "metrics.csv")
+        assert list(found.rows) == steps
+        assert damage in found.damage
+        assert bool(found.damage) == bool(damage)
+        assert "\n" not in found.damage
+
+    def test_no_cut_gives_a_wrong_number(self, tmp_path: Path):
+        """A file that ends within a number has fewer digits, so the row does not count."""
+        path = tmp_path / "metrics.csv"
+        path.write_text(WHOLE)
+        whole = parse_metrics(path).rows
+        for length in range(len(WHOLE)):
+            path.write_text(WHOLE[:length])
+            found = parse_metrics(path)
+            assert found.rows.items() <= whole.items()
+            assert bool(found.damage) == (length == 0 or WHOLE[length - 1] != "\n")
+
+    def test_bytes_that_are_no_text(self, tmp_path: Path):
+        (tmp_path / "metrics.csv").write_bytes(HEADER.encode() + b"1,0,0.25\n\xff\xfe,0,1\n2,0,1\n")
+        found = parse_metrics(tmp_path / "metrics.csv")
+        assert list(found.rows) == [1, 2]
+        assert "line 3" in found.damage
+
+
+class TestConfig:
+    def test_what_a_run_saves(self, tmp_path: Path):
+        (tmp_path / "config.yaml").write_text("a: {b: [1, 2.5, null, text]}\n")
+        assert read_config(tmp_path / "config.yaml") == {"a": {"b": [1, 2.5, None, "text"]}}
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 30))]), "aliases"),
+            ("a: &a [*a]", "aliases"),
+            (f"{'[' * 100_000}", "levels|nesting"),
+            (f"a: {'{b: ' * 200}1{'}' * 200}", "levels"),
+            (f"a: {'x' * 2**20}", "bytes"),
+            ("a: [", "a"),
+            ("!!python/object/apply:os.system ['true']", "python"),
+        ],
+        ids=["bomb", "loop", "nested", "nested mappings", "large", "cut", "code"],
+    )
+    def test_anything_else_is_refused_at_once(self, tmp_path: Path, text: str, reason: str):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"^{tmp_path}/config.yaml: .*{reason}") as caught:
+            read_config(tmp_path / "config.yaml")
+        assert "\n" not in str(caught.value)
+
+    def test_a_missing_file(self, tmp_path: Path):
+        with pytest.raises(ValueError, match=r"config\.yaml: No such file"):
+            read_config(tmp_path / "config.yaml")
