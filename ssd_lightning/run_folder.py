@@ -106,12 +106,14 @@ def read_config(path: Path | str) -> Any:
         ValueError: with the file, if it is missing, too large, nested too deeply, has an alias, or is no YAML.
     """
     path = Path(path)
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         size = path.stat().st_size
         if size > LARGEST_CONFIG:
             raise ValueError(f"expected a config of at most {LARGEST_CONFIG} bytes, got {size}")
         content = path.read_bytes()
+        # The faster loader in C refuses bytes of a file's name that are no text.
+        has_odd_name = re.search(rb"\\u[dD][cC]", content) is not None
+        loader = yaml.SafeLoader if has_odd_name else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         depth = 0
         # The events are read first, since building the content of nested lists is recursive.
         for event in yaml.parse(content, loader):

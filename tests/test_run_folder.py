@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from ssd_lightning.run_folder import checkpoint_in, parse_metrics, read_config, run_of_file
 
@@ -88,6 +89,10 @@ class TestConfig:
     def test_what_a_run_saves(self, tmp_path: Path):
         (tmp_path / "config.yaml").write_text("a: {b: [1, 2.5, null, text]}\n")
         assert read_config(tmp_path / "config.yaml") == {"a": {"b": [1, 2.5, None, "text"]}}
+
+    def test_a_name_with_bytes_that_are_no_text(self, tmp_path: Path):
+        OmegaConf.save(OmegaConf.create({"root": "d\udcff"}), tmp_path / "config.yaml")
+        assert read_config(tmp_path / "config.yaml") == {"root": "d\udcff"}
 
     @pytest.mark.parametrize(
         ("text", "reason"),

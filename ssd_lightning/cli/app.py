@@ -5,6 +5,7 @@ Nothing heavy is imported here: torch and Lightning are imported by the task, on
 
 import contextlib
 import functools
+import io
 import os
 import shutil
 import sys
@@ -54,6 +55,9 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
         print(help_text(command, arguments))
         return
     end_with_the_process_that_started_this(can_save=ranks.is_first())
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name of a file may hold bytes that are no text, and a printed command should name the same file.
+        sys.stdout.reconfigure(errors="surrogateescape")
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     ranks.wants_traceback = wants_traceback
     # With this variable Hydra passes errors on, instead of printing part of a traceback.
@@ -63,6 +67,8 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     # A run on one machine of a cluster needs no srun.
     warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used")
     try:
+        if "${" in os.getcwd():
+            raise ValueError(f"working folder: expected a name without ${{, got {os.getcwd()}. Try another folder.")
         _refuse_lists_for_groups(arguments)
         require_plugins(arguments)
         arguments = overrides.readable(overrides.named(command, arguments))

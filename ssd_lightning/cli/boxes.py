@@ -13,7 +13,6 @@ from hydra.utils import instantiate
 from jaxtyping import Int
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -33,6 +32,7 @@ from ssd_lightning.box_design.coverage import (
 from ssd_lightning.box_design.coverage_figures import MatchedBoxes, draw_coverage, draw_design
 from ssd_lightning.box_design.search import design_boxes
 from ssd_lightning.cli.build import build_datamodule, plain_values, without_weights
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.detector.default_boxes import DefaultBoxes, Grid
 from ssd_lightning.detector.matching import BoxMatcher
@@ -258,7 +258,7 @@ def _begin(config: DictConfig) -> tuple[Path, Console, Inputs]:
         f"{len(train.labels)} objects of {len(datamodule.classes)} classes in {len(train)} training pictures{view}, "
         f"model={choices['model']}"
     )
-    console = Console()
+    console = screen()
     _print(console, f"{summary}: {len(model.default_boxes)} default boxes")
     inputs = Inputs(
         train,
@@ -316,7 +316,7 @@ def _table(content: pd.DataFrame, title: str, threshold: float) -> Table:
     for column in content.columns:
         table.add_column(f"IoU ≥ {threshold:g}" if column == "reached" else column, justify="right")
     for name, row in zip(content.index, _cells(content), strict=True):
-        table.add_row(escape(str(name)), *row, style="bold" if name == "all" else None)
+        table.add_row(str(name), *row, style="bold" if name == "all" else None)
     return table
 
 
@@ -345,4 +345,4 @@ def _cells(content: pd.DataFrame) -> list[list[str]]:
 
 
 def _print(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(line, soft_wrap=True)

@@ -12,12 +12,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ssd_lightning.box_design.coverage import best_ious, coverage_by_class, coverage_by_size, sides, worst_classes
 from ssd_lightning.box_design.data_figures import draw_data_set
 from ssd_lightning.cli.build import plain_values, refuse_data_without_objects, without_weights
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule, Pictures, TestedData
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.data.formats.findings import FIXED, Finding, printable
@@ -55,7 +55,7 @@ def check(config: DictConfig) -> None:
             f"resume: expected null, got {config.resume}. Try ssd-train: a run that began has been checked."
         )
     folder = Path(HydraConfig.get().runtime.output_dir)
-    console = Console()
+    console = screen()
     data = instantiate(config.data, _convert_="all")
     data.prepare()
     classes = tuple(data.classes)
@@ -124,12 +124,12 @@ def check(config: DictConfig) -> None:
     fix = f"Left to fix={getattr(data, 'fix', None)}"
     for name, findings in (("Problem", problems), (fix, fixed), ("Remark", remarks)):
         _print(console, told(name, findings))
-    console.print(f"Results: {folder} (look at figures/data.png)", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Results: {folder} (look at figures/data.png)", soft_wrap=True)
     if problems:
         _fail(folder, problems, data, "")
     # Without a default box, an object has a forced match alone.
     command = "ssd-boxes" if by_class.loc["all", "unreached"] > MOST_UNREACHED else "ssd-train"
-    console.print(f"Next:    {command} with the same arguments", highlight=False, markup=False)
+    console.print(f"Next:    {command} with the same arguments", soft_wrap=True)
 
 
 def _annotated(pictures: Pictures) -> AnnotatedPictures:
@@ -140,7 +140,7 @@ def _annotated(pictures: Pictures) -> AnnotatedPictures:
 
 def _print(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _fail(folder: Path, problems: list[Finding], data: DetectionData, more: str) -> NoReturn:
@@ -203,5 +203,5 @@ def _table(coverage: pd.DataFrame, title: str, threshold: float) -> Table:
         table.add_column(column, justify="right")
     for name, (objects, unreached, best) in coverage.iterrows():
         shares = ("", "") if unreached != unreached else (f"{unreached:.1%}", f"{best:.2f}")
-        table.add_row(escape(str(name)), str(int(objects)), *shares, style="bold" if name == "all" else None)
+        table.add_row(str(name), str(int(objects)), *shares, style="bold" if name == "all" else None)
     return table

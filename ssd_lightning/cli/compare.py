@@ -5,8 +5,8 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.review.comparison_report import write_comparison
 from ssd_lightning.run_folder import run_of_file
@@ -26,7 +26,7 @@ def compare(config: DictConfig) -> None:
         config.draw_threshold,
         config.pictures,
     )
-    console = Console()
+    console = screen()
     for line in (
         *found.sentences,
         f"Results: {folder} (open comparison.html in a browser)",
@@ -35,7 +35,7 @@ def compare(config: DictConfig) -> None:
         else f"Next:    ssd-predict {shlex.quote(f'checkpoint={found.best}/checkpoints/best.ckpt')} "
         "source=<a picture or a folder>",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _check(config: DictConfig) -> None:

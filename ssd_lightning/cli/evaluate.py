@@ -12,11 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from jaxtyping import UInt8
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ssd_lightning.cli.build import quiet_lightning
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.cli.weights import chosen_weights
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
 from ssd_lightning.data.pictures import picture_size, read_picture
@@ -70,7 +69,7 @@ def evaluate(config: DictConfig) -> float:
             ("worst_pictures", draw_worst_pictures(pictures, detections, objects, classes, 9, *thresholds)),
         ):
             save_figure(figure, folder / "figures" / f"{name}.png")
-    console = Console()
+    console = screen()
     voc = voc_columns(config.iou_threshold)
     console.print(_class_table(table[["objects", *voc, "COCO AP", "best F1", "best F1 at score"]], len(paths)))
     console.print(_coco_table(table, config.coco_max_detections))
@@ -83,7 +82,7 @@ def evaluate(config: DictConfig) -> float:
         f"Results: {folder} (look at figures/confusion.png)",
         f"Next:    ssd-evaluate {shlex.quote(f'detections={folder}')} iou_threshold={other}",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     return float(table["COCO AP50"].iloc[-1])
 
 
@@ -251,7 +250,7 @@ def _class_table(table: pd.DataFrame, pictures: int) -> Table:
         printed.add_column(column, justify="right")
     for place, (name, *row) in enumerate(table.itertuples(), start=1):
         cells = (str(int(v)) if c == "objects" else _cell(v) for c, v in zip(table.columns, row, strict=True))
-        printed.add_row(escape(str(name)), *cells, style="bold" if place == len(table) else None)
+        printed.add_row(str(name), *cells, style="bold" if place == len(table) else None)
     return printed
 
 

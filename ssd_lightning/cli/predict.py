@@ -13,10 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Float, UInt8
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
-from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.cli.weights import chosen_weights
 from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
 from ssd_lightning.data.datamodule import free_cores
@@ -71,7 +71,7 @@ def predict(config: DictConfig) -> None:
     annotations: list[dict[str, Any]] = []
     unreadable: list[Loaded] = []
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    console = Console()
+    console = screen()
     for batch in track(loader, description="Detecting", console=console, transient=True):
         readable = [loaded for loaded in batch if not loaded.error]
         unreadable += [loaded for loaded in batch if loaded.error]
@@ -91,7 +91,7 @@ def predict(config: DictConfig) -> None:
         f"{len(images)} pictures, {confident} detections with a score from {config.draw_threshold:g}", highlight=False
     )
     what = "predictions.json and drawings" if config.draw else "predictions.json"
-    console.print(f"Results: {folder} ({what})", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Results: {folder} ({what})", soft_wrap=True)
     if unreadable:
         # An exception, since sys.exit would also end the jobs of a sweep that come after this one.
         errors = "".join(f"\n  {loaded.error}" for loaded in unreadable)

@@ -13,10 +13,10 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from ssd_lightning.cli.run_folders import chosen_options
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.drawing import draw_detections, save_figure
 from ssd_lightning.run_folder import SCORE_NAMES, TEST_SCORES, replace_text
@@ -24,6 +24,7 @@ from ssd_lightning.scoring.error_figures import draw_worst_pictures
 from ssd_lightning.scoring.run_report import write_report
 from ssd_lightning.scoring.scores import score_by_class
 from ssd_lightning.scoring.stored_detections import save_detections
+from ssd_lightning.spreadsheet import write_table
 from ssd_lightning.training.checkpoint import read_checkpoint
 from ssd_lightning.training.figures import draw_curves, draw_training_pictures, draw_training_statistics
 from ssd_lightning.training.loggers.dashboard import Dashboard, read_results
@@ -76,14 +77,14 @@ def score_and_write_results(
         _test(config.name, folder, trainer, module, datamodule, at)
     if not trainer.is_global_zero:
         return float(scores["val/map_50"])
-    console = Console()
+    console = screen()
     weights = "last" if best is None else "best"
     for line in (
         f"Results: {folder} (look at figures/validation_detections.png)",
         f"Next:    ssd-predict {shlex.quote(f'checkpoint={folder}/checkpoints/{weights}.ckpt')} "
         "source=<a picture or a folder>",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for dashboard in dashboards:
         dashboard.show_results(read_results(folder), steps)
     return float(scores["val/map_50"])
@@ -143,7 +144,7 @@ def _write_results(
     save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
     write_report(folder, detections, objects, datamodule.classes)
     cost = {"minutes": f"{seconds / 60:.1f}", "images/s": f"{images_per_second:.1f}"}
-    Console().print(_table(f"{config.name}: best epoch {at['best_epoch'] + 1} of {at['epochs']}", "val", scores, cost))
+    screen().print(_table(f"{config.name}: best epoch {at['best_epoch'] + 1} of {at['epochs']}", "val", scores, cost))
 
 
 def _test(
@@ -162,11 +163,11 @@ def _test(
     detections, objects = module.scores.detections(), module.scores.objects()
     paths = datamodule.test_pictures.paths
     save_detections(folder / "test_detections.npz", detections, objects, paths, datamodule.classes)
-    score_by_class(detections, objects, datamodule.classes).to_csv(folder / "test_scores.csv")
+    write_table(score_by_class(detections, objects, datamodule.classes), folder / "test_scores.csv")
     tested = {"scores": scores, "pictures": len(paths), "epoch": at["best_epoch"], "step": at["best_step"]}
     replace_text(folder / TEST_SCORES, json.dumps(tested, indent=2) + "\n")
     title = f"{name}: test on {len(paths)} pictures, best epoch {at['best_epoch'] + 1}"
-    Console().print(_table(title, "test", scores, {}))
+    screen().print(_table(title, "test", scores, {}))
 
 
 def _best_checkpoint(trainer: lightning.Trainer) -> str | None:

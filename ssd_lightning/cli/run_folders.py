@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import fail
@@ -103,7 +104,7 @@ class RunFolderGuard(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim the folder of a new sweep by creating its ``multirun.yaml``."""
-        folder, name = Path(config.hydra.sweep.dir), str(config.hydra.job.name)
+        folder, name = _folder_in(config, "hydra.sweep.dir"), str(config.hydra.job.name)
         if config.get("resume_sweep") is not None:
             return
         try:
@@ -122,7 +123,7 @@ class RunFolderGuard(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Claim the folder of a new run by creating its ``.hydra``."""
-        folder, name = Path(config.hydra.run.dir), str(config.hydra.job.name)
+        folder, name = _folder_in(config, "hydra.run.dir"), str(config.hydra.job.name)
         is_chosen = any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
         if ranks.is_one_of_several_started_alike() and not is_chosen:
             # The default name holds the time, which may differ between ranks that torchrun or SLURM starts.
@@ -148,6 +149,15 @@ class RunFolderGuard(Callback):
             fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")
         except OSError as error:
             fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")
+
+
+def _folder_in(config: DictConfig, key: str) -> Path:
+    """Return the folder of a key, and fail in one line if its name refers to a key that does not exist."""
+    try:
+        return Path(OmegaConf.select(config, key))
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        fail(str(config.hydra.job.name), f"{key}: expected a folder, got a name with ${{…}} ({reason}). Try another.")
 
 
 def resume_in_run_folder(arguments: list[str]) -> list[str]:

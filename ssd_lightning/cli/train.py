@@ -11,7 +11,6 @@ import lightning
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import LambdaCallback, Timer
 from omegaconf import DictConfig, OmegaConf, open_dict
-from rich.console import Console
 
 from ssd_lightning.cli import ranks
 from ssd_lightning.cli.build import (
@@ -27,6 +26,7 @@ from ssd_lightning.cli.launch_ranks import SameOnAllRanks, together
 from ssd_lightning.cli.overrides import PLACES_OF_DATA
 from ssd_lightning.cli.results import device_name, git_commit, score_and_write_results
 from ssd_lightning.cli.run_folders import chosen_options, run_in_folder
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.run_folder import OF_THE_SWEEP, replace_text
@@ -53,7 +53,7 @@ def train(config: DictConfig) -> float:
     if config.pretrained and not config.resume:
         report = load_pretrained(module.model, config.pretrained, datamodule.classes)
         if ranks.is_first():
-            Console().print(str(report), highlight=False, markup=False)
+            screen().print(str(report), soft_wrap=True)
         with open_dict(config):
             # A file decides how its pictures are resized. Resumed runs and checkpoints take it from the config.
             config.model.antialias = module.model.antialias
@@ -77,7 +77,7 @@ def train(config: DictConfig) -> float:
         together(trainer, [*run_in_folder(folder), *changes]),
     ):
         if trainer.is_global_zero:
-            Console().print(_first_line(config, trainer, module, datamodule), highlight=False, markup=False)
+            screen().print(_first_line(config, trainer, module, datamodule), soft_wrap=True)
         trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
         seconds = timer.time_elapsed("train")
         return score_and_write_results(config, folder, trainer, module, datamodule, seconds, dashboards)

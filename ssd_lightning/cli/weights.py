@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.training.pretrained import weights_file
 
 
@@ -21,5 +20,5 @@ def chosen_weights(given: Any) -> Path:
         )
     path = weights_file(given, "checkpoint")
     if path != Path(given).expanduser():
-        Console().print(f"Weights: {path}", highlight=False, markup=False, soft_wrap=True)
+        screen().print(f"Weights: {path}", soft_wrap=True)
     return path
