@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
+from ssd_lightning.run_folder import naming
 from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
 
 if TYPE_CHECKING:
@@ -401,5 +402,6 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Write a figure to a file, and create its folder if necessary."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with naming(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,12 @@ OF_THE_SWEEP = ("jobs_at_once", "stop_sweep_on_failure", "resume_sweep", "truste
 
 TEST_SCORES = "test_scores.json"
 """The file in a run folder with the scores of the test. No other file holds them, so that they choose nothing."""
+
+NEVER_PROPOSED = {
+    *sys.stdlib_module_names,
+    *("hydra", "lightning", "numpy", "omegaconf", "pandas", "ssd_lightning", "torch"),
+}
+"""Packages that no message proposes to trust: they are not a user's own, and much of their code is unsafe to call."""
 
 SCORE_NAMES = {"map_50": "AP50", "map_75": "AP75", "map": "AP", "map_voc07": "VOC07", "map_voc12": "VOC12"}
 """Names of the scores in tables. In ``metrics.csv`` and ``summary.json`` the keys are prefixed with ``val/``."""
@@ -167,13 +174,12 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     """
     part = path.with_name(f".{path.name}.{threading.get_native_id()}.part")
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
+        with naming(path):
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -186,6 +192,19 @@ def remove_unfinished_files(folder: Path) -> None:
     for place in (folder, folder / ".hydra", folder / "checkpoints"):
         for part in place.glob(".*.part"):
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Name a file or folder that is written in the block in the system's errors, as that of a full disk names none.
+
+    Raises:
+        OSError: naming the file and the reason that the system gives.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from ssd_lightning.box_design.coverage import best_ious
 from ssd_lightning.detector.default_boxes import AspectRatios, DefaultBoxes, Grid
+from ssd_lightning.run_folder import replace_text
 
 RATIOS = (1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
 """Aspect ratios to choose from, in addition to the ratios of the present default boxes."""
@@ -77,7 +78,7 @@ class BoxShapes(NamedTuple):
             rule = f"_target_: ssd_lightning.AspectRatios\ninner: {ratios[0]}\nouter: {ratios[1]}\ninverses: false\n"
         for group, text in (("box_scales", f"{_as_yaml(self.scales)}\n"), ("aspect_ratios", rule)):
             (folder / group).mkdir(parents=True, exist_ok=True)
-            (folder / group / f"{name}.yaml").write_text(f"# {comment}\n{text}", encoding="utf-8")
+            replace_text(folder / group / f"{name}.yaml", f"# {comment}\n{text}")
 
 
 Neighbours = Callable[[BoxShapes], Iterator[BoxShapes]]

@@ -32,6 +32,7 @@ from ssd_lightning.data.formats.picture_checks import (
 )
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
+from ssd_lightning.run_folder import naming
 from ssd_lightning.scoring.scores import MAX_DETECTIONS, score
 from ssd_lightning.spreadsheet import cell, write_table
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
@@ -167,7 +168,7 @@ def truth_scored(pictures: AnnotatedPictures, num_classes: int) -> list[Finding]
 
 def write_findings(path: Path, problems: list[Finding], fixed: list[Finding], remarks: list[Finding]) -> None:
     """Write all findings as one table."""
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    with naming(path), path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(("what", "kind", "text"))
         for what, findings in (("problem", problems), ("fixed", fixed), ("remark", remarks)):

@@ -25,7 +25,7 @@ from ssd_lightning.data.pictures import PictureError, picture_size, read_picture
 from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
 from ssd_lightning.require import require_number, require_whole_number
-from ssd_lightning.run_folder import replace_text
+from ssd_lightning.run_folder import naming, replace_text
 from ssd_lightning.training.checkpoint import Detector, load_detector
 
 LARGEST_DRAWING = 1600
@@ -218,10 +218,8 @@ def _draw(path: Path, loaded: Loaded, found: Found, detector: Detector, config: 
     drawn = draw_boxes(
         loaded.canvas, found.boxes[shown] * scale, found.labels[shown], found.scores[shown], detector.classes
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays in the name, so that a.jpg and a.png get a drawing each.
     drawing = path.with_name(f"{path.name}.jpg")
-    try:
+    with naming(drawing):
+        drawing.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn).save(drawing, quality=92)
-    except OSError as error:
-        raise OSError(f"{drawing} could not be written: {error.strerror or error}") from error

@@ -4,7 +4,6 @@ Hydra builds whatever ``_target_`` names, so ``torch.load`` or ``os.system`` in 
 """
 
 import re
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hydra.errors import HydraException
 import ssd_lightning
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.cli.overrides import PARSER
+from ssd_lightning.run_folder import NEVER_PROPOSED
 
 LISTED = re.compile(
     r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w*|lightning\.(pytorch\.)?Trainer|"
@@ -43,18 +43,6 @@ ARGUMENTS_OF_HYDRA = re.compile(
 
 RESOLVERS = ("hydra", "oc.env", "now")
 """Resolvers of ``${…}`` that a saved config may use. ``oc.create`` would build a config out of text."""
-
-NEVER_PROPOSED = {
-    *sys.stdlib_module_names,
-    "hydra",
-    "lightning",
-    "numpy",
-    "omegaconf",
-    "pandas",
-    "ssd_lightning",
-    "torch",
-}
-"""Packages that no message proposes to trust: they are not a user's own, and much of their code is unsafe to call."""
 
 
 def trusted_packages_in(arguments: list[str]) -> list[str]:
@@ -87,7 +75,7 @@ def refuse_untrusted_config(config: Any, path: Path | str, key: str, trusted_pac
                     "Try training again, or the version that wrote the file."
                 )
             advice = "; refused"
-            if package.isidentifier() and rest and package not in {*NEVER_PROPOSED, "ssd_lightning"}:
+            if package.isidentifier() and rest and package not in NEVER_PROPOSED:
                 advice = f". Try trusted_packages=[{package}] if you trust that code."
             raise ValueError(f"{key}: expected only names that a saved config may use, got {value} in {path}{advice}")
         _refuse_resolvers(value, path, key)

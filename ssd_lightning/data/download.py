@@ -5,9 +5,11 @@ For an archive ``voc.tar`` the folder holds:
 - ``voc.tar``: the whole archive, which gets this name once its checksum matches;
 - ``.voc.tar.downloading``, ``.voc.tar.extracting``: unfinished work, renamed into place when it is complete and removed
   by the next process after a kill;
-- ``.download.lock``: held by the one process that works in the folder, while DDP ranks and jobs of a sweep wait.
+- ``.download.lock``: held by the one process that works in the folder, while DDP ranks and jobs of a sweep wait, and
+  removed by it.
 """
 
+import fcntl
 import filecmp
 import logging
 import lzma
@@ -19,7 +21,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -111,6 +113,8 @@ def download(archive: Archive, folder: Path, *, hint: str = "") -> Path:
                 return Path(mirror.fetch(path.name, downloader=fetch)).replace(path)
             except (DownloadError, RequestException, ValueError) as error:  # ValueError: another checksum
                 failures.append(f"  {url}: {error}")
+            except OSError as error:  # that of a full disk names no file
+                raise OSError(f"{path} could not be written: {error.strerror or error}") from error
     advice = f"Try again later, or put {archive.name} ({archive.checksum}) into {folder.resolve()} by hand."
     raise DownloadError("\n".join([f"{path}: expected a download, got", *failures, f"{advice} {hint}".rstrip()]))
 
@@ -221,18 +225,39 @@ def _working_folder(folder: Path) -> Iterator[Path]:
 def only_one_process_in(folder: Path) -> Iterator[None]:
     """Make other processes and threads wait that enter this block with the same folder, which is created.
 
-    The system drops the lock with the process that holds it, however that process ends.
+    The system drops the lock with the process that holds it, however that process ends. Afterwards the lock file is
+    removed, and so are the folders that were created and are still empty.
     """
-    from filelock import FileLock, Timeout  # takes a tenth of a second
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".download.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        logger.info("Waiting for another process that works in %s", folder)
-        lock.acquire()
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / ".download.lock"
+    descriptor = _locked(lock)
     try:
         yield
     finally:
-        lock.release()
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+        with suppress(OSError):  # A folder that is not empty stays.
+            for path in created:
+                path.rmdir()
+
+
+def _locked(lock: Path) -> int:
+    """Wait for the lock on a file, and return the descriptor that holds it."""
+    # filelock never removes its file, since a process that waits for it would then hold a lock on no file.
+    while True:
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except (FileNotFoundError, FileExistsError):
+            if lock.parent.is_file() or lock.parent.is_symlink():
+                raise
+            continue  # The former holder removes the folder at this moment.
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("Waiting for another process that works in %s", lock.parent)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor
+        os.close(descriptor)  # The former holder has removed this file.

@@ -39,7 +39,7 @@ from ssd_lightning.review.runs import (
 )
 from ssd_lightning.review.same_pictures import picture_sets
 from ssd_lightning.review.settings import SEED, importance, over_seeds
-from ssd_lightning.run_folder import SCORE_NAMES
+from ssd_lightning.run_folder import SCORE_NAMES, replace_text
 from ssd_lightning.scoring.error_figures import CAUSE_COLOURS, SHORT_NAMES
 from ssd_lightning.scoring.errors import BOTH, CAUSES, FOUND, IGNORED, TRUE, cost_in_ap
 from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_detections
@@ -208,7 +208,7 @@ def write_comparison(
         light_text={TRUE, BOTH, BACKGROUND},
         not_missed={FOUND, IGNORED},
     )
-    Path(path).write_text(page, encoding="utf-8")
+    replace_text(Path(path), page)
     return Findings(sentences, None if best is None else Path(best))
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssd_lightning.run_folder import written_whole
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 FILE_NAME = "detections.npz"
@@ -36,9 +37,14 @@ def save_detections(
     """Write everything that is needed to score again, as a compressed ``npz`` file without pickled objects."""
     columns = {f"detections.{name}": column for name, column in detections._asdict().items()}
     columns |= {f"objects.{name}": column for name, column in objects._asdict().items()}
-    np.savez_compressed(
-        path, allow_pickle=False, paths=np.array([str(p) for p in paths]), classes=np.array(list(classes)), **columns
-    )
+    with written_whole(Path(path)) as file:
+        np.savez_compressed(
+            file,
+            allow_pickle=False,
+            paths=np.array([str(p) for p in paths]),
+            classes=np.array(list(classes)),
+            **columns,
+        )
 
 
 def load_names(file: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

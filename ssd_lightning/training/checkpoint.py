@@ -14,15 +14,11 @@ from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.detector.presets import PUBLISHED, Published, build_model
 from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite
-from ssd_lightning.run_folder import written_whole
+from ssd_lightning.run_folder import NEVER_PROPOSED, written_whole
 from ssd_lightning.training.pretrained import COCO_CLASSES, load_pretrained, weights_file
 
 RUN_KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
 """Keys of a Lightning checkpoint that are needed to resume a run."""
-
-
-NEVER_ADVISED = {*sys.stdlib_module_names, "hydra", "lightning", "numpy", "omegaconf", "pandas", "torch"}
-"""Packages that no message advises to trust: they are not the user's own, and have classes that run commands."""
 
 
 class Detector(NamedTuple):
@@ -319,7 +315,7 @@ def _refuse_what_is_not_plain(node: Any, path: Path | str) -> None:
 def _refuse_untrusted(target: Any, path: Path | str, trusted_packages: Collection[str]) -> None:
     package = target.partition(".")[0] if isinstance(target, str) else ""
     if package not in ("ssd_lightning", *trusted_packages):
-        is_package = package.isidentifier() and package != target and package not in NEVER_ADVISED
+        is_package = package.isidentifier() and package != target and package not in NEVER_PROPOSED
         advice = f". Try trusted_packages=[{package}] if you trust that code." if is_package else "; refused"
         raise ValueError(f"checkpoint: expected only classes of ssd_lightning, got {target} in {path}{advice}")
     found = _found(target)

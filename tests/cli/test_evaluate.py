@@ -151,7 +151,7 @@ class TestStoredDetections:
             ),
             ObjectRecords(truth[:, 0] - 1, np.ones(len(truth), int), edges(truth[:, 1:]), np.zeros(len(truth), bool)),
             [f"nowhere/{number}.png" for number in range(7)],
-            ["[b]object[/b] 物"],
+            ["[b]:banana:[/x] 物"],
         )
         return folder
 
@@ -159,12 +159,12 @@ class TestStoredDetections:
         outcome = run("ssd-evaluate", f"detections={published}", "iou_threshold=0.3", "hydra.run.dir=scores")
         assert outcome.exit_code == 0, outcome.error
         table = pd.read_csv(tmp_path / "scores/scores.csv", index_col="class")
-        assert table.index.tolist() == ["[b]object[/b] 物", "mean"]
+        assert table.index.tolist() == ["[b]:banana:[/x] 物", "mean"]
         assert (100 * table["VOC12 AP at IoU 0.3"]).round(2).tolist() == [24.57] * 2
         assert (100 * table["VOC07 AP at IoU 0.3"]).round(2).tolist() == [26.84] * 2
         assert table["objects"].tolist() == [15, 15]
         assert json.loads((tmp_path / "scores/scores.json").read_text())["iou_threshold"] == 0.3
-        assert "[b]object[/b] 物" in outcome.out
+        assert "[b]:banana:[/x] 物" in outcome.out
         assert "0.246" in outcome.out
 
     def test_says_what_it_wrote_and_gives_the_next_command(self, run, published: Path, tmp_path: Path):

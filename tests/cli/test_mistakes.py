@@ -96,6 +96,11 @@ def default_config() -> DictConfig:
         ("trainer.max_epochs", 0, "at least 1"),
         ("trainer.max_epochs", 1.5, "whole number"),
         ("trainer.limit_val_batches", 0, "at least"),
+        ("trainer.val_check_interval", 0, "at least 1"),
+        ("trainer.val_check_interval", 0.0, "(0, 1]"),
+        ("draw", "abc", "true or false"),
+        ("augmented", 3, "true or false"),
+        ("why_missed", None, "true or false"),
         ("trainer.overfit_batches", 1, "overfit_pictures"),
     ],
 )
@@ -114,7 +119,7 @@ def test_a_seed_from_the_environment_is_a_number(default_config: DictConfig):
     assert config.seed == 7
 
 
-def test_a_failed_download_leaves_only_its_lock(run, tmp_path: Path, monkeypatch):
+def test_a_failed_download_leaves_nothing(run, tmp_path: Path, monkeypatch):
     monkeypatch.delenv("SSD_DATA", raising=False)
     archive = banana.ARCHIVE._replace(urls=("http://127.0.0.1:9/banana-detection.zip",))
     monkeypatch.setattr(banana, "ARCHIVE", archive)
@@ -123,7 +128,7 @@ def test_a_failed_download_leaves_only_its_lock(run, tmp_path: Path, monkeypatch
     assert "banana-detection.zip" in outcome.error
     assert str(tmp_path / "data/banana") in outcome.error
     assert "Traceback" not in outcome.error
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".download.lock"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_traceback_on_request(run, bananas: Path, monkeypatch):
@@ -152,6 +157,33 @@ def test_bad_data_is_named_before_training(run, tmp_path: Path, spoil: str):
     assert outcome.exit_code == 1
     assert str(bad) in outcome.message
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["ssd-evaluate", "ssd-predict"])
+@pytest.mark.parametrize("value", ["[a,b]", "{a:1}", "''"])
+def test_values_that_name_no_checkpoint(run, tmp_path: Path, name: str, value: str):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    outcome = run(name, f"checkpoint={value}", *(["source=x.png"] if name == "ssd-predict" else []))
+    assert outcome.exit_code == 1
+    assert outcome.message.startswith(f"{name}: checkpoint: expected ")
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_a_folder_that_refers_to_no_key(run, tmp_path: Path, key: str):
+    sweep = ["-m"] if key == "hydra.sweep.dir" else []
+    outcome = run("ssd-compare", "runs=x", *sweep, key + "=out${nothing}")
+    assert outcome.exit_code == 1
+    assert outcome.error.startswith(f"ssd-compare: {key}: ")
+    assert len(outcome.error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_working_folder_that_hydra_would_resolve(run, tmp_path: Path, monkeypatch):
+    (tmp_path / "${x}").mkdir()
+    monkeypatch.chdir(tmp_path / "${x}")
+    outcome = run("ssd-compare", "runs=x")
+    assert outcome.message.startswith("ssd-compare: working folder: ")
+    assert "${x}" in outcome.message
 
 
 @pytest.mark.parametrize("name", ["ssd-evaluate", "ssd-predict"])

@@ -11,7 +11,7 @@ import sys
 import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 
@@ -20,7 +20,15 @@ from http_server import Handler, Server, answering, hang, sending, serving, unre
 from places import ROOT as REPOSITORY
 
 from ssd_lightning.data import download as download_module
-from ssd_lightning.data.download import RETRIES, Archive, DownloadError, download, download_and_extract, extract
+from ssd_lightning.data.download import (
+    RETRIES,
+    Archive,
+    DownloadError,
+    download,
+    download_and_extract,
+    extract,
+    only_one_process_in,
+)
 
 
 @pytest.fixture
@@ -72,7 +80,7 @@ def archive_of(*urls: str, content: bytes = ZIP) -> Archive:
 
 
 def names(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")} - {".download.lock"}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -177,7 +185,7 @@ def test_a_full_disk_is_not_blamed_on_the_mirror(server: Server, tmp_path: Path,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pooch.HTTPDownloader.__call__", no_space)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(OSError, match=rf"{tmp_path / 'a.zip'} could not be written: No space left") as caught:
         download(archive_of(server.url(), server.url("/two")), tmp_path)
     assert not isinstance(caught.value, DownloadError)
     assert names(tmp_path) == set()
@@ -386,3 +394,39 @@ def test_an_interrupted_extraction_is_finished_by_the_next(
     assert names(tmp_path) == {"a.zip", "V", "V/b", "V/b/1"}
     download_and_extract(archive, tmp_path, PurePath("V/a/done.txt"))
     assert names(tmp_path) == {"a.zip", "V", "V/a", "V/b", "V/b/1", "V/b/2", "V/a/done.txt"}
+
+
+# --- the lock ---
+
+
+def test_only_one_works_at_a_time_and_the_lock_file_is_removed(tmp_path: Path) -> None:
+    """Every thread enters a folder that the others remove, so each meets a lock file that has gone."""
+    folder = tmp_path / "new" / "folder"
+    inside: list[int] = []
+    entered: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            with only_one_process_in(folder):
+                inside.append(number)
+                assert inside == [number]
+                entered.append(inside.pop())
+
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(work, range(6)))
+    assert len(entered) == 300
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with only_one_process_in(tmp_path / "mine"):
+        assert (tmp_path / "mine/.download.lock").exists()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")], ids=["file", "link to nothing"])
+def test_a_folder_that_cannot_be_made(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "data")
+    with pytest.raises(FileExistsError, match="data"), only_one_process_in(tmp_path / "data"):
+        pass

@@ -47,6 +47,7 @@ from ssd_lightning.data.bananas.scenery import (
     turn_in_picture,
 )
 from ssd_lightning.require import require_whole_number
+from ssd_lightning.run_folder import naming
 
 GENERATOR_VERSION = 1
 """Version of the pictures; increase it when the pictures of a seed change, so that older folders are refused."""
@@ -343,11 +344,12 @@ def generate_bananas(
     root = root.resolve()
     if _holds(root, settings):
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
+    with naming(root):
+        root.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{root.name}-unfinished-"
     _remove_abandoned(root.parent, prefix)
     # A sibling of root is on the same file system, so it can be renamed in one step.
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=prefix) as scratch:
+    with naming(root), tempfile.TemporaryDirectory(dir=root.parent, prefix=prefix) as scratch:
         unfinished = Path(scratch) / root.name
         _write_data_set(unfinished, settings, workers or _available_cores())
         try:
