@@ -28,6 +28,7 @@ TRAIN = Command(
         "ssd-train loss=focal matcher=ignore_band",
         "ssd-train -m loss=multibox,focal seed=0,1,2      six runs",
         "ssd-train experiment=banana_d2l                  the recipe of d2l.ai",
+        "ssd-train pretrained=ssd300_vgg16_coco           start from a detector of torchvision",
         "ssd-train resume=runs/banana_tiny/<time>         continue an interrupted run",
         "ssd-train resume_sweep=runs/banana_tiny/sweep_<time>",
     ],
@@ -37,7 +38,7 @@ EVALUATE = Command(
     "evaluate",
     "compute VOC07, VOC12 and COCO scores and confusions",
     [
-        "ssd-evaluate checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
+        "ssd-evaluate checkpoint=runs/banana_tiny/<time>",
         "ssd-evaluate checkpoint=best.ckpt data=banana",
         "ssd-evaluate checkpoint=<run folder> split=test  the pictures of the test",
         "ssd-evaluate checkpoint=best.ckpt postprocess.nms_threshold=0.6",
@@ -52,7 +53,8 @@ PREDICT = Command(
     "predict",
     "detect objects in pictures and folders; write JSON and drawings",
     [
-        "ssd-predict checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt source=photo.jpg",
+        "ssd-predict checkpoint=runs/banana_tiny/<time> source=photo.jpg",
+        "ssd-predict ssd300_vgg16_coco photo.jpg          a detector of torchvision, without a training",
         "ssd-predict checkpoint=best.ckpt source=photos draw_threshold=0.3",
         "ssd-predict checkpoint=best.ckpt 'source=photos/*.png' draw=false",
     ],
