@@ -137,6 +137,28 @@ def test_a_resumed_run_keeps_earlier_rows_and_replaces_the_others(tmp_path: Path
     assert len(rows) == 4
 
 
+@pytest.mark.parametrize(
+    ("damaged", "kept"),
+    [
+        ("step,epoch,a\n0,0,1.0\n1,0,2.0\n2,0", [0, 1]),
+        ("step,epoch,a\n0,0,1.0\n1,0\n2,0,3.0,4.0\n3,0,4.0\n", [0, 3]),
+        ("epoch,a\n0,1.0\n", []),
+        ("", []),
+    ],
+)
+def test_a_run_that_is_resumed_with_a_damaged_file_loses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damaged: str, kept: list[int]
+) -> None:
+    for copy in ("metrics_damaged.csv", "metrics_damaged1.csv"):
+        (tmp_path / "metrics.csv").write_text(damaged)
+        resumed = MetricsFile(tmp_path)
+        resumed.log_metrics({"epoch": 0, "a": 9.0}, step=9)
+        resumed.save()
+        assert list(read_metrics(tmp_path / "metrics.csv")) == [*kept, 9]
+        assert (tmp_path / copy).read_text() == damaged
+        assert str(tmp_path / copy) in caplog.text
+
+
 def test_a_run_from_the_start_in_the_same_folder_replaces_everything(tmp_path: Path) -> None:
     for loss in (1.0, 2.0):
         logger = MetricsFile(tmp_path)
