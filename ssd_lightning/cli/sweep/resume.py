@@ -10,9 +10,12 @@ from ssd_lightning.cli.overrides import TAKE_A_VALUE, quote, value_of
 from ssd_lightning.cli.run_folders import hold
 from ssd_lightning.cli.sweep import table
 from ssd_lightning.cli.trust import refuse_untrusted_sweep, trusted_packages_in
-from ssd_lightning.run_folder import OF_THE_SWEEP
+from ssd_lightning.run_folder import OF_THE_SWEEP, read_config
 
-NOT_OF_A_RESUMED_SWEEP = ("hydra.mode", "hydra.sweep.dir", "hydra.output_subdir", "resume_sweep", "trusted_packages")
+NOT_OF_A_RESUMED_SWEEP = (
+    *("hydra.mode", "hydra.sweep.dir", "hydra.output_subdir", "hydra/job_logging"),
+    *("resume_sweep", "trusted_packages"),
+)
 """Saved arguments that the resumed sweep replaces, or that only its user may give."""
 
 
@@ -49,7 +52,10 @@ def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
         if not (key in OF_THE_SWEEP or key.startswith("hydra")) or key.startswith("hydra.sweep."):
             raise ValueError(f"resume_sweep: expected only keys of the sweep itself, got {other}. Try a new sweep.")
     file = folder / "multirun.yaml"
-    config = OmegaConf.load(file)
+    try:
+        config = OmegaConf.create(read_config(file))
+    except ValueError as error:
+        raise ValueError(f"resume_sweep: {error}") from error
     if "hydra" not in config or "overrides" not in config.hydra:
         raise ValueError(f"resume_sweep: expected the config of a sweep, got {file}")
     keys_of_others = {other.partition("=")[0] for other in others}
