@@ -113,7 +113,7 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     )
     datamodule.prepare_data()
     try:
-        datamodule.setup("validate")
+        datamodule.setup("test" if config.split == "test" else "validate")
     except (ValueError, OSError) as error:
         if config.get("data"):
             raise
@@ -135,7 +135,6 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         _convert_="all",
     )
     if config.split == "test":
-        datamodule.setup("test")
         pictures = datamodule.test_pictures
         if pictures is None:
             raise ValueError(
