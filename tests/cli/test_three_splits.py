@@ -13,6 +13,7 @@ from yolo_folder import write_text
 
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.scoring.stored_detections import load_detections
+from ssd_lightning.training.loggers.dashboard import read_results
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 
@@ -62,6 +63,12 @@ def test_a_run_scores_its_test_in_files_of_their_own(tested: tuple[Path, str], t
     assert by_class.loc["mean", "COCO AP50"] == pytest.approx(content["scores"]["test/map_50"], abs=1e-6)
     assert "4 + 2 + 3 pictures" in out
     assert "test on 3 pictures" in out
+
+
+def test_dashboards_show_the_scores_of_a_test(tested: tuple[Path, str]):
+    numbers = read_results(tested[0]).numbers
+    assert numbers["test/map_50"] == json.loads((tested[0] / "test_scores.json").read_text())["scores"]["test/map_50"]
+    assert "best/map_50" in numbers
 
 
 def test_nothing_is_chosen_by_a_test(tested: tuple[Path, str]):

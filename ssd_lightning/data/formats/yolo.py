@@ -177,6 +177,10 @@ class YOLO(SplitData):
                 logger.warning("%s, so there is no test", text)
             splits[split] = pictures if pictures or findings else None
         if splits["train"] is not None:
+            if splits["train"] == splits["val"] and not is_given:
+                # Small data sets for demonstrations are described in this way.
+                text = f"{self.described.path}: val: expected other pictures than train, got the same"
+                raise ValueError(f"{text}. Try data.train={(entries['train'] or [''])[0]}, of which a share is drawn.")
             return splits, findings
         usual = self._usual_splits(findings)
         held_out = set(splits["test"] or ())

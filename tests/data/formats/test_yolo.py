@@ -235,6 +235,13 @@ def test_a_given_test_takes_no_part_in_a_draw(tmp_path: Path):
     assert (sorted(train + val), sorted(test)) == ([f"x{n}" for n in range(5)], [f"held{n}" for n in range(5)])
 
 
+def test_a_description_with_one_folder_for_both(tmp_path: Path):
+    write_yolo(tmp_path, {f"train/{n}": BOX for n in range(5)}, DESCRIPTION.replace("images/val", "images/train"))
+    with pytest.raises(ValueError, match=r"data\.yaml: val: .*Try data\.train=images/train, "):
+        YOLO(tmp_path).train()
+    assert len(YOLO(tmp_path, train="images/train").val()) == 1
+
+
 def test_a_described_folder_that_is_not_there(tmp_path: Path):
     write_yolo(tmp_path, {"train/a": BOX, "val/b": BOX}, f"{DESCRIPTION}test: images/test\n")
     assert YOLO(tmp_path).test() is None
