@@ -34,6 +34,16 @@ from ssd_lightning.signals import (
     interruptible,
 )
 
+NOTHING_TO_DO_ABOUT = (
+    # Lightning calls what torch has deprecated.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # A run on one machine of a cluster needs no srun.
+    "The `srun` command is available on your system but is not used",
+    # A resumed run has its checkpoints there.
+    "Checkpoint directory .* exists and is not empty",
+)
+"""Warnings of Lightning, from their beginning, about which a user of the commands can do nothing."""
+
 WRITE_NOTHING = ["hydra.output_subdir=null"]
 """Arguments that keep Hydra from writing files for this process."""
 
@@ -62,10 +72,8 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     ranks.wants_traceback = wants_traceback
     # With this variable Hydra passes errors on, instead of printing part of a traceback.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Lightning calls what torch has deprecated, and a user of the commands can do nothing about it.
-    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-    # A run on one machine of a cluster needs no srun.
-    warnings.filterwarnings("ignore", "The `srun` command is available on your system but is not used")
+    for message in NOTHING_TO_DO_ABOUT:
+        warnings.filterwarnings("ignore", message)
     try:
         if "${" in os.getcwd():
             raise ValueError(f"working folder: expected a name without ${{, got {os.getcwd()}. Try another folder.")

@@ -33,7 +33,7 @@ from ssd_lightning.run_folder import OF_THE_SWEEP, replace_text
 from ssd_lightning.training.loggers.dashboard import dashboards_of, running
 from ssd_lightning.training.loggers.show import ShowOnDashboards
 from ssd_lightning.training.module import SSDModule
-from ssd_lightning.training.pretrained import load_pretrained
+from ssd_lightning.training.pretrained import load_pretrained, weights_file
 
 NOT_SHOWN_ON_DASHBOARDS = ("logger", "data_dir", "resume", "trusted_packages", *OF_THE_SWEEP)
 """Keys that make no difference to what is trained."""
@@ -51,7 +51,7 @@ def train(config: DictConfig) -> float:
     datamodule = build_datamodule(config)
     module = build_module(config, datamodule)
     if config.pretrained and not config.resume:
-        report = load_pretrained(module.model, config.pretrained, datamodule.classes)
+        report = load_pretrained(module.model, weights_file(config.pretrained, "pretrained"), datamodule.classes)
         if ranks.is_first():
             screen().print(str(report), soft_wrap=True)
         with open_dict(config):

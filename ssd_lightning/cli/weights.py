@@ -13,11 +13,6 @@ def chosen_weights(given: Any) -> Path:
     Raises:
         ValueError: if the value is no text, or names nothing.
     """
-    if not isinstance(given, str) or not given:
-        raise ValueError(
-            f"checkpoint: expected a file, a run folder or the name of published weights, got {given or repr(given)}. "
-            "Try checkpoint=<run folder>."
-        )
     path = weights_file(given, "checkpoint")
     if path != Path(given).expanduser():
         screen().print(f"Weights: {path}", soft_wrap=True)

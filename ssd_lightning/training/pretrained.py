@@ -94,7 +94,7 @@ class LoadReport(NamedTuple):
         return "\n".join(lines)
 
 
-def weights_file(given: Path | str, key: str) -> Path:
+def weights_file(given: Any, key: str) -> Path:
     """Return the file of weights that were named by a file, by a run folder, or by the name of a published detector.
 
     A published detector is downloaded once, to the folder where torchvision has it.
@@ -105,9 +105,11 @@ def weights_file(given: Path | str, key: str) -> Path:
         key: the argument that named the weights, for messages.
 
     Raises:
-        ValueError: if there is nothing of this name.
+        ValueError: if the value is no text, or there is nothing of this name.
         DownloadError: if the file cannot be downloaded; the message says which file to put where.
     """
+    if not isinstance(given, str | Path) or not str(given):
+        raise ValueError(f"{key}: expected a file, a run folder or one of {', '.join(PUBLISHED)}, got {given!r}")
     published = PUBLISHED.get(str(given))
     if published is not None:
         folder = Path(torch.hub.get_dir()) / "checkpoints"

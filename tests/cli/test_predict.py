@@ -1,6 +1,7 @@
 """``ssd-predict``: pictures of all kinds, what it writes, and pictures that cannot be read."""
 
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -154,6 +155,19 @@ def test_pattern_and_list_of_sources(run, trained: Trained, photos: Path, tmp_pa
     content = json.loads((tmp_path / "out/predictions.json").read_text())
     names = [Path(image["file_name"]).name for image in content["images"]]
     assert sorted(names) == ["colour.jpg", "grey.png", "sixteen.png"]
+
+
+def test_a_subfolder_that_may_not_be_read_is_named(photos: Path, monkeypatch):
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("inner"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(ValueError, match=f"^source: .*{photos}/inner .*Permission denied"):
+        find_pictures([str(photos)])
 
 
 def test_a_source_without_pictures(run, trained: Trained, tmp_path: Path):

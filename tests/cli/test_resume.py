@@ -196,7 +196,7 @@ def test_a_folder_without_a_run(tmp_path: Path):
         resume_in_run_folder([f"resume={tmp_path}"])
 
 
-def test_a_moved_run_keeps_its_best(run, trained, tmp_path: Path):
+def test_a_moved_run_keeps_its_best(run, trained, tmp_path: Path, recwarn: pytest.WarningsRecorder):
     """Resuming at another path continues from the best score, and does not overwrite the best checkpoint."""
     folder = tmp_path / "moved"
     shutil.copytree(trained.folder, folder)
@@ -213,6 +213,8 @@ def test_a_moved_run_keeps_its_best(run, trained, tmp_path: Path):
     outcome = run("ssd-train", f"resume={folder}", "trainer.max_epochs=3")
     assert outcome.exit_code == 0, outcome.error
     assert best.read_bytes() == before
+    assert not [warning for warning in recwarn if "Checkpoint directory" in str(warning.message)]
+    assert not list(folder.glob("*.log"))
     assert [path.name for path in sorted((folder / "checkpoints").iterdir())] == ["best.ckpt", "last.ckpt"]
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["epochs"] == 3

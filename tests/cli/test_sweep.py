@@ -20,6 +20,7 @@ from ssd_lightning.cli.sweep import jobs as sweep
 from ssd_lightning.cli.sweep import start as start_of_sweep
 from ssd_lightning.cli.sweep import table as sweep_table
 from ssd_lightning.folder_lock import FolderLock
+from ssd_lightning.spreadsheet import read_table
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 
@@ -67,7 +68,8 @@ class TestGrid:
         child = summary_of(folder / "1")
         assert child["arguments"] == [
             "--config-path", str(folder / "1/.hydra"), "--config-name", "config",
-            f'hydra.run.dir="{folder / "1"}"', "hydra.output_subdir=null", "hydra.job.name=ssd-train",
+            f'hydra.run.dir="{folder / "1"}"', "hydra.output_subdir=null", "hydra/job_logging=stdout",
+            "hydra.job.name=ssd-train",
         ]  # fmt: skip
         assert not {"WORLD_SIZE", "MASTER_PORT", "HYDRA_FULL_ERROR"} & set(child["environment"])
         assert child["environment"]["SLURM_JOB_NAME"] == "interactive"
@@ -248,6 +250,15 @@ def test_a_killed_sweep_is_resumed_at_the_first_attempt(run, tmp_path: Path):
     assert (folder / "set_aside/1_1/.hydra/config.yaml").exists()
     assert not [path for path in folder.rglob(".*") if path.suffix == ".part" or path.name == ".running"]
     process.communicate()
+
+
+def test_the_table_holds_no_formulas(tmp_path: Path, monkeypatch):
+    jobs = [sweep_table.Job({"name": name, "optimizer.lr": "-1"}, "failed", "=reason") for name in ("=a", "@b")]
+    monkeypatch.setattr(sweep_table, "all_jobs", lambda sweep: jobs)
+    sweep_table.update(tmp_path)
+    assert column(tmp_path, "name") == ["'=a", "'@b"]
+    assert column(tmp_path, "reason") == ["'=reason"] * 2
+    assert read_table(tmp_path / "sweep.csv")["name"].tolist() == ["=a", "@b"]
 
 
 @pytest.mark.parametrize(

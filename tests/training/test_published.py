@@ -114,6 +114,12 @@ def test_a_wrong_name_lists_the_names_with_the_nearest_first(typed: str, first: 
         weights_file(typed, "pretrained")
 
 
+@pytest.mark.parametrize("value", [["a", "b"], {"a": 1}, "", 7, None])
+def test_a_value_that_is_no_text(value: object):
+    with pytest.raises(ValueError, match=r"^pretrained: expected a file, a run folder or one of ssd300_vgg16_coco, "):
+        weights_file(value, "pretrained")
+
+
 def test_a_training_by_name_chooses_the_model(served: Server, run, bananas: Path, monkeypatch):
     def stop(*_: object) -> None:
         raise ValueError("enough")
