@@ -95,8 +95,9 @@ def test_in_a_step_the_exit_code_is_that_of_the_signal(run, bananas: Path, tmp_p
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Restore the handlers from before the test."""
+    """Restore the handlers from before the test. Tests that run under ``nohup`` ignore SIGHUP."""
     former = {number: signal.getsignal(number) for number in STOPPING}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in former.items():
         signal.signal(number, handler)
@@ -215,3 +216,15 @@ os.kill(os.getpid(), 9)
     child = int(process.communicate()[0])
     wait_for(lambda: not Path(f"/proc/{child}").exists() or "zombie" in Path(f"/proc/{child}/status").read_text())
     assert (tmp_path / "saved").exists() == (how == "saves")
+
+
+def test_the_warning_of_slurm_saves_the_run_in_its_own_way(run, bananas: Path, tmp_path: Path, monkeypatch):
+    """Lightning would save another file, which no run is resumed from, and train on."""
+    slurm = {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in {**slurm, "NODELIST": "localhost", "NNODES": "1", "JOB_NODELIST": "localhost"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    kill = ["+callbacks.kill._target_=added_callbacks.SignalAtStep", f"+callbacks.kill.number={int(signal.SIGUSR1)}"]
+    outcome = run("ssd-train", "data=banana", f"data.root={bananas}", *QUICK, *kill, "hydra.run.dir=run", "resume=auto")
+    assert outcome.exit_code == 128 + signal.SIGUSR1, outcome.error
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+    assert not list((tmp_path / "run").glob("hpc_ckpt*"))

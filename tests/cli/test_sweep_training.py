@@ -5,10 +5,13 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import QUICK
 from processes import TRAIN, finish, start, wait_for
 from run_folder import summary_of
 from sweep_folder import column, table
+
+from ssd_lightning.folder_lock import holder_of
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +81,19 @@ def test_an_interrupted_job_resumes_from_its_step(choices: list[str], tmp_path: 
     assert (tmp_path / "sweep/0/metrics.csv").read_text().splitlines()[1] == log.splitlines()[1]
     assert [summary_of(tmp_path / "sweep" / job)["steps"] for job in ("0", "1")] == [6, 6]
     assert table(tmp_path / "sweep", "seeds.csv")[0]["seeds"] == "2"
+
+
+def test_jobs_of_a_killed_sweep_save_themselves(choices: list[str], tmp_path: Path):
+    pause = ["+callbacks.pause._target_=added_callbacks.PauseAtStep", "+callbacks.pause.step=4"]
+    process = start(tmp_path, *TRAIN, "-m", *choices, *pause, "trainer.max_epochs=2", "seed=1")
+    wait_for((tmp_path / "sweep/0/paused").exists, process)
+    process.kill()
+    process.communicate()
+    wait_for(lambda: holder_of(tmp_path / "sweep/0") is None)
+    assert torch.load(tmp_path / "sweep/0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    finish(start(tmp_path, *TRAIN, "resume_sweep=sweep", "trusted_packages=[added_callbacks]"))
+    assert column(tmp_path / "sweep", "status") == ["finished"]
+    assert summary_of(tmp_path / "sweep/0")["steps"] == 6
 
 
 def test_jobs_of_a_cluster_are_processes_too(choices: list[str], tmp_path: Path):

@@ -54,6 +54,7 @@ class Interrupt(lightning.Callback):
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[dict[int, Any]]:
     """The signal handlers from before the test, which are restored after it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # It is ignored in tests that run under nohup.
     former = {number: signal.getsignal(number) for number in STOPPING}
     yield former
     for number, handler in former.items():
