@@ -135,11 +135,12 @@ class MapsOf(torch.nn.Module):
 
 @pytest.mark.parametrize("backbone", OPTIONS["backbone"])
 def test_every_backbone_takes_every_box_config_with_few_enough_levels(backbone: str):
-    """The whole product of the three groups is tried. An impossible combination is refused with both sides named."""
+    """An impossible combination is refused with both sides named. The whole product is tried with one backbone."""
     # The shapes of the maps suffice, so that the backbone is run only once.
     network = MapsOf(*channels_and_grids(part("backbone", backbone), (300, 300)))
     extra_layers = part("extra_layers", "paper")
-    for scales, ratios in product(OPTIONS["box_scales"], OPTIONS["aspect_ratios"]):
+    all_ratios = OPTIONS["aspect_ratios"] if backbone == "vgg16" else ["paper"]
+    for scales, ratios in product(OPTIONS["box_scales"], all_ratios):
         default_boxes = DefaultBoxes(part("box_scales", scales), part("aspect_ratios", ratios))
         with torch.device("meta"):
             if default_boxes.levels > MOST_LEVELS[backbone]:

@@ -34,6 +34,7 @@ def live(bananas: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tu
     process.communicate()
 
 
+@pytest.mark.slow
 class TestRun:
     """The tests run in this order: the last one kills the run."""
 

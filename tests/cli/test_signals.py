@@ -27,7 +27,8 @@ def message_of(process, number: signal.Signals) -> str:
     return line.removeprefix("ssd-train: ")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", BOTH)
 def test_before_anything_is_written(bananas: Path, tmp_path: Path, number: signal.Signals):
     """The signal comes while torch is imported, which takes most of the time of a start."""
     process = start(tmp_path, *TRAIN, "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=run")
