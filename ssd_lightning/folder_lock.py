@@ -175,9 +175,11 @@ def _lock(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _refuse_if_in_use(descriptor, fcntl.LOCK_EX)
+            former = _refuse_if_in_use(descriptor, fcntl.LOCK_EX)
             # The former holder may have removed the file since it was opened.
             if _is_at(descriptor, path):
+                if former is not None and not former.is_on_this_machine():
+                    print(f"{path.parent} is taken over from a process {former}", file=sys.stderr, flush=True)
                 _write(descriptor)
                 return descriptor
         except BaseException:
@@ -186,8 +188,8 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
 
 
-def _refuse_if_in_use(descriptor: int, kind: int) -> None:
-    """Lock an open file, or, where the file system has no locks, judge by the heartbeat."""
+def _refuse_if_in_use(descriptor: int, kind: int) -> Holder | None:
+    """Lock an open file, or, where the file system has no locks, judge by the heartbeat. Return the former holder."""
     holder = _read(descriptor)
     has_locks = True
     try:
@@ -197,10 +199,11 @@ def _refuse_if_in_use(descriptor: int, kind: int) -> None:
     except OSError:
         has_locks = False
     if holder is None or holder.age() > STALE_SECONDS:
-        return
+        return holder
     # The lock is free, so a process on this machine has ended. Locks of other machines may be invisible here.
     if not holder.is_on_this_machine() or (not has_locks and _lives(holder.process)):
         raise FolderInUseError(holder)
+    return holder
 
 
 def _lives(process: int) -> bool:

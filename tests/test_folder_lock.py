@@ -123,12 +123,17 @@ ELSEWHERE = {"host": "another", "boot": "5eed"}
         ({**ELSEWHERE, "process": None}, False),
     ],
 )
-def test_a_lock_file_of_a_process_that_holds_no_lock_here(tmp_path: Path, content: dict[str, Any], is_held: bool):
+def test_a_lock_file_of_a_process_that_holds_no_lock_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict[str, Any], is_held: bool
+):
     write_lock_file(tmp_path, **content)
     holder = holder_of(tmp_path)
     assert (holder is not None) == is_held
     if holder is None:
         FolderLock(tmp_path).release()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == (content.get("age", 0) > STALE_SECONDS)
+        assert all("taken over" in line and "on host another" in line and " s ago" in line for line in lines)
         return
     assert "on host another" in str(holder)
     age = max(0, content.get("age", 0))
