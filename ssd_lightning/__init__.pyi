@@ -15,6 +15,10 @@ from .data.formats.csv_pictures import CSV as CSV
 from .data.formats.voc import VOC as VOC
 from .data.formats.voc import VOCFolder as VOCFolder
 from .data.formats.yolo import YOLO as YOLO
+from .deploy.detector import Detector as Detector
+from .deploy.export import export_onnx as export_onnx
+from .deploy.onnx_detector import OnnxDetector as OnnxDetector
+from .deploy.prediction import Found as Found
 from .detector.backbones.tiny import Tiny as Tiny
 from .detector.backbones.torchvision_features import TorchvisionFeatures as TorchvisionFeatures
 from .detector.backbones.vgg import VGG16 as VGG16
@@ -51,7 +55,6 @@ from .training.callbacks import SaveEverySteps as SaveEverySteps
 from .training.callbacks import StopOnNonFiniteLoss as StopOnNonFiniteLoss
 from .training.callbacks import StopOnSignal as StopOnSignal
 from .training.callbacks import load_non_finite_batch as load_non_finite_batch
-from .training.checkpoint import Detector as Detector
 from .training.checkpoint import load_detector as load_detector
 from .training.loggers.metrics_file import MetricsFile as MetricsFile
 from .training.loggers.tensorboard_events import TensorBoardEvents as TensorBoardEvents

@@ -25,6 +25,25 @@ def fastest_precision(accelerator: str, model: nn.Module) -> str:
     return "bf16-mixed" if torch.cpu._is_amx_tile_supported() and not has_depthwise else "32-true"
 
 
+def choose_device(name: str) -> torch.device:
+    """Return the device of a name such as ``cuda:1``; ``auto`` is the best device of the machine.
+
+    Raises:
+        ValueError: if the machine has no such device.
+    """
+    if name == "auto":
+        return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device: expected one that this machine has, got {name} ({reason}). Try device=auto."
+        ) from error
+    return device
+
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt(3)."""
 THRESHOLD = 1 << 30

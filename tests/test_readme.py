@@ -4,9 +4,11 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from places import ROOT
 from run_folder import Trained
 
@@ -15,6 +17,7 @@ from ssd_lightning.cli.commands import COMMANDS
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.cli.keys import check_keys
 from ssd_lightning.detector.presets import CONFIG_FOLDER
+from ssd_lightning.training.checkpoint import load_detector
 
 README = ROOT / "README.md"
 PAGES = [
@@ -55,7 +58,10 @@ def arguments_of(line: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("page", "block"), python_blocks())
-def test_python_runs(trained: Trained, tmp_path: Path, page: Path, block: str):
+def test_python_runs(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path, block: str):
+    monkeypatch.chdir(tmp_path)
+    for picture in ("photo.jpg", "a.jpg", "b.png"):
+        Image.new("RGB", (80, 60)).save(picture)
     for job in "0123":
         (tmp_path / job).symlink_to(trained.folder)
     block = re.sub(r'"[^"\n]*/checkpoints/best\.ckpt"', repr(str(trained.best)), block)
@@ -63,7 +69,9 @@ def test_python_runs(trained: Trained, tmp_path: Path, page: Path, block: str):
     if re.search(r'"<[^"\n]*"', block):
         # The file of the example is missing here, so only the names are checked.
         block = "\n".join(line for line in block.splitlines() if line.startswith(("import ", "from ")))
-    scope = {"images": torch.zeros(2, 3, 64, 64, dtype=torch.uint8)}
+    scope: dict[str, Any] = {"images": torch.zeros(2, 3, 64, 64, dtype=torch.uint8)}
+    if "detector" in block:
+        scope["detector"] = load_detector(trained.best)
     exec(compile(block, name_of(page), "exec"), scope)
     if "losses" in scope:
         assert torch.isfinite(scope["losses"].total)

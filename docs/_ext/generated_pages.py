@@ -26,6 +26,7 @@ ROOMS = {
     "detector": "The network and its parts: default boxes, matching, losses, post-processing, backbones.",
     "data": "Data sets, augmentation, and the data module that makes batches.",
     "training": "The Lightning module, schedules, callbacks, loggers and checkpoints.",
+    "deploy": "Use of a trained detector: prediction on pictures, export, exported files.",
     "scoring": "Average precision, causes of errors, missed objects, and figures of them.",
     "review": "Many runs: tables, curves, importance of settings, paired comparison.",
 }

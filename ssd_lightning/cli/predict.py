@@ -3,14 +3,12 @@
 import glob
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
 from rich.progress import track
@@ -21,28 +19,27 @@ from ssd_lightning.cli.weights import chosen_weights
 from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
 from ssd_lightning.data.datamodule import free_cores
 from ssd_lightning.data.folders import is_picture, visible_files
-from ssd_lightning.data.pictures import PictureError, picture_size, read_picture
+from ssd_lightning.data.pictures import PictureError, read_picture
+from ssd_lightning.deploy.detector import Detector
+from ssd_lightning.deploy.prediction import Found, Resized, resize
 from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.run_folder import naming, replace_text
-from ssd_lightning.training.checkpoint import Detector, load_detector
+from ssd_lightning.training.checkpoint import load_detector
 
 LARGEST_DRAWING = 1600
 """Longest side of a drawing in pixels. Larger pictures are reduced to it."""
 
 
 class Loaded(NamedTuple):
-    """A decoded picture, or the reason why it could not be read."""
+    """A resized picture, or the reason why it could not be read."""
 
     path: Path
     error: str = ""
-    image: UInt8[np.ndarray, "height width 3"] | Float[np.ndarray, "height width 3"] | None = None
-    """Pixels at the network's input size."""
+    resized: Resized | None = None
     canvas: UInt8[np.ndarray, "height width 3"] | None = None
     """Pixels to draw boxes on."""
-    size: tuple[int, int] = (0, 0)
-    """(height, width) of the upright picture in pixels."""
 
 
 def predict(config: DictConfig) -> None:
@@ -58,11 +55,10 @@ def predict(config: DictConfig) -> None:
     if config.num_workers is not None:
         require_whole_number("num_workers", config.num_workers, 0)
     checkpoint = chosen_weights(config.checkpoint)
-    detector = load_detector(checkpoint, dict(config.postprocess), config.trusted_packages)
-    device = choose_device(config.device)
+    detector = load_detector(checkpoint, dict(config.postprocess), config.trusted_packages).to(config.device)
     keep_freed_memory()
     loader = DataLoader(
-        PicturesToPredict(paths, detector.model.image_size, detector.model.antialias, with_canvas=config.draw),
+        PicturesToPredict(paths, detector.image_size, detector.antialias, with_canvas=config.draw),
         batch_size=config.batch_size,
         num_workers=free_cores() if config.num_workers is None else config.num_workers,
         collate_fn=list,
@@ -73,13 +69,13 @@ def predict(config: DictConfig) -> None:
     root = Path(os.path.commonpath([path.parent for path in paths]))
     console = screen()
     for batch in track(loader, description="Detecting", console=console, transient=True):
-        readable = [loaded for loaded in batch if not loaded.error]
-        unreadable += [loaded for loaded in batch if loaded.error]
-        for loaded, found in zip(readable, detect(detector, readable, device), strict=True):
+        readable = [loaded for loaded in batch if loaded.resized is not None]
+        unreadable += [loaded for loaded in batch if loaded.resized is None]
+        for loaded, found in zip(readable, detector.detect([loaded.resized for loaded in readable]), strict=True):
             image_id = len(images) + 1
-            height, width = loaded.size
+            height, width = found.size
             images.append({"id": image_id, "file_name": str(loaded.path), "height": height, "width": width})
-            annotations += as_coco(found, image_id, first_id=len(annotations) + 1)
+            annotations += found.to_coco(image_id, first_id=len(annotations) + 1)
             if config.draw:
                 _draw(folder / "drawings" / loaded.path.relative_to(root), loaded, found, detector, config)
     categories = [{"id": label, "name": name} for label, name in enumerate(detector.classes, start=1)]
@@ -98,43 +94,6 @@ def predict(config: DictConfig) -> None:
         raise PictureError(f"{len(unreadable)} of {len(paths)} pictures could not be read:{errors}")
 
 
-class Found(NamedTuple):
-    """Detections of one picture, highest score first."""
-
-    boxes: np.ndarray
-    """(n, 4) xyxy edges in pixels of the picture."""
-    labels: np.ndarray
-    scores: np.ndarray
-
-
-def detect(detector: Detector, pictures: list[Loaded], device: torch.device) -> Iterator[Found]:
-    """Yield the detections of each picture. The pictures are one batch of the network."""
-    if not pictures:
-        return
-    model = detector.model.to(device)
-    images = torch.from_numpy(np.stack([loaded.image for loaded in pictures if loaded.image is not None]))
-    with torch.inference_mode():
-        detections = detector.postprocess(model(images.permute(0, 3, 1, 2).to(device)), model.default_boxes)
-    for loaded, boxes, labels, scores, valid in zip(pictures, *(column.cpu() for column in detections), strict=True):
-        height, width = loaded.size
-        pixels = boxes[valid] * torch.tensor([width, height, width, height])
-        yield Found(pixels.numpy(), labels[valid].numpy(), scores[valid].numpy())
-
-
-def as_coco(found: Found, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """Return detections as COCO annotations, whose ``bbox`` is left, top, width and height in pixels."""
-    return [
-        {
-            "id": first_id + row,
-            "image_id": image_id,
-            "category_id": int(label),
-            "bbox": [round(float(value), 2) for value in (left, top, right - left, bottom - top)],
-            "score": round(float(score), 5),
-        }
-        for row, ((left, top, right, bottom), label, score) in enumerate(zip(*found, strict=True))
-    ]
-
-
 class PicturesToPredict(Dataset):
     """Picture files as a data set, resized to the network's input as in training."""
 
@@ -150,16 +109,14 @@ class PicturesToPredict(Dataset):
     def __getitem__(self, index: int) -> Loaded:
         path = self.paths[index]
         try:
-            height, width = picture_size(path)
+            resized = resize(path, self.image_size, self.antialias)
+            height, width = resized.size
             scale = min(1.0, LARGEST_DRAWING / max(height, width))
             small = max(1, round(height * scale)), max(1, round(width * scale))
-            # Decoded as for scoring, so that the detections are the same.
-            picture = read_picture(path, self.image_size if self.antialias else None)
-            image = resample(picture, WHOLE, self.image_size, self.antialias)
             canvas = resample(read_picture(path, small), WHOLE, small) if self.with_canvas else None
         except PictureError as error:
             return Loaded(path, error=str(error))
-        return Loaded(path, image=image, canvas=canvas, size=(height, width))
+        return Loaded(path, resized=resized, canvas=canvas)
 
 
 def find_pictures(sources: list[Any]) -> list[Path]:
@@ -192,32 +149,11 @@ def find_pictures(sources: list[Any]) -> list[Path]:
     return list(found.values())
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device of a name such as ``cuda:1``; ``auto`` is the best device of the machine.
-
-    Raises:
-        ValueError: if the machine has no such device.
-    """
-    if name == "auto":
-        return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device: expected one that this machine has, got {name} ({reason}). Try device=auto."
-        ) from error
-    return device
-
-
 def _draw(path: Path, loaded: Loaded, found: Found, detector: Detector, config: DictConfig) -> None:
     assert loaded.canvas is not None
-    shown = found.scores >= config.draw_threshold
-    scale = loaded.canvas.shape[1] / loaded.size[1]
-    drawn = draw_boxes(
-        loaded.canvas, found.boxes[shown] * scale, found.labels[shown], found.scores[shown], detector.classes
-    )
+    shown = found.where(found.scores >= config.draw_threshold)
+    scale = loaded.canvas.shape[1] / found.size[1]
+    drawn = draw_boxes(loaded.canvas, shown.boxes * scale, shown.labels, shown.scores, detector.classes)
     # The suffix stays in the name, so that a.jpg and a.png get a drawing each.
     drawing = path.with_name(f"{path.name}.jpg")
     with naming(drawing):

@@ -43,7 +43,7 @@ PARTS_OF_AN_EPOCH = (
 )
 """Keys of a whole number of batches, or of a share of all batches as a fraction up to 1.0."""
 
-SWITCHES = ("augmented", "compile", "design", "draw", "stop_sweep_on_failure", "why_missed")
+SWITCHES = ("augmented", "compile", "design", "draw", "raw", "stop_sweep_on_failure", "why_missed")
 """Keys that are true or false."""
 
 REQUIRED = (

@@ -74,6 +74,21 @@ def read_picture(
         return np.asarray(_as_rgb(upright, file.format))
 
 
+def pixels_of(picture: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Convert a picture of Pillow to red, green and blue, upright, as :func:`read_picture` does with files.
+
+    Whole numbers of 32 bits that do not come from a file are 8-bit levels if none is above 255, else 16-bit levels.
+
+    Raises:
+        PictureError: if the pixels cannot be decoded or converted; the message names the file if there is one.
+    """
+    try:
+        return np.asarray(_as_rgb(ImageOps.exif_transpose(picture), picture.format))
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others for broken files.
+        name = getattr(picture, "filename", "") or f"a picture of mode {picture.mode}"
+        raise PictureError(f"{name}: cannot be read as a picture ({error})") from error
+
+
 REDUCING_GAP = 2.0
 """Least factor left to resampling when a picture is decoded smaller; Pillow's own choice for thumbnails."""
 
@@ -203,7 +218,7 @@ def _as_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
         if not 0 <= levels.min() <= levels.max() < 2**16:
             raise ValueError(f"expected grey levels in 0 … 65535, got {levels.min()} … {levels.max()}")
         # Pillow reads 16-bit grey of other formats in this mode, too.
-        is_8_bit = image.mode == "I" and file_format == "TIFF" and levels.max() < 2**8
+        is_8_bit = image.mode == "I" and file_format in ("TIFF", None) and levels.max() < 2**8
         return Image.fromarray((levels if is_8_bit else levels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         values = np.nan_to_num(np.asarray(image))

@@ -3,15 +3,15 @@
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 import ssd_lightning
+from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.detector.model import SSD
-from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.detector.presets import PUBLISHED, Published, build_model
 from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite
 from ssd_lightning.run_folder import NEVER_PROPOSED, written_whole
@@ -19,16 +19,6 @@ from ssd_lightning.training.pretrained import COCO_CLASSES, load_pretrained, wei
 
 RUN_KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
 """Keys of a Lightning checkpoint that are needed to resume a run."""
-
-
-class Detector(NamedTuple):
-    """A trained network with its post-processing and the names of its classes."""
-
-    model: SSD
-    """The network in evaluation mode, on the CPU."""
-    postprocess: PostProcess
-    classes: tuple[str, ...]
-    """Names of the object classes; label n is ``classes[n - 1]``."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -169,7 +159,9 @@ def weights_in(content: dict[str, Any], path: Path | str) -> dict[str, Tensor]:
         ValueError: with the file, if there are none.
     """
     weights = content.get("state_dict")
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
+    ):
         raise ValueError(f"checkpoint: expected weights by name, got {path}, whose state_dict has none")
     return dict(weights)
 

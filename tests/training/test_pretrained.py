@@ -25,14 +25,13 @@ from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
-from ssd_lightning.cli.predict import PicturesToPredict, detect
 from ssd_lightning.detector.losses import MultiBoxLoss
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.detector.presets import CONFIG_FOLDER, build_model
 from ssd_lightning.structures import Losses, Objects, Predictions
-from ssd_lightning.training.checkpoint import Detector, load_detector
+from ssd_lightning.training.checkpoint import load_detector
 from ssd_lightning.training.pretrained import LoadReport, load_pretrained
 
 PHOTOGRAPHS = SHARED / "VOCdevkit" / "VOC2007" / "JPEGImages"
@@ -299,9 +298,8 @@ def test_files_give_torchvisions_boxes_in_pixels(tmp_path: Path, name: str, dtyp
     model.antialias = True
     load_pretrained(model, tmp_path / "detector.pth")
     postprocess = PostProcess(theirs.score_thresh, theirs.nms_thresh, theirs.topk_candidates, theirs.detections_per_img)
-    inputs = PicturesToPredict(paths, model.image_size, model.antialias, with_canvas=False)
-    detector = Detector(model.to(dtype), postprocess, ())
-    ours = detect(detector, [inputs[row] for row in range(len(paths))], torch.device("cpu"))
+    detector = Detector(model.to(dtype), postprocess, tuple(map(str, range(1, case.num_outputs))))
+    ours = detector.predict(paths, score_threshold=0)
     with torch.no_grad():
         expected = theirs.to(dtype)([picture.to(dtype) / 255 for picture in read])
     for found, wanted in zip(ours, expected, strict=True):

@@ -1,0 +1,104 @@
+"""Comparison of an exported file with the detector that it was made from."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from ssd_lightning.deploy.detector import Detector
+from ssd_lightning.deploy.export import RawDetections, RawDetector
+from ssd_lightning.deploy.onnx_detector import OnnxDetector
+from ssd_lightning.structures import Detections
+
+LEAST_SCORE = 0.05
+"""Score that a detection must exceed to be compared."""
+
+LIMIT = 1e-3
+"""Largest difference of an edge of a box, as a fraction of the picture, and of a score."""
+
+
+class Agreement(NamedTuple):
+    """The differences between an exported file and its detector, over detections above :data:`LEAST_SCORE`."""
+
+    pictures: int
+    detections: int
+    """Number of detections that were compared; without post-processing, number of scores."""
+    box_difference: float
+    """Largest difference of an edge, as a fraction of the picture; 1 if a detection has no counterpart of its class."""
+    score_difference: float
+
+    @property
+    def is_close(self) -> bool:
+        """Whether both differences are within :data:`LIMIT`."""
+        return max(self.box_difference, self.score_difference) <= LIMIT
+
+
+def compare_with_file(
+    detector: Detector, exported: OnnxDetector, images: UInt8[Tensor, "batch 3 height width"]
+) -> Agreement:
+    """Run a detector and its exported file on pictures, and compare what they find.
+
+    Args:
+        detector: on the CPU.
+        exported: its file, with or without post-processing.
+        images: at the network's input size.
+    """
+    if exported.metadata["postprocess"] is None:
+        with torch.inference_mode():
+            expected = RawDetector(detector.model)(images)
+        found = exported.outputs(images)
+        return raw_agreement(
+            expected, RawDetections(torch.from_numpy(found["all_scores"]), torch.from_numpy(found["all_boxes"]))
+        )
+    return agreement(detector.run(images), exported.run(images))
+
+
+def raw_agreement(expected: RawDetections, found: RawDetections) -> Agreement:
+    """Compare scores and boxes of all default boxes."""
+    counted = (expected.scores > LEAST_SCORE) | (found.scores > LEAST_SCORE)
+    boxes = (expected.boxes - found.boxes).abs()[counted.any(dim=-1)]
+    scores = (expected.scores - found.scores).abs()[counted]
+    return Agreement(len(expected.scores), int(counted.sum()), _largest(boxes), _largest(scores))
+
+
+def agreement(expected: Detections, found: Detections) -> Agreement:
+    """Compare detections, each with the nearest one of its class on the other side.
+
+    Ranks are not compared, since rounding may swap two detections whose scores are almost equal.
+    """
+    differences = []
+    for mine, others in ((expected, found), (found, expected)):
+        boxes = (mine.boxes.unsqueeze(2) - others.boxes.unsqueeze(1)).abs().amax(dim=-1)
+        scores = (mine.scores.unsqueeze(2) - others.scores.unsqueeze(1)).abs()
+        is_other = (mine.labels.unsqueeze(2) != others.labels.unsqueeze(1)) | ~others.valid.unsqueeze(1)
+        nearest = torch.maximum(boxes, scores).masked_fill(is_other, torch.inf).argmin(dim=2, keepdim=True)
+        pair = torch.stack(
+            (boxes.masked_fill(is_other, 1).gather(2, nearest), scores.gather(2, nearest)), dim=-1
+        ).squeeze(2)
+        differences.append(pair[mine.valid & (mine.scores > LEAST_SCORE)])
+    both = torch.cat(differences)
+    return Agreement(len(expected.scores), len(differences[0]), _largest(both[:, 0]), _largest(both[:, 1]))
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0
+
+
+def generated_pictures(image_size: tuple[int, int], number: int = 4) -> UInt8[Tensor, "number 3 height width"]:
+    """Return pictures of soft patches of random colours with some noise, the same in every call.
+
+    Args:
+        image_size: (height, width) in pixels.
+        number: of the pictures.
+    """
+    rng = np.random.default_rng(0)
+    height, width = image_size
+    pictures = []
+    for patches in rng.integers(0, 256, (number, 6, 6, 3), dtype=np.uint8):
+        soft = np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC))
+        noise = rng.normal(0, 8, soft.shape)
+        pictures.append(np.clip(soft + noise, 0, 255).astype(np.uint8))
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)

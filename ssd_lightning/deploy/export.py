@@ -1,0 +1,226 @@
+"""Export of a detector to one ONNX file: pixels in, detections out."""
+
+import importlib.util
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ssd_lightning.deploy.detector import Detector
+from ssd_lightning.detector.boxes import decode
+from ssd_lightning.detector.model import SSD
+from ssd_lightning.detector.postprocess import PostProcess
+from ssd_lightning.run_folder import written_whole
+
+if TYPE_CHECKING:  # The package is in the extra "export".
+    import onnx
+
+METADATA_KEY = "ssd_lightning"
+"""Key of the JSON text in the file's metadata: classes, input size, resizing, post-processing, outputs, version."""
+
+INPUT = "images"
+FINAL_OUTPUTS = {
+    "boxes": "float32 (N, max_detections, 4), best first: left, top, right, bottom as fractions of the picture",
+    "labels": "int64 (N, max_detections): label n is classes[n - 1]; 0 is padding",
+    "scores": "float32 (N, max_detections)",
+    "count": "int64 (N): number of detections of each picture; the rows after them are padding",
+}
+RAW_OUTPUTS = {
+    "all_scores": "float32 (N, default boxes, classes), without background",
+    "all_boxes": "float32 (N, default boxes, 4): left, top, right, bottom as fractions of the picture",
+}
+"""Outputs without post-processing."""
+
+
+def require_packages(*names: str) -> None:
+    """Refuse to continue without some packages of the extra ``export``.
+
+    Raises:
+        ValueError: naming those that are missing.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"format: expected the package {missing[0]}, got none. Try uv sync --extra export.")
+
+
+class RawDetections(NamedTuple):
+    """Scores and boxes of all default boxes, before suppression."""
+
+    scores: Float[Tensor, "batch boxes classes"]
+    """By object class, without background."""
+    boxes: Float[Tensor, "batch boxes 4"]
+    """xyxy, fractions of the picture, clipped to the picture."""
+
+
+class RawDetector(nn.Module):
+    """The network and the part of post-processing that has no loop: softmax and decoding."""
+
+    def __init__(self, model: SSD) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> RawDetections:
+        """Compute the scores and the boxes of all default boxes."""
+        logits, offsets = self.model(images)
+        boxes = decode(offsets.float(), self.model.default_boxes).clamp(0, 1)
+        return RawDetections(logits.float().softmax(dim=-1)[..., 1:], boxes)
+
+
+def export_onnx(detector: Detector, path: Path | str, with_postprocess: bool = True) -> None:
+    """Write a detector as one ONNX file, which needs neither torch nor this project to run.
+
+    The input ``images`` is uint8 (N, 3, H, W), red first, for any N. Pictures have the network's input size;
+    normalization is part of the file. The file's metadata hold the JSON text :data:`METADATA_KEY`.
+
+    Args:
+        detector: on the CPU.
+        path: file to write.
+        with_postprocess: include non-maximum suppression and the choice of the best detections; the outputs are
+            :data:`FINAL_OUTPUTS`. Otherwise they are :data:`RAW_OUTPUTS`.
+
+    Raises:
+        ValueError: if a package of the extra ``export`` is missing.
+        OSError: if the file cannot be written.
+    """
+    require_packages("onnx", "onnxscript")
+    import onnx
+
+    network = RawDetector(detector.model).eval()
+    pictures = torch.zeros(2, 3, *detector.image_size, dtype=torch.uint8)
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (pictures,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=list(RAW_OUTPUTS),
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    for node in proto.graph.node:
+        # They tell the paths of source files on this machine.
+        del node.metadata_props[:]
+    if with_postprocess:
+        boxes, classes = len(detector.model.default_boxes), len(detector.classes)
+        text = suppression_text(detector.postprocess, boxes, classes, proto.ir_version, proto.opset_import[0].version)
+        suppression = onnx.parser.parse_model(text)
+        proto = onnx.compose.merge_models(proto, suppression, io_map=[(name, name) for name in RAW_OUTPUTS])
+    _describe(proto, detector, with_postprocess)
+    onnx.checker.check_model(proto)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(proto.SerializeToString())
+
+
+def _describe(proto: "onnx.ModelProto", detector: Detector, with_postprocess: bool) -> None:
+    import onnx
+
+    own_version = version("ssd-lightning")
+    content = {
+        "version": own_version,
+        "classes": list(detector.classes),
+        "image_size": list(detector.image_size),
+        "antialias": detector.antialias,
+        "input": "uint8 (N, 3, H, W), red first, resized to image_size (height, width) with bilinear interpolation, "
+        f"{'with' if detector.antialias else 'without'} anti-aliasing",
+        "postprocess": vars(detector.postprocess) if with_postprocess else None,
+        "outputs": FINAL_OUTPUTS if with_postprocess else RAW_OUTPUTS,
+    }
+    proto.producer_name, proto.producer_version = "ssd_lightning", own_version
+    proto.graph.name = "detector"
+    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(content, ensure_ascii=False)})
+
+
+def suppression_text(settings: PostProcess, boxes: int, classes: int, ir_version: int, opset: int) -> str:
+    """Return the steps of :class:`~ssd_lightning.detector.postprocess.PostProcess` after decoding as an ONNX graph.
+
+    The order of equal scores is the same: by class, then by default box. Scores outside the candidates and the
+    survivors become 0, which no threshold lets through.
+
+    Args:
+        settings: of the post-processing.
+        boxes: number of default boxes.
+        classes: number of object classes.
+        ir_version: version of ONNX's format.
+        opset: version of ONNX's operators.
+    """
+    number, most = settings.max_detections, min(settings.candidates_per_class, boxes)
+    if settings.class_agnostic:
+        by_class = """
+            last_axis = Constant <value = int64[1] {2}> ()
+            likeliest = ArgMax <axis = 2, keepdims = 0> (all_scores)
+            highest = ReduceMax <keepdims = 1> (all_scores, last_axis)
+            by_class = Transpose <perm = [0, 2, 1]> (highest)"""
+        labels = "label = GatherElements <axis = 1> (likeliest, box)"
+    else:
+        by_class = "by_class = Transpose <perm = [0, 2, 1]> (all_scores)"
+        labels = "label = Div (position, number_of_boxes)"
+    return f"""
+        <ir_version: {ir_version}, opset_import: ["" : {opset}]>
+        suppression (float[batch, {boxes}, {classes}] all_scores, float[batch, {boxes}, 4] all_boxes)
+            => (float[batch, {number}, 4] boxes, int64[batch, {number}] labels,
+                float[batch, {number}] scores, int64[batch] count)
+        {{
+            zero = Constant <value = float {{0}}> ()
+            one = Constant <value = int64 {{1}}> ()
+            last = Constant <value = int64[1] {{-1}}> ()
+            number_of_boxes = Constant <value = int64 {{{boxes}}}> ()
+            most_candidates = Constant <value = int64[1] {{{most}}}> ()
+            most_detections = Constant <value = int64[1] {{{number}}}> ()
+            iou_threshold = Constant <value = float[1] {{{float(settings.nms_threshold)}}}> ()
+            score_threshold = Constant <value = float[1] {{{float(settings.score_threshold)}}}> ()
+            in_one_row = Constant <value = int64[2] {{0, -1}}> ()
+            room = Constant <value = int64[4] {{0, 0, 0, {number}}}> ()
+
+            {by_class}
+            candidate_scores, candidate = TopK <axis = 2> (by_class, most_candidates)
+            nothing = Mul (by_class, zero)
+            candidates = ScatterElements <axis = 2> (nothing, candidate, candidate_scores)
+            survivor = NonMaxSuppression (all_boxes, candidates, most_detections, iou_threshold, score_threshold)
+            survivor_scores = GatherND (candidates, survivor)
+            survivors = ScatterND (nothing, survivor, survivor_scores)
+
+            survivors_in_one_row = Reshape (survivors, in_one_row)
+            enough = Pad (survivors_in_one_row, room)
+            scores, position = TopK <axis = 1> (enough, most_detections)
+            is_valid = Greater (scores, zero)
+            valid = Cast <to = 7> (is_valid)
+            count = ReduceSum <keepdims = 0> (valid, last)
+            box = Mod (position, number_of_boxes)
+            {labels}
+            label_from_one = Add (label, one)
+            labels = Mul (label_from_one, valid)
+            box_column = Unsqueeze (box, last)
+            best_boxes = GatherND <batch_dims = 1> (all_boxes, box_column)
+            valid_numbers = Cast <to = 1> (is_valid)
+            valid_column = Unsqueeze (valid_numbers, last)
+            boxes = Mul (best_boxes, valid_column)
+        }}
+    """
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which reports each step and each constant that it does not fold."""
+    former = {name: logging.getLogger(name).level for name in ("onnxscript", "onnx_ir", "torch.onnx")}
+    for name in former:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in former.items():
+            logging.getLogger(name).setLevel(level)

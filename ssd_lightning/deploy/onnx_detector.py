@@ -1,0 +1,87 @@
+"""Detectors that run from files of ``ssd-export``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ssd_lightning.deploy.export import FINAL_OUTPUTS, INPUT, METADATA_KEY, require_packages
+from ssd_lightning.deploy.prediction import Predictor
+from ssd_lightning.structures import Detections
+
+
+class OnnxDetector(Predictor):
+    """A detector in an ONNX file of ``ssd-export``, which ONNX Runtime runs.
+
+    Args:
+        path: the file.
+        providers: ONNX Runtime's names of devices, the preferred one first, such as ``CUDAExecutionProvider``.
+
+    Attributes:
+        metadata: the description of the detector in the file.
+
+    Raises:
+        ValueError: with the file, if it is missing, damaged, or of another program; or if ONNX Runtime is missing.
+    """
+
+    def __init__(self, path: Path | str, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
+        require_packages("onnxruntime")
+        import onnxruntime
+
+        if not Path(path).is_file():
+            raise ValueError(f"model: expected a file of ssd-export, got {path}, which does not exist")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # All that it would print is in its exceptions, too.
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as error:  # ONNX Runtime has a class of its own for each kind of damage.
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"model: expected a file of ssd-export, got {path}, which ONNX Runtime refuses: {reason}"
+            ) from error
+        self.metadata = _metadata(self.session.get_modelmeta().custom_metadata_map, path)
+        self.classes = tuple(self.metadata["classes"])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the network's input in pixels."""
+        height, width = self.metadata["image_size"]
+        return height, width
+
+    @property
+    def antialias(self) -> bool:
+        """Whether pictures are resized with anti-aliasing, as in the training of the weights."""
+        return bool(self.metadata["antialias"])
+
+    def outputs(self, images: UInt8[Tensor, "batch 3 height width"]) -> dict[str, np.ndarray]:
+        """Return the outputs of the file by name, for pictures at the network's input size."""
+        names = list(self.metadata["outputs"])
+        return dict(zip(names, self.session.run(names, {INPUT: np.ascontiguousarray(images)}), strict=True))
+
+    def run(self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]) -> Detections:
+        """Detect objects in a batch of pictures at the network's input size.
+
+        Args:
+            images: levels in 0 … 255, red first. Fractions are rounded, because the file takes whole levels.
+
+        Raises:
+            ValueError: if the file was exported without post-processing.
+        """
+        if list(self.metadata["outputs"]) != list(FINAL_OUTPUTS):
+            raise ValueError("model: expected a file with post-processing, got one of postprocess=none")
+        whole = images if images.dtype == torch.uint8 else images.round().to(torch.uint8)
+        found = {name: torch.from_numpy(values) for name, values in self.outputs(whole).items()}
+        valid = torch.arange(found["scores"].shape[1]) < found["count"].unsqueeze(1)
+        return Detections(found["boxes"], found["labels"], found["scores"], valid)
+
+
+def _metadata(stored: dict[str, str], path: Path | str) -> dict[str, Any]:
+    if METADATA_KEY not in stored:
+        raise ValueError(
+            f"model: expected a file of ssd-export, got {path}, which lacks {METADATA_KEY!r} in its metadata"
+        )
+    return dict(json.loads(stored[METADATA_KEY]))

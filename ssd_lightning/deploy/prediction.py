@@ -1,0 +1,290 @@
+"""Prediction on pictures of any kind and size, with boxes in pixels of each picture."""
+
+import importlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
+from ssd_lightning.data.pictures import picture_size, pixels_of, read_picture
+from ssd_lightning.drawing import draw_boxes
+from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.structures import DRAW_THRESHOLD, Detections
+
+Picture = str | os.PathLike | Image.Image | np.ndarray | Tensor
+"""A picture file; a picture of Pillow in any mode; an array (H, W, 3) or a tensor (3, H, W) of uint8, red first."""
+
+
+class Resized(NamedTuple):
+    """A picture at the input size of a network."""
+
+    image: UInt8[np.ndarray, "height width 3"] | Float[np.ndarray, "height width 3"]
+    """Levels in 0 … 255."""
+    size: tuple[int, int]
+    """(height, width) in pixels of the picture before it was resized, upright."""
+
+
+class Found(NamedTuple):
+    """The detections of one picture, best first."""
+
+    boxes: Float[np.ndarray, "detections 4"]
+    """xyxy, in pixels of the upright picture."""
+    labels: Int[np.ndarray, " detections"]
+    """1 … C."""
+    names: tuple[str, ...]
+    """Name of the class of each detection."""
+    scores: Float[np.ndarray, " detections"]
+    size: tuple[int, int]
+    """(height, width) in pixels of the upright picture."""
+
+    def where(self, mask: np.ndarray) -> "Found":
+        """Return the detections that a mask chooses."""
+        names = tuple(name for name, chosen in zip(self.names, mask, strict=True) if chosen)
+        return Found(self.boxes[mask], self.labels[mask], names, self.scores[mask], self.size)
+
+    def to_coco(self, image_id: int = 1, first_id: int = 1) -> list[dict[str, Any]]:
+        """Return COCO annotations, whose ``bbox`` is left, top, width and height in pixels.
+
+        Args:
+            image_id: the number of the picture.
+            first_id: the number of the first annotation.
+        """
+        return [
+            {
+                "id": first_id + row,
+                "image_id": image_id,
+                "category_id": int(label),
+                "bbox": [round(float(value), 2) for value in (left, top, right - left, bottom - top)],
+                "score": round(float(score), 5),
+            }
+            for row, ((left, top, right, bottom), label, score) in enumerate(
+                zip(self.boxes, self.labels, self.scores, strict=True)
+            )
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return ``supervision.Detections``. Its ``class_id`` counts from 0, as a position in the detector's classes.
+
+        Raises:
+            ImportError: if the package supervision is not installed.
+        """
+        try:
+            supervision = importlib.import_module("supervision")
+        except ImportError as error:
+            raise ImportError("supervision: expected this package, got none. Try pip install supervision.") from error
+        return supervision.Detections(
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.labels - 1,
+            data={"class_name": np.array(self.names, dtype=str)},
+        )
+
+
+class Predictor(ABC):
+    """A detector that takes pictures of any kind and size.
+
+    Attributes:
+        classes: names of the object classes; label n is ``classes[n - 1]``.
+    """
+
+    classes: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the network's input in pixels."""
+
+    @property
+    @abstractmethod
+    def antialias(self) -> bool:
+        """Whether pictures are resized with anti-aliasing, as in the training of the weights."""
+
+    @abstractmethod
+    def run(self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]) -> Detections:
+        """Detect objects in a batch of pictures at the network's input size.
+
+        Args:
+            images: levels in 0 … 255, red first.
+
+        Returns:
+            Detections with boxes as fractions of the picture.
+        """
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]
+        self,
+        pictures: Picture,
+        *,
+        score_threshold: float = ...,
+        classes: Collection[str] | None = ...,
+        batch_size: int = ...,
+    ) -> Found: ...
+
+    @overload
+    def predict(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        score_threshold: float = ...,
+        classes: Collection[str] | None = ...,
+        batch_size: int = ...,
+    ) -> list[Found]: ...
+
+    def predict(
+        self,
+        pictures: Any,
+        *,
+        score_threshold: float = DRAW_THRESHOLD,
+        classes: Any = None,
+        batch_size: int = 8,
+    ) -> Found | list[Found]:
+        """Detect objects in one picture or in many.
+
+        Pictures are converted and resized as in training. The rotation in EXIF data is applied to files and to
+        pictures of Pillow.
+
+        Args:
+            pictures: a picture as :data:`Picture` describes, or a list or iterator of them.
+            score_threshold: lowest score of the detections that are returned. Post-processing has a threshold of its
+                own, which comes first.
+            classes: names of the classes whose detections are returned. ``None``: all.
+            batch_size: number of pictures that the network gets at once.
+
+        Returns:
+            The detections of the picture; or a list of them for a list or an iterator.
+
+        Raises:
+            PictureError: if a file is missing or damaged; the message names the file.
+            ValueError: with the position of a picture that has another type or shape.
+        """
+        require_number("score_threshold", score_threshold, "[0, 1]")
+        require_whole_number("batch_size", batch_size, 1)
+        labels = self._labels(classes)
+        is_one = isinstance(pictures, Picture)
+        if not is_one and not isinstance(pictures, Iterable):
+            raise ValueError(_unexpected("pictures", type(pictures).__name__))
+        batches = self._batches(iter([pictures] if is_one else pictures), batch_size, is_one)
+        results = [
+            found.where((found.scores >= score_threshold) & np.isin(found.labels, labels))
+            for batch in batches
+            for found in self.detect(batch)
+        ]
+        return results[0] if is_one else results
+
+    def detect(self, pictures: Sequence[Resized]) -> list[Found]:
+        """Return all detections that post-processing keeps in pictures of :func:`resize`, which are one batch."""
+        if not pictures:
+            return []
+        images = torch.from_numpy(np.stack([picture.image for picture in pictures])).permute(0, 3, 1, 2)
+        columns = (column.cpu() for column in self.run(images))
+        return [
+            self._found(boxes[valid], labels[valid], scores[valid], picture.size)
+            for picture, boxes, labels, scores, valid in zip(pictures, *columns, strict=True)
+        ]
+
+    def draw(self, picture: Picture, found: Found) -> Image.Image:
+        """Return a copy of a picture, upright, with the boxes of detections, their classes and scores.
+
+        Raises:
+            ValueError: if the detections belong to a picture of another size.
+        """
+        image = pixels(picture)
+        if image.shape[:2] != found.size:
+            raise ValueError(
+                f"found: expected detections in a picture of {image.shape[:2]} pixels (height, width), got {found.size}"
+            )
+        return Image.fromarray(draw_boxes(image, found.boxes, found.labels, found.scores, self.classes))
+
+    def _batches(self, pictures: Iterator[Any], batch_size: int, is_one: bool) -> Iterator[list[Resized]]:
+        numbered = enumerate(pictures)
+        while batch := list(islice(numbered, batch_size)):
+            yield [
+                resize(picture, self.image_size, self.antialias, "pictures" if is_one else f"pictures[{position}]")
+                for position, picture in batch
+            ]
+
+    def _found(
+        self,
+        boxes: Float[Tensor, "detections 4"],
+        labels: Int[Tensor, " detections"],
+        scores: Float[Tensor, " detections"],
+        size: tuple[int, int],
+    ) -> Found:
+        height, width = size
+        names = tuple(self.classes[label - 1] for label in labels.tolist())
+        in_pixels = boxes * torch.tensor([width, height, width, height])
+        return Found(in_pixels.numpy(), labels.numpy(), names, scores.numpy(), size)
+
+    def _labels(self, classes: Any) -> list[int]:
+        """Return the labels of some classes."""
+        if classes is None:
+            return list(range(1, len(self.classes) + 1))
+        unknown = [name for name in classes if name not in self.classes]
+        if isinstance(classes, str) or unknown:
+            raise ValueError(
+                f"classes: expected a list of names out of {', '.join(self.classes)}, "
+                f"got {classes if isinstance(classes, str) else unknown[0]!r}"
+            )
+        return [self.classes.index(name) + 1 for name in classes]
+
+
+def resize(picture: Any, image_size: tuple[int, int], antialias: bool, key: str = "picture") -> Resized:
+    """Read a picture and resize it to the input of a network, as in training.
+
+    Args:
+        picture: see :data:`Picture`.
+        image_size: (height, width) in pixels.
+        antialias: see :class:`~ssd_lightning.detector.model.SSD`.
+        key: the argument that gave the picture, for messages.
+    """
+    if isinstance(picture, str | os.PathLike):
+        path = Path(picture)
+        size = picture_size(path)
+        # Files are decoded as for scoring, so that the detections are the same.
+        image = read_picture(path, image_size if antialias else None)
+    else:
+        image = pixels(picture, key)
+        size = image.shape[0], image.shape[1]
+    return Resized(resample(image, WHOLE, image_size, antialias), size)
+
+
+def pixels(picture: Any, key: str = "picture") -> UInt8[np.ndarray, "height width 3"]:
+    """Return the pixels of a picture, upright; see :data:`Picture`.
+
+    Raises:
+        PictureError: if a file cannot be read; the message names the file.
+        ValueError: with ``key``, if the picture has another type, shape or type of numbers.
+    """
+    if isinstance(picture, str | os.PathLike):
+        return read_picture(Path(picture))
+    if isinstance(picture, Image.Image):
+        array = pixels_of(picture)
+    elif isinstance(picture, np.ndarray):
+        array = picture
+    elif isinstance(picture, Tensor):
+        if picture.ndim != 3 or picture.shape[0] != 3:
+            raise ValueError(_unexpected(key, f"a tensor of {tuple(picture.shape)}"))
+        array = picture.detach().permute(1, 2, 0).cpu().numpy()
+    else:
+        raise ValueError(_unexpected(key, type(picture).__name__))
+    if array.ndim != 3 or array.shape[2] != 3 or array.size == 0:
+        raise ValueError(_unexpected(key, f"an array of {array.shape}"))
+    if array.dtype != np.uint8:
+        raise ValueError(_unexpected(key, f"numbers of {array.dtype}"))
+    return np.ascontiguousarray(array)
+
+
+def _unexpected(key: str, got: str) -> str:
+    return (
+        f"{key}: expected a file, a picture of Pillow, an array (height, width, 3) or a tensor (3, height, width) of "
+        f"uint8, or a list of these, got {got}"
+    )
