@@ -29,6 +29,7 @@ class Agreement(NamedTuple):
     box_difference: float
     """Largest difference of an edge, as a fraction of the picture; 1 if a detection has no counterpart of its class."""
     score_difference: float
+    """Largest difference of a score; 1 if a detection has no counterpart of its class."""
 
     @property
     def is_close(self) -> bool:
@@ -75,12 +76,11 @@ def agreement(expected: Detections, found: Detections) -> Agreement:
         scores = (mine.scores.unsqueeze(2) - others.scores.unsqueeze(1)).abs()
         is_other = (mine.labels.unsqueeze(2) != others.labels.unsqueeze(1)) | ~others.valid.unsqueeze(1)
         nearest = torch.maximum(boxes, scores).masked_fill(is_other, torch.inf).argmin(dim=2, keepdim=True)
-        pair = torch.stack(
-            (boxes.masked_fill(is_other, 1).gather(2, nearest), scores.gather(2, nearest)), dim=-1
-        ).squeeze(2)
+        both = torch.stack((boxes, scores), dim=-1).masked_fill(is_other.unsqueeze(-1), 1)
+        pair = both.gather(2, nearest.unsqueeze(-1).expand(-1, -1, -1, 2)).squeeze(2)
         differences.append(pair[mine.valid & (mine.scores > LEAST_SCORE)])
-    both = torch.cat(differences)
-    return Agreement(len(expected.scores), len(differences[0]), _largest(both[:, 0]), _largest(both[:, 1]))
+    boxes, scores = torch.cat(differences).unbind(dim=1)
+    return Agreement(len(expected.scores), len(differences[0]), _largest(boxes), _largest(scores))
 
 
 def _largest(values: Tensor) -> float:

@@ -32,10 +32,10 @@ MINE = detections((1, 0.9, 0.1), (2, 0.8, 0.1), (1, 0.7, 0.5))
         (detections((2, 0.8, 0.1), (1, 0.9, 0.1), (1, 0.7, 0.5)), 0, 0),  # other ranks
         (detections((1, 0.9, 0.12), (2, 0.8, 0.1), (1, 0.7, 0.5)), 0.02, 0),
         (detections((1, 0.9, 0.1), (2, 0.83, 0.1), (1, 0.7, 0.5)), 0, 0.03),
-        (detections((1, 0.9, 0.1), (1, 0.7, 0.5)), 1, 0.8),  # one is missing, with no other of its class
+        (detections((1, 0.9, 0.1), (1, 0.7, 0.5)), 1, 1),  # one is missing, with no other of its class
         (detections((1, 0.9, 0.1), (2, 0.8, 0.1), (1, 0.7, 0.5), (1, 0.6, 0.2)), 0.1, 0.3),  # one is too many
         (detections((1, 0.9, 0.1), (2, 0.8, 0.1), (1, 0.7, 0.5), (3, 0.04, 0.2)), 0, 0),  # one that does not count
-        (detections(), 1, 0.9),
+        (detections(), 1, 1),
     ],
 )
 def test_largest_differences(found: Detections, box: float, score: float):
