@@ -18,6 +18,7 @@ COMPLETE = {
     "figures/precision_recall.png",
     "figures/score_thresholds.png",
     "figures/training_pictures.png",
+    "figures/training_statistics.png",
     "figures/validation_detections.png",
     "figures/worst_pictures.png",
     "metrics.csv",

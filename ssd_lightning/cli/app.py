@@ -39,8 +39,6 @@ NOTHING_TO_DO_ABOUT = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # A run on one machine of a cluster needs no srun.
     "The `srun` command is available on your system but is not used",
-    # A resumed run has its checkpoints there.
-    "Checkpoint directory .* exists and is not empty",
 )
 """Warnings of Lightning, from their beginning, about which a user of the commands can do nothing."""
 

@@ -1,6 +1,7 @@
 """The parts of a training, built from its config."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.formats.cache import cache_folder
 from ssd_lightning.data.overfit import OverfitData
+from ssd_lightning.detector.backbones.shapes import needs_two_pictures
+from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import PUBLISHED
 from ssd_lightning.devices import fastest_precision
 from ssd_lightning.training.checkpoint import AtomicCheckpointIO
@@ -53,23 +56,21 @@ def build_datamodule(config: DictConfig) -> DetectionDataModule:
     if "classes" in config.data and config.data.classes is None:
         config.data.classes = list(datamodule.classes)
     refuse_data_without_objects(datamodule)
-    assert datamodule.train_pictures is not None
-    assert datamodule.val_pictures is not None
-    shared = set(datamodule.train_pictures.paths) & set(datamodule.val_pictures.paths)
-    if shared and config.overfit_pictures is None:
-        more = f" and {len(shared) - 1} more. Try ssd-check, which lists them" if len(shared) > 1 else ""
-        raise ValueError(f"data: expected no training pictures among the validation pictures, got {min(shared)}{more}")
+    for (one, pictures), (other, others) in itertools.combinations(datamodule.splits().items(), 2):
+        shared = set(pictures.paths) & set(others.paths)
+        if shared and config.overfit_pictures is None:
+            more = f" and {len(shared) - 1} more. Try ssd-check, which lists them" if len(shared) > 1 else ""
+            raise ValueError(f"data: expected other pictures for {other} than for {one}, got {min(shared)}{more}")
     return datamodule
 
 
 def refuse_data_without_objects(datamodule: DetectionDataModule) -> None:
-    """Refuse data without a single object to train on, or to score on.
+    """Refuse data without a single object to train on, to score on, or in a test.
 
     Raises:
         ValueError: naming the purpose that lacks objects.
     """
-    for pictures, purpose in ((datamodule.train_pictures, "training"), (datamodule.val_pictures, "scoring")):
-        assert pictures is not None
+    for purpose, pictures in datamodule.splits().items():
         if not any(len(pictures.truth(row).labels) for row in range(len(pictures))):
             raise ValueError(f"data: expected at least one object in the pictures for {purpose}, got none")
 
@@ -150,6 +151,30 @@ def build_trainer(
         default_root_dir=HydraConfig.get().runtime.output_dir,
         _convert_="all",
     )
+
+
+def refuse_batches_of_one(config: DictConfig, model: SSD, pictures: int, world_size: int) -> None:
+    """Refuse batches of one picture where a batch norm of the model would see one value per channel.
+
+    Args:
+        config: the config of the run.
+        model: the network.
+        pictures: number of training pictures.
+        world_size: number of devices that share them.
+
+    Raises:
+        ValueError: naming what makes the batches so small.
+    """
+    if config.trainer.get("sync_batchnorm") and world_size > 1:
+        return  # The batch norms see the pictures of all devices.
+    # The last pictures of an epoch are dropped where they fill no batch.
+    if min(config.batch_size, pictures // world_size) != 1 or not needs_two_pictures(model, model.image_size):
+        return
+    reason = "because a batch norm of this model has one value per channel for one picture"
+    if config.batch_size == 1:
+        raise ValueError(f"batch_size: expected at least 2, {reason}, got 1. Try batch_size=2.")
+    key = "data" if config.overfit_pictures is None else "overfit_pictures"
+    raise ValueError(f"{key}: expected at least 2 training pictures per device, {reason}, got 1")
 
 
 def plain_values(node: Any) -> Any:

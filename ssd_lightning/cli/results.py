@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import Precision
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -25,7 +26,7 @@ from ssd_lightning.scoring.run_report import write_report
 from ssd_lightning.scoring.scores import score_by_class
 from ssd_lightning.scoring.stored_detections import save_detections
 from ssd_lightning.spreadsheet import write_table
-from ssd_lightning.training.checkpoint import read_checkpoint
+from ssd_lightning.training.checkpoint import read_checkpoint, refuse_other_weights, weights_in
 from ssd_lightning.training.figures import draw_curves, draw_training_pictures, draw_training_statistics
 from ssd_lightning.training.loggers.dashboard import Dashboard, read_results
 from ssd_lightning.training.module import SSDModule
@@ -64,24 +65,30 @@ def score_and_write_results(
     best = _best_checkpoint(trainer) if trainer.is_global_zero else None
     if best is not None:
         content = read_checkpoint(best)
-        module.load_state_dict(content["state_dict"])
-        best_epoch, best_step = content["epoch"], content["global_step"]
+        weights = weights_in(content, best)
+        refuse_other_weights(weights, module.state_dict(), best)
+        module.load_state_dict(weights)
+        best_epoch, best_step = content.get("epoch", 0), content.get("global_step", 0)
     else:
         best_epoch, best_step = max(epochs - 1, 0), steps
     trainer.loggers = []  # The metrics file holds the scores of the training alone.
+    precision = trainer.precision
+    # In float32 and not compiled, as in ssd-evaluate, so that a checkpoint has one score.
+    trainer.strategy.precision_plugin = Precision()
+    module.model._compiled_call_impl = None
     [scores] = trainer.validate(module, datamodule, verbose=False)
     at = {"best_epoch": best_epoch, "best_step": best_step, "epochs": epochs, "steps": steps}
     if trainer.is_global_zero:
-        _write_results(config, folder, trainer, module, datamodule, scores, at, seconds)
+        _write_results(config, folder, trainer, module, datamodule, scores, at, seconds, precision)
     if datamodule.test_pictures is not None:
         _test(config.name, folder, trainer, module, datamodule, at)
     if not trainer.is_global_zero:
         return float(scores["val/map_50"])
     console = screen()
-    weights = "last" if best is None else "best"
+    chosen = "last" if best is None else "best"
     for line in (
         f"Results: {folder} (look at figures/validation_detections.png)",
-        f"Next:    ssd-predict {shlex.quote(f'checkpoint={folder}/checkpoints/{weights}.ckpt')} "
+        f"Next:    ssd-predict {shlex.quote(f'checkpoint={folder}/checkpoints/{chosen}.ckpt')} "
         "source=<a picture or a folder>",
     ):
         console.print(line, soft_wrap=True)
@@ -99,6 +106,7 @@ def _write_results(
     scores: Mapping[str, float],
     at: dict[str, int],
     seconds: float,
+    precision: str | int,
 ) -> None:
     """Write the summary, the detections and the figures of a validation, and print its scores."""
     detections, objects = module.scores.detections(), module.scores.objects()
@@ -123,7 +131,7 @@ def _write_results(
         "val_pictures": len(datamodule.val_pictures),
         "seed": config.seed,
         "device": device_name(trainer),
-        "precision": trainer.precision,
+        "precision": precision,
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "git_commit": git_commit(),
     }
@@ -166,7 +174,7 @@ def _test(
     write_table(score_by_class(detections, objects, datamodule.classes), folder / "test_scores.csv")
     tested = {"scores": scores, "pictures": len(paths), "epoch": at["best_epoch"], "step": at["best_step"]}
     replace_text(folder / TEST_SCORES, json.dumps(tested, indent=2) + "\n")
-    title = f"{name}: test on {len(paths)} pictures, best epoch {at['best_epoch'] + 1}"
+    title = f"{name}: test on {len(paths)} pictures"
     screen().print(_table(title, "test", scores, {}))
 
 

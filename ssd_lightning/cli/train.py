@@ -21,6 +21,7 @@ from ssd_lightning.cli.build import (
     checkpoint_config,
     plain_values,
     quiet_lightning,
+    refuse_batches_of_one,
 )
 from ssd_lightning.cli.launch_ranks import SameOnAllRanks, together
 from ssd_lightning.cli.overrides import PLACES_OF_DATA
@@ -34,6 +35,7 @@ from ssd_lightning.training.loggers.dashboard import dashboards_of, running
 from ssd_lightning.training.loggers.show import ShowOnDashboards
 from ssd_lightning.training.module import SSDModule
 from ssd_lightning.training.pretrained import load_pretrained, weights_file
+from ssd_lightning.training.resuming import errors_of_restoring_named
 
 NOT_SHOWN_ON_DASHBOARDS = ("logger", "data_dir", "resume", "trusted_packages", *OF_THE_SWEEP)
 """Keys that make no difference to what is trained."""
@@ -68,6 +70,8 @@ def train(config: DictConfig) -> float:
         ShowOnDashboards(config.dashboard_pictures),
     ]
     trainer = build_trainer(config, callbacks, loggers, module.model)
+    assert datamodule.train_pictures is not None
+    refuse_batches_of_one(config, module.model, len(datamodule.train_pictures), trainer.world_size)
     dashboards = dashboards_of(trainer)
     last = folder / "checkpoints" / "last.ckpt"
     changes = HydraConfig.get().overrides.task if config.resume else []
@@ -78,7 +82,8 @@ def train(config: DictConfig) -> float:
     ):
         if trainer.is_global_zero:
             screen().print(_first_line(config, trainer, module, datamodule), soft_wrap=True)
-        trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
+        with errors_of_restoring_named(last):
+            trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
         seconds = timer.time_elapsed("train")
         return score_and_write_results(config, folder, trainer, module, datamodule, seconds, dashboards)
 
@@ -92,13 +97,11 @@ def _save_config(config: DictConfig, folder: Path) -> None:
 
 def _settings_of_all_ranks(config: DictConfig, datamodule: DetectionDataModule) -> dict[str, Any]:
     """Return the settings that decide what is trained, without folders of data, which may differ between machines."""
-    assert datamodule.train_pictures is not None
-    assert datamodule.val_pictures is not None
     plain = plain_values(config)
     return {
         **{key: value for key, value in plain.items() if key not in PLACES_OF_DATA},
         "data": {key: value for key, value in plain["data"].items() if f"data.{key}" not in PLACES_OF_DATA},
-        "pictures": [len(datamodule.train_pictures), len(datamodule.val_pictures)],
+        "pictures": list(map(len, datamodule.splits().values())),
     }
 
 
@@ -114,16 +117,14 @@ def _first_line(
     config: DictConfig, trainer: lightning.Trainer, module: SSDModule, datamodule: DetectionDataModule
 ) -> str:
     """Describe in one line the detector, the data and the devices of a run."""
-    assert datamodule.train_pictures is not None
-    assert datamodule.val_pictures is not None
     parameters = sum(parameter.numel() for parameter in module.model.parameters())
     detector = chosen_options(Path(HydraConfig.get().runtime.output_dir)).get("model", "resumed")
     devices = device_name(trainer) if trainer.world_size == 1 else f"{trainer.world_size} × {device_name(trainer)}"
     return (
         f"{config.name}, {detector}: {parameters / 1e6:.1f} M parameters, "
         f"{len(module.model.default_boxes)} default boxes, "
-        f"{len(datamodule.train_pictures)} + {len(datamodule.val_pictures)} pictures, {len(datamodule.classes)} "
-        f"classes, on {devices} ({trainer.precision})"
+        f"{' + '.join(str(len(pictures)) for pictures in datamodule.splits().values())} pictures, "
+        f"{len(datamodule.classes)} classes, on {devices} ({trainer.precision})"
     )
 
 

@@ -43,6 +43,9 @@ PARTS_OF_AN_EPOCH = (
 )
 """Keys of a whole number of batches, or of a share of all batches as a fraction up to 1.0."""
 
+PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
+"""Values of ``trainer.precision``. Default boxes and losses need weights in float32."""
+
 SWITCHES = ("augmented", "compile", "design", "draw", "raw", "stop_sweep_on_failure", "why_missed")
 """Keys that are true or false."""
 
@@ -94,6 +97,9 @@ def check_values(config: DictConfig) -> None:
     for key in ONLY_NONZERO:
         if OmegaConf.select(config, key) == 0:
             raise ValueError(f"{key}: expected at least 1, or -1 for no limit, got 0")
+    precision = OmegaConf.select(config, "trainer.precision")
+    if precision is not None and str(precision) not in PRECISIONS:
+        raise ValueError(f"trainer.precision: expected one of {', '.join(PRECISIONS)} or null, got {precision}")
     if OmegaConf.select(config, "trainer.overfit_batches"):
         raise ValueError("trainer.overfit_batches: expected 0, got more. Try overfit_pictures=<number of pictures>.")
     _check_image_size(OmegaConf.select(config, "model.image_size"))

@@ -212,7 +212,13 @@ class DetectionDataModule(lightning.LightningDataModule):
         return loader.state_dict() if isinstance(loader, ResumableLoader) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the position in the epoch for the next training loader."""
+        """Keep the position in the epoch for the next training loader.
+
+        Raises:
+            ValueError: if it is no position.
+        """
+        if state_dict and not all(type(state_dict.get(key)) is int for key in ("epoch", "taken")):
+            raise ValueError(f"expected a position in an epoch, got {state_dict}")
         self._resume_from = state_dict
 
     def _rank_and_world_size(self) -> tuple[int, int]:

@@ -146,7 +146,7 @@ def state_dict(content: dict[str, Any], path: Path | str, argument: str = "weigh
     for key in ("state_dict", "model", "model_state_dict"):
         if isinstance(content.get(key), Mapping):
             content = dict(content[key])
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if not content or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         raise ValueError(f"{argument}: expected a checkpoint, got {path}, which holds no weights by name")
     # DataParallel adds a prefix to each name.
     return {name.removeprefix("module."): value for name, value in content.items()}

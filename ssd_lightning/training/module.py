@@ -1,12 +1,14 @@
 """The LightningModule that trains an SSD: it connects model, matcher, loss and post-processing, and logs."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -29,6 +31,7 @@ from ssd_lightning.training.checkpoint import (
     weights_in,
 )
 from ssd_lightning.training.parameter_groups import ParameterGroups
+from ssd_lightning.training.resuming import refuse_other_optimizer, refuse_other_progress
 from ssd_lightning.training.schedules import warmup_cosine
 from ssd_lightning.training.step_statistics import TrainingStatistics
 
@@ -38,7 +41,7 @@ MakeScheduler = Callable[[Optimizer, int], LRScheduler]
 
 TRAINING_VALUES = ("train/loss", "train/loss_classification", "train/loss_localization")
 SCORED_VALUES = ("loss", "loss_classification", "loss_localization", "class_error", "box_mae")
-"""Metrics of a validation or a test that are logged as means over pictures, beside the scores."""
+"""Metrics of a validation or a test beside the scores. Losses are means over positives, all others over pictures."""
 
 
 class SSDModule(lightning.LightningModule):
@@ -140,7 +143,8 @@ class SSDModule(lightning.LightningModule):
         matches = self.matcher(batch.objects, self.model.default_boxes)
         losses = self.loss(predictions, matches, self.model.default_boxes)
         errors = plain_errors(predictions, matches, self.model.default_boxes)
-        self._scored.append((len(batch.images), torch.stack([*losses, *errors])))
+        positives = (matches.labels > 0).sum().float()
+        self._scored.append((len(batch.images), torch.stack([positives, *losses, *errors])))
         self.scores.update(batch, self.postprocess(predictions, self.model.default_boxes))
 
     test_step = validation_step
@@ -161,11 +165,12 @@ class SSDModule(lightning.LightningModule):
 
     def _log_scores(self, prefix: str) -> None:
         self.scores.gather()
-        ranks = collectives.gather([(count, values.tolist()) for count, values in self._scored])
+        numbers = [(pictures, values.tolist()) for pictures, values in self._scored]
+        ranks = collectives.gather([ScoredBatch(count, int(values[0]), values[1:]) for count, values in numbers])
         scores = None
         if ranks is not None:
             batches = [batch for rank in ranks for batch in rank]
-            values = mean_over_pictures(batches) | self.scores.compute()
+            values = mean_over_batches(batches, isinstance(self.loss, MultiBoxLoss)) | self.scores.compute()
             scores = {f"{prefix}/{key}": value for key, value in values.items()}
         # All ranks hold equal values. "max" keeps them exact, where a mean could round.
         self.log_dict(collectives.broadcast(scores), sync_dist=True, reduce_fx="max")
@@ -188,9 +193,13 @@ class SSDModule(lightning.LightningModule):
         scheduler = self.make_scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def new_optimizer(self) -> Optimizer:
-        """Make the optimizer, with the learning rate of each parameter group but without the batch's factor."""
-        optimizer = self.make_optimizer(self.parameter_groups(self.model))
+    def new_optimizer(self, model: SSD | None = None) -> Optimizer:
+        """Make the optimizer, with the learning rate of each parameter group but without the batch's factor.
+
+        Args:
+            model: the network whose weights it changes; ``None``: that of the module.
+        """
+        optimizer = self.make_optimizer(self.parameter_groups(model or self.model))
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_factor"]
         return optimizer
@@ -207,7 +216,7 @@ class SSDModule(lightning.LightningModule):
             checkpoint[CONFIG_KEY] = self.config
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model.
+        """Refuse a checkpoint of another model, or whose state does not fit this run.
 
         Raises:
             ValueError: with the file and the first differences.
@@ -218,18 +227,40 @@ class SSDModule(lightning.LightningModule):
         if self.config is not None and isinstance(stored, dict):
             refuse_other_model(stored.get("model", {}), self.config["model"], path)
         refuse_other_weights(weights_in(checkpoint, path), self.state_dict(), path)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            refuse_other_progress(checkpoint, self._trainer.fit_loop.state_dict(), path)
+            optimizer = self.new_optimizer(copy.deepcopy(self.model))
+            refuse_other_optimizer(optimizer, self.make_scheduler(optimizer, 100), checkpoint, path)
 
 
-def mean_over_pictures(batches: list[tuple[int, list[float]]]) -> dict[str, float]:
-    """Return the metrics of a validation or a test as means over all pictures.
+class ScoredBatch(NamedTuple):
+    """The metrics of one batch of a validation or a test, and the sizes by which they count."""
+
+    pictures: int
+    positives: int
+    """Number of positive default boxes."""
+    values: list[float]
+    """In the order of ``SCORED_VALUES``."""
+
+
+def mean_over_batches(batches: list[ScoredBatch], losses_per_positive: bool) -> dict[str, float]:
+    """Return the metrics of all batches as those of one batch, so that they do not depend on the batch size.
 
     Sums are rounded once, so that the order of the batches does not matter.
 
     Args:
-        batches: for each batch the number of its pictures and its metrics, in the order of ``SCORED_VALUES``.
+        batches: the batches of all ranks.
+        losses_per_positive: the losses are sums that were divided by the number of positives, at least 1. Otherwise
+            they are means over pictures, as all other metrics are.
     """
-    pictures = sum(count for count, _ in batches)
-    return {
-        name: math.fsum(count * values[column] for count, values in batches) / pictures
-        for column, name in enumerate(SCORED_VALUES)
-    }
+    means = {}
+    for column, name in enumerate(SCORED_VALUES):
+        if losses_per_positive and name.startswith("loss"):
+            weights = [max(batch.positives, 1) for batch in batches]
+            total = max(sum(batch.positives for batch in batches), 1)
+        else:
+            weights = [batch.pictures for batch in batches]
+            total = sum(weights)
+        weighted = (weight * batch.values[column] for weight, batch in zip(weights, batches, strict=True))
+        means[name] = math.fsum(weighted) / total
+    return means

@@ -33,6 +33,9 @@ from ssd_lightning.cli.values import check_values
         ("least_reached", 2),
         ("jobs_at_once", 0),
         ("boxes_budget", 0),
+        ("compile", 1),
+        ("trainer.precision", "bf16-true"),
+        ("trainer.precision", 64),
     ],
 )
 def test_a_value_outside_its_limits_is_refused(key: str, value: object):

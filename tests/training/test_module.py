@@ -22,7 +22,8 @@ from small_training import (
     make_trainer,
 )
 
-from ssd_lightning.detector.losses import MeanOverBoxesLoss, MultiBoxLoss
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.detector.losses import L1, FocalLoss, MeanOverBoxesLoss, MultiBoxLoss
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.signals import StoppedBySignal
@@ -142,6 +143,36 @@ def test_pictures_without_objects_are_ordinary(tmp_path: Path, keep: int) -> Non
     row = read_metrics(tmp_path / "run" / "metrics.csv")[0]
     assert all(math.isfinite(row[key]) for key in TRAIN_KEYS | VAL_KEYS)
     assert {math.isnan(row[key]) for key in SCORE_KEYS} == {keep == 0}
+
+
+@pytest.mark.parametrize("loss", [MultiBoxLoss(), MultiBoxLoss(FocalLoss(), L1(), alpha=2), MeanOverBoxesLoss()])
+@pytest.mark.parametrize("keep", [0, 3])
+def test_validation_losses_do_not_depend_on_the_batch_size(tmp_path: Path, loss: torch.nn.Module, keep: int) -> None:
+    """All but the first pictures have no objects. One batch of all pictures has the loss itself."""
+    root = without_rows(write_banana_folder(tmp_path, num_train=1, num_val=8, side=SIDE), "bananas_val", keep)
+    found = {}
+    for size in (8, 3, 1):
+        module, data = make_module(loss=loss), make_data(root)
+        data.batch_size = size
+        [found[size]] = make_trainer(tmp_path).validate(module, data, verbose=False)
+    [batch] = list(data_of_one_batch(root).val_dataloader())
+    module.model.eval()
+    with torch.no_grad():
+        predictions = module.model(batch.images)
+    matches = module.matcher(batch.objects, module.model.default_boxes)
+    expected = module.loss.eval()(predictions, matches, module.model.default_boxes)
+    for values in found.values():
+        for name, value in zip(("loss", "loss_classification", "loss_localization"), expected, strict=True):
+            assert values[f"val/{name}"] == pytest.approx(value.item(), rel=1e-6, abs=1e-7)
+        for name in ("val/class_error", "val/box_mae"):
+            assert values[name] == pytest.approx(found[8][name], rel=1e-6)
+
+
+def data_of_one_batch(root: Path) -> DetectionDataModule:
+    data = make_data(root)
+    data.batch_size = NUM_VAL * 2
+    data.setup("fit")
+    return data
 
 
 def test_optimizer_and_schedule_are_made_for_the_whole_run(bananas: Path, tmp_path: Path) -> None:

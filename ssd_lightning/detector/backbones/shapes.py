@@ -1,5 +1,6 @@
 """Shapes of a network's feature maps, found without computing the maps."""
 
+import copy
 from itertools import chain, pairwise
 
 import torch
@@ -39,3 +40,23 @@ def channels_and_grids(network: nn.Module, size: tuple[int, int], channels: int 
     if any(after[0] > before[0] or after[1] > before[1] for before, after in pairwise(grids)):
         raise ValueError(f"backbone: expected feature maps of {name} from fine to coarse, got grids {grids}")
     return [m.shape[1] for m in maps], grids
+
+
+def needs_two_pictures(network: nn.Module, size: tuple[int, int]) -> bool:
+    """Return whether the network cannot train on batches of one picture.
+
+    In training, a batch norm needs more than one value per channel. One picture gives one value on a map of one cell.
+
+    Args:
+        network: maps pictures to anything, in training mode where it is trained.
+        size: (height, width) of the pictures in pixels.
+    """
+    # The copy is not compiled, where the network is.
+    stand_in = copy.deepcopy(network).to("meta")
+    try:
+        stand_in(torch.empty(1, 3, *size, device="meta"))
+    except ValueError as error:
+        if "more than 1" not in str(error):
+            raise
+        return True
+    return False
