@@ -42,7 +42,10 @@ PARSER = OverridesParser.create()
 NO_LOG_FILE = "hydra/job_logging=stdout"
 """Argument with which Hydra writes no log file. A run folder has its metrics and its summary instead."""
 
-TAKE_A_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+TAKE_A_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--info", "-i"),
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+)
 """Options of Hydra whose value is the next argument."""
 
 
@@ -138,7 +141,12 @@ def without_log_file(arguments: list[str]) -> list[str]:
     """Keep Hydra from writing a log file, which would stay empty. A choice of the user is kept."""
     if any(argument.startswith("hydra/job_logging=") for argument in arguments):
         return arguments
-    place = next((place for place, other in enumerate(arguments) if other not in ("-m", "--multirun")), len(arguments))
+    # Hydra wants all values together.
+    is_value = [
+        before not in TAKE_A_VALUE and (argument.startswith("~") or ("=" in argument and not argument.startswith("-")))
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+    ]
+    place = is_value.index(True) if any(is_value) else len(arguments)
     return [*arguments[:place], NO_LOG_FILE, *arguments[place:]]
 
 

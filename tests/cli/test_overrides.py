@@ -21,7 +21,7 @@ from run_folder import Trained
 from ssd_lightning.cli import overrides as paths
 from ssd_lightning.cli import train as train_run
 from ssd_lightning.cli.commands import TRAIN
-from ssd_lightning.cli.overrides import with_model_of_weights
+from ssd_lightning.cli.overrides import with_model_of_weights, without_log_file
 from ssd_lightning.data.bananas import dataset as banana
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.detector.weights import CONFIG_KEY
@@ -197,6 +197,23 @@ class TestStrangeNames:
         assert outcome.exit_code == 0, outcome.error
         assert json.loads((copy / "summary.json").read_text())["steps"] == 2
         assert os.listdir(tmp_path) == [STRANGE]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        ([], 0),
+        (["-m", "seed=1,2"], 1),
+        (["seed=1", "--cfg", "job"], 0),
+        (["--cfg", "job", "seed=1"], 2),
+        (["--cfg", "job"], 2),
+        (["--config-dir", "/a=b", "~logger", "seed=2", "--cfg", "job"], 2),
+    ],
+)
+def test_the_choice_of_no_log_file_stands_among_the_values(arguments: list[str], place: int):
+    expected = [*arguments[:place], "hydra/job_logging=stdout", *arguments[place:]]
+    assert without_log_file(arguments) == expected
+    assert without_log_file(expected) == expected
 
 
 @pytest.mark.parametrize(
