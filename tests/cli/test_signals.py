@@ -28,7 +28,7 @@ def message_of(process, number: signal.Signals) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", BOTH)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_before_anything_is_written(bananas: Path, tmp_path: Path, number: signal.Signals):
     """The signal comes while torch is imported, which takes most of the time of a start."""
     process = start(tmp_path, *TRAIN, "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=run")
