@@ -33,6 +33,10 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # Some libraries warn about objects that outlive them.
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
     """Keep tests, and the commands that they start, out of the user's cache."""
