@@ -5,6 +5,7 @@ This module does not import torch, since the process of a sweep prints the table
 """
 
 import csv
+import functools
 import io
 import json
 import re
@@ -88,7 +89,14 @@ def job_overrides(arguments: Any) -> dict[str, str]:
 
 def planned_jobs(sweep: Path) -> list[dict[str, str]]:
     """Return every job of a grid, begun or not. Empty for Optuna, which chooses the jobs one by one."""
-    config = OmegaConf.load(sweep / "multirun.yaml").hydra
+    file = sweep / "multirun.yaml"
+    return _jobs_of_grid(file, file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _jobs_of_grid(file: Path, changed_at: int) -> list[dict[str, str]]:
+    """Return the jobs of a grid from a file, which takes long to read, and which every update of a table needs."""
+    config = OmegaConf.load(file).hydra
     if not str(config.sweeper._target_).endswith(".BasicSweeper"):
         return []
     arguments = [f"{key}={value}" for key, value in (config.sweeper.get("params") or {}).items()]
