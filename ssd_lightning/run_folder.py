@@ -1,6 +1,7 @@
 """Names and files in the folders of runs and of sweeps that several rooms use. Quick to import."""
 
 import csv
+import io
 import os
 import re
 import sys
@@ -68,7 +69,8 @@ def parse_metrics(path: Path | str) -> Metrics:
     path = Path(path)
     if not path.exists():
         return Metrics({}, "")
-    first, *lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True) or [""]
+    text = path.read_bytes().decode(errors="replace")
+    first, *lines = list(io.StringIO(text, newline="")) or [""]
     names = _cells(first)
     if "step" not in names or not first.endswith(("\n", "\r")):
         return Metrics({}, f"{path.name}: expected a column step in the first line, got {first[:80]!r}")
