@@ -7,13 +7,10 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ssd_lightning.data.folders import DataFolder, picture_places
-from ssd_lightning.data.formats import cache as annotation_cache
 from ssd_lightning.data.formats import scalars
 from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns
-from ssd_lightning.data.formats.cache import Stored, in_parallel, stamps
+from ssd_lightning.data.formats.cache import in_parallel, keep_annotations, known_annotations, stamps
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.splits import PURPOSES, SplitData, Splits
 from ssd_lightning.data.pictures import picture_size
@@ -155,11 +152,9 @@ def read_json(
     """
     key = f"coco {path.resolve()} {root.resolve()} {folder}"
     stamp = stamps([str(path)])
-    known = annotation_cache.load(key)
-    if known is not None and (known.source_stamps == stamp).all():
-        is_same = (known.picture_stamps == stamps(known.annotations.pictures)).all()
-        if is_same:
-            return known.annotations, []
+    known = known_annotations(key, str(path))
+    if known is not None:
+        return known, []
     content = _parsed(path)
     category_ids = _distinct_ids(content, "categories", path)
     categories = dict(
@@ -212,9 +207,8 @@ def read_json(
     rows = [answer for answer in answers if isinstance(answer, PictureAnnotation)]
     annotations = as_columns(rows, "coco", names)
     findings = [answer for answer in answers if isinstance(answer, Finding)]
-    if rows and not findings:
-        source_stamps = np.repeat(stamp, len(rows), axis=0)
-        annotation_cache.save(key, Stored(annotations, source_stamps, stamps(annotations.pictures)))
+    if not findings:
+        keep_annotations(key, stamp, annotations)
     return annotations, findings
 
 

@@ -210,7 +210,9 @@ def _table(path: str, names: list[str], columns: Columns, order: Order | None) -
         if given is None and not found and not is_needed:
             return None
         got = f"{'several' if found else 'none'}; columns: {', '.join(names)}"
-        raise ValueError(f"{path}: expected one column {[*found, *wanted][0]}, got {got}. Try data.{key}=<column>.")
+        value = "[<column>,<column>,<column>,<column>]" if key == "box_columns" else "<column>"
+        advice = "data.delimiter=<character>" if len(names) == 1 else f"data.{key}={value}"
+        raise ValueError(f"{path}: expected one column {[*found, *wanted][0]}, got {got}. Try {advice}.")
 
     usual = next((box for _, box in BOX_COLUMNS if set(box) <= set(plain)), BOX_COLUMNS[0][1])
     box_names = tuple(columns.box or usual)
