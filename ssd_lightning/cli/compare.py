@@ -41,10 +41,13 @@ def compare(config: DictConfig) -> None:
 def _check(config: DictConfig) -> None:
     if not isinstance(config.runs, str | ListConfig) or len(config.runs) == 0:
         raise ValueError(f"runs: expected a folder or a list of folders, got {config.runs}")
-    for path in config.runs if isinstance(config.runs, ListConfig) else [config.runs]:
+    runs = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
+    for key, path in (*(("runs", run) for run in runs), ("baseline", config.baseline)):
         file = Path(str(path)).expanduser()
-        if file.is_file():
-            raise ValueError(f"runs: expected a folder, got the file {path}. Try runs={run_of_file(file.absolute())}.")
+        if path is not None and file.is_file():
+            raise ValueError(
+                f"{key}: expected a folder, got the file {path}. Try {key}={run_of_file(file.absolute())}."
+            )
     require_number("iou_threshold", config.iou_threshold, "(0, 1]")
     require_number("draw_threshold", config.draw_threshold, "[0, 1]")
     require_whole_number("pictures", config.pictures, 0)
