@@ -234,8 +234,8 @@ class YOLO(SplitData):
 def match_labels(files: DataFolder) -> tuple[dict[str, str], list[Finding]]:
     """Return the text file of each picture in a folder, which may be missing, and findings about the others.
 
-    The file has the name of its picture. The usual places are searched first; the last resort is the only file of this
-    name that belongs to no other picture.
+    The file has the name of its picture, and is in one of the usual places. If these have no file for any picture of a
+    folder, the last resort is the only file of the name that belongs to no other picture.
     """
     pictures = files.pictures_in("")
     folders = {_folder(picture) for picture in pictures}
@@ -245,11 +245,12 @@ def match_labels(files: DataFolder) -> tuple[dict[str, str], list[Finding]]:
         names = (f"{place}/{_stem(picture)}.txt".lstrip("/") for place in places[_folder(picture)])
         found[picture] = next((file for name in names if (file := files.at(name)) is not None), None)
     taken = set(found.values())
+    in_order = {_folder(picture) for picture, file in found.items() if file is not None}
     label_of: dict[str, str] = {}
     owner: dict[str, str] = {}
     findings = []
     for picture, file in found.items():
-        only = files.only(f"{_stem(picture)}.txt") if file is None else None
+        only = files.only(f"{_stem(picture)}.txt") if _folder(picture) not in in_order else None
         expected = f"{places[_folder(picture)][0]}/{_stem(picture)}.txt".lstrip("/")
         label = (
             file or (only if only not in taken else None) or (expected if expected not in owner else f"{picture}.txt")

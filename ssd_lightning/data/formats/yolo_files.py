@@ -25,6 +25,10 @@ NOTHING = ("", "~", "null", "Null", "NULL")
 """Spellings of a missing value in yaml."""
 
 
+SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+"""Keys of a description for each split."""
+
+
 class Description(NamedTuple):
     """The content of a ``data.yaml``."""
 
@@ -150,8 +154,8 @@ def read_description(path: str) -> Description:
     folder = content.get("path", "")
     start = f"{folder}/" if isinstance(folder, str) and folder not in NOTHING else ""
     splits = {}
-    for split in ("train", "val", "test"):
-        value = content.get(split, "")
+    for split, keys in SPLIT_KEYS.items():
+        value = next((content[key] for key in keys if key in content), "")
         entries = value if isinstance(value, list) else [] if value in NOTHING else [value]
         if not all(isinstance(entry, str) and entry for entry in entries):
             raise ValueError(

@@ -129,6 +129,12 @@ def test_names_in_a_description(tmp_path: Path, told: str, expected: tuple[str, 
         ("a: &a [*a]", "yaml"),
         (b"names: [\xff]", "yaml"),
         ("[" * 5000, "yaml"),
+        # Each list holds the one before ten times.
+        (
+            "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10 if n else ['x'])}]\n" for n in range(30))
+            + "names: *a29",
+            "names",
+        ),
     ],
 )
 def test_a_wrong_description_is_refused(tmp_path: Path, text: str | bytes, key: str):
@@ -180,6 +186,7 @@ def test_several_descriptions(tmp_path: Path):
         "path: /elsewhere\ntrain: [images/train]\nval: C:\\x\\images\\val\ntest: ./images/test/",
         "train: ../images/train\nval: ../images/val\ntest: ../images/test",
         "train: train.txt\nval: images/val\ntest: images/Test",
+        "train: images/train\nvalid: images/val\ntest: images/test",
         "",
         "train: ''\nval: null",
     ],
@@ -300,6 +307,13 @@ def test_the_text_file_of_another_picture_is_not_taken(tmp_path: Path):
     data = YOLO(tmp_path)
     assert data.train().counts.tolist() == [0, 1]
     refuse(data.train().findings)
+
+
+def test_old_labels_in_another_folder_are_not_taken(tmp_path: Path):
+    """A picture of this folder has a text file in its place, so that the other picture has none."""
+    write_yolo(tmp_path, {"train/a": BOX, "train/b": None, "val/c": BOX})
+    write_text(tmp_path / "labels_old" / "b.txt", BOX)
+    assert YOLO(tmp_path).train().counts.tolist() == [1, 0]
 
 
 def test_two_pictures_of_one_name(tmp_path: Path):
