@@ -54,10 +54,10 @@ class TestCommand:
         ("arguments", "message"),
         [
             ([], "runs: expected a value, got none"),
-            (["runs=sweep/0/summary.json"], "runs: expected a folder, got sweep/0/summary.json. Try runs=/"),
+            (["runs=sweep/0/summary.json"], "runs: expected a folder, got the file sweep/0/summary.json. Try runs=/"),
             (
                 ["runs=sweep", "baseline=sweep/0/metrics.csv"],
-                "baseline: expected a folder, got sweep/0/metrics",
+                "baseline: expected a folder, got the file sweep/0/metrics",
             ),
             (["runs=nowhere"], "folders: expected folders that exist, got"),
             (["runs=empty"], "folders: expected folders with runs of ssd-train, got"),
