@@ -183,6 +183,8 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
         folders = [overrides.value_of(other) for other in others if other.startswith("hydra.run.dir=")]
         if not folders or not folders[-1]:
             raise ValueError("resume: expected hydra.run.dir=<folder> beside resume=auto, got none")
+        if "${" in folders[-1]:  # The name is not known yet.
+            raise ValueError(f"resume: expected hydra.run.dir=<folder> without ${{…}}, got {folders[-1]}")
         folder = Path(folders[-1]).resolve()
     else:
         folder = _run_to_resume(Path(resumed[-1]).resolve())

@@ -179,9 +179,10 @@ def test_auto_waits_for_the_end_of_the_former_process(folder: Path):
     assert former.wait(timeout=20) == 0
 
 
-def test_auto_needs_a_folder():
+@pytest.mark.parametrize("others", [[], ["hydra.run.dir=runs/${name}"], ["hydra.run.dir='${now:%H}'"]])
+def test_auto_needs_a_folder(others: list[str]):
     with pytest.raises(ValueError, match=r"^resume: expected hydra\.run\.dir=<folder>"):
-        resume_in_run_folder(["resume=auto"])
+        resume_in_run_folder(["resume=auto", *others])
 
 
 @pytest.mark.parametrize("content", ["a: 1", "[1]", "", "resume"])
