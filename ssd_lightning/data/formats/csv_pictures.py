@@ -22,7 +22,7 @@ from ssd_lightning.data.formats.annotations import (
     edges_of,
 )
 from ssd_lightning.data.formats.cache import in_parallel, keep_annotations, known_annotations, limited_key, stamps
-from ssd_lightning.data.formats.csv_rows import DELIMITERS, Columns, Row, read_rows
+from ssd_lightning.data.formats.csv_rows import DELIMITERS, LONGEST_LINE, Columns, Row, read_rows, table_names
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.splits import SPLIT_NAMES, SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.pictures import PictureHeader, read_header
@@ -194,7 +194,7 @@ class CSV(SplitData):
         table, rows = read_rows(path, self.columns, self.box_format, self.delimiter, self.header)
         if table.label is None and not one_class:
             raise ValueError(
-                f"{path}: expected a column for the class, got {', '.join(table.names)}. "
+                f"{path}: expected a column for the class, got {table_names(table.names)}. "
                 f"Try data.class_column=<column>, or data.classes=[<name>] for pictures of one class."
             )
         search = _Search(self.files if self.pictures is None else self._own_folder(), path, self.pictures is None)
@@ -273,7 +273,8 @@ class _Search:
             file = self._file(row)
             there = self.files.candidates(row.picture)
             hint = f", which may be {there}. Try data.pictures=<folder>" * bool(there)
-            text = f"{row.place}: expected the name of a picture in {self.files.root}, got {row.picture!r}{hint}"
+            told = f"got {row.picture[:LONGEST_LINE]!r}{hint}"
+            text = f"{row.place}: expected the name of a picture in {self.files.root}, {told}"
             self._found[key] = Finding("unreadable", text) if file is None else self.files.path(file)
         return self._found[key]
 

@@ -63,6 +63,9 @@ BOX_COLUMNS: tuple[tuple[Order, tuple[str, ...]], ...] = (
 SIZE_COLUMNS = (("image_width", "image_height"), ("img_width", "img_height"), ("width", "height"))
 """Usual names of the columns with the size of a picture."""
 
+LONGEST, LONGEST_LINE = 50, 200
+"""Numbers of letters of a wrong cell, and of a line of names, that a message shows."""
+
 MISSING = ("", "nan", "na", "none", "null")
 """Spellings of an empty cell, in lower case."""
 
@@ -117,7 +120,9 @@ class Table(NamedTuple):
             box = self._box(cells, place)
             label = "" if self.label is None else cells[self.label]
             if box is not None and not scalars.is_text(label):
-                raise ValueError(f"{place}: {self.names[self.label or 0]}: expected text in UTF-8, got {label!r}")
+                raise ValueError(
+                    f"{place}: {self.names[self.label or 0]}: expected text in UTF-8, got {label[:LONGEST]!r}"
+                )
             size = (scalars.side(cells[column]) for column in reversed(self.size))
             told_size = (next(size, 0), next(size, 0))
             split = "" if self.split is None else cells[self.split]
@@ -133,7 +138,7 @@ class Table(NamedTuple):
         for column in self.box:
             numbers.append(scalars.number(cells[column]))
             if not math.isfinite(numbers[-1]):
-                raise ValueError(f"{place}: {self.names[column]}: expected a number, got {cells[column]!r}")
+                raise ValueError(f"{place}: {self.names[column]}: expected a number, got {cells[column][:LONGEST]!r}")
         return tuple(numbers)
 
 
@@ -209,7 +214,7 @@ def _table(path: str, names: list[str], columns: Columns, order: Order | None) -
             return plain.index(found[0])
         if given is None and not found and not is_needed:
             return None
-        got = f"{'several' if found else 'none'}; columns: {', '.join(names)}"
+        got = f"{'several' if found else 'none'}; columns: {table_names(names)}"
         value = "[<column>,<column>,<column>,<column>]" if key == "box_columns" else "<column>"
         advice = "data.delimiter=<character>" if len(names) == 1 else f"data.{key}={value}"
         raise ValueError(f"{path}: expected one column {[*found, *wanted][0]}, got {got}. Try {advice}.")
@@ -224,6 +229,12 @@ def _table(path: str, names: list[str], columns: Columns, order: Order | None) -
     sizes = ([plain.index(name) for name in pair] for pair in SIZE_COLUMNS if set(pair) <= set(plain))
     size = next((pair for pair in sizes if not {picture, label, split, *box} & set(pair)), [])
     return Table(path, names, picture, label, box, split, size, order or own)
+
+
+def table_names(names: Sequence[str]) -> str:
+    """Return the names of columns for a message; a line that is no line of names may be long."""
+    told = ", ".join(names)
+    return told if len(told) <= LONGEST_LINE else f"{told[:LONGEST_LINE]} …"
 
 
 def _plain(name: str) -> str:

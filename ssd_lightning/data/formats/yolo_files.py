@@ -15,6 +15,9 @@ from ssd_lightning.data.pictures import read_header
 LARGEST_FILE = 64 * 2**20
 """Bytes of the largest text file that is read. A line of an object has about 40 bytes."""
 
+LONGEST = 50
+"""Number of letters of a wrong value that a message shows."""
+
 MOST_CLASSES = 10**6
 """Number from which a class number is a mistake."""
 
@@ -118,12 +121,12 @@ def _object(place: str, text: str, keypoints: int, line: int) -> _Object:
     label = scalars.number(first)
     if not (0 <= label < MOST_CLASSES and label == int(label)):
         raise ValueError(
-            f"{place}: expected the number of a class, got {first!r}. Try lines such as 0 0.5 0.5 0.2 0.1."
+            f"{place}: expected the number of a class, got {first[:LONGEST]!r}. Try lines such as 0 0.5 0.5 0.2 0.1."
         )
     numbers = [scalars.number(other) for other in others]
     wrong = [other for other, number in zip(others, numbers, strict=True) if not math.isfinite(number)]
     if wrong:
-        raise ValueError(f"{place}: expected numbers ({SHAPES}), got {wrong[0]!r}")
+        raise ValueError(f"{place}: expected numbers ({SHAPES}), got {wrong[0][:LONGEST]!r}")
     if len(numbers) == 4 + keypoints:
         (edges,) = edges_of(np.array([numbers[:4]]), WRITINGS["yolo"].order).tolist()
         return _Object(int(label), tuple(edges), line, is_polygon=False)
@@ -203,5 +206,5 @@ def _keypoints(value: Any, path: str) -> int:
 def _kind(value: Any) -> str:
     """Return a value for a message; a nested one may be huge."""
     if isinstance(value, str):
-        return repr(value[:200])
-    return "a list" if isinstance(value, list) else "keys with values"
+        return repr(value[:LONGEST])
+    return "nothing" if value is None else "a list" if isinstance(value, list) else "keys with values"

@@ -110,6 +110,7 @@ def test_encodings(tmp_path: Path, encoding: str):
     ("lines", "told"),
     [
         (("class,xmin,ymin,xmax,ymax", "cat,0,0,9,9"), r"one column filename, got none.*data\.picture_column="),
+        (("a," * 9999,), r"got none; columns: .{200} …\. Try "),
         (("filename#class", "a.png#cat"), r"got none.*data\.delimiter="),
         (("filename,class,a,b,c,d", "a.png,cat,0,0,9,9"), r"one column xmin, got none.*data\.box_columns="),
         (("filename,xmin,ymin,xmax,ymax", "a.png,0,0,9,9"), r"column for the class.*data\.class_column="),

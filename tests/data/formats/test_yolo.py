@@ -77,6 +77,7 @@ def test_lines(tmp_path: Path, text: str | bytes, expected: list):
         (f"{BOX}0 0.5 nan 1 1", 2, "got 'nan'"),
         ("0 0.5 0.5 inf 1", 1, "got 'inf'"),
         ("0 0.5 x 1 1", 1, "got 'x'"),
+        ("0 0.5 0.5 1 " + "1" * 9999, 1, f"got '{'1' * 50}'"),
     ],
 )
 def test_a_wrong_line_is_told_with_its_number(tmp_path: Path, text: str, line: int, told: str):
@@ -124,7 +125,7 @@ def test_names_in_a_description(tmp_path: Path, told: str, expected: tuple[str, 
         ("names: [cat]\nkpt_shape: 17", "kpt_shape: .*'17'"),
         ("- a\n- b", "keys such as names"),
         ("cat", "keys such as names"),
-        ("", "keys such as names"),
+        ("", "keys such as names, .*nothing"),
         ("names: [cat", "yaml"),
         ("a: &a [*a]", "yaml"),
         (b"names: [\xff]", "yaml"),
