@@ -195,10 +195,17 @@ def _interpolated(
     """Interpolate between the four nearest pixels, as torch does with ``align_corners=False``."""
     above, below, lower = _neighbours(down, image.shape[0])
     left, right, later = _neighbours(across, image.shape[1])
-    above, below, lower, later = above[:, None], below[:, None], lower[:, None, None], later[:, None]
-    upper_row = (1 - later) * image[above, left] + later * image[above, right]
-    lower_row = (1 - later) * image[below, left] + later * image[below, right]
-    return (1 - lower) * upper_row + lower * lower_row
+    # Single numbers are gathered several times as fast as pixels of three numbers.
+    rows, later = image.reshape(len(image), -1), np.repeat(later, 3)
+    left, right = ((3 * places[:, None] + np.arange(3)).ravel() for places in (left, right))
+
+    def between_columns(places: Int[np.ndarray, " part"]) -> Float[np.ndarray, "part_height numbers"]:
+        taken = rows.take(places, axis=0)
+        first = taken.take(left, axis=1).astype(np.float32)
+        return first + later * (taken.take(right, axis=1) - first)
+
+    upper, under = between_columns(above), between_columns(below)
+    return (upper + lower[:, None] * (under - upper)).reshape(len(above), -1, 3)
 
 
 def _neighbours(
