@@ -363,6 +363,37 @@ def test_data_is_prepared_and_read_when_lightning_asks() -> None:
     assert module.val_pictures is read
 
 
+class NumbersWithTest(NumberedData):
+    def test(self) -> NumberedPictures | None:
+        return NumberedPictures(7)
+
+
+def test_pictures_of_a_test_are_read_for_a_training_and_for_a_test() -> None:
+    for stage, read in {
+        "fit": {"training": 10, "scoring": 5, "the test": 7},
+        "validate": {"scoring": 5},
+        "test": {"the test": 7},
+    }.items():
+        module = DetectionDataModule(NumbersWithTest(), 16, 3, num_workers=0)
+        module.setup(stage)
+        assert {purpose: len(pictures) for purpose, pictures in module.splits().items()} == read
+    batches = list(module.test_dataloader())
+    assert [batch.image_ids.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+def test_data_need_not_have_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets of other packages have no such method."""
+    assert set(datamodule().splits()) == {"training", "scoring"}
+    monkeypatch.setattr(NumbersWithTest, "test", lambda data: None)
+    assert set(datamodule(NumbersWithTest()).splits()) == {"training", "scoring"}
+
+
+def test_an_empty_test_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NumbersWithTest, "test", lambda data: NumberedPictures(0))
+    with pytest.raises(ValueError, match=r"data: expected at least one picture for the test, got none"):
+        datamodule(NumbersWithTest())
+
+
 def test_the_training_loader_can_be_resumed_and_the_other_need_not_be() -> None:
     module = datamodule()
     assert isinstance(module.train_dataloader(), ResumableLoader)
