@@ -117,7 +117,9 @@ def load_detections(path: Path | str) -> StoredDetections:
             detections = DetectionRecords(*_columns(file, "detections", DetectionRecords._fields, paths, classes))
             return StoredDetections(detections, load_objects(file, paths, classes), paths, classes)
     except Exception as error:  # numpy and zipfile raise a dozen types of errors for other files.
+        # numpy's own message advises to load the file unsafely.
+        no_npz = "it is no npz file, or holds pickled objects, which can run code"
         raise ValueError(
-            f"detections: expected stored detections, got {path}, which cannot be read ({error}). "
-            "Try the folder of a finished run."
+            f"detections: expected stored detections, got {path}, which cannot be read "
+            f"({no_npz if 'allow_pickle' in str(error) else error}). Try the folder of a finished run."
         ) from error
