@@ -6,7 +6,7 @@ A reader of a format returns :class:`Annotations`, and the rest is the same for 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
@@ -196,6 +196,13 @@ class Annotations(NamedTuple):
             boxes = turned_boxes(boxes, self.sizes[rows], self.orientations[rows])
         return (boxes / np.tile(self.sizes[rows][:, ::-1], 2)).astype(np.float32)
 
+    def with_boxes_of(self, boxes_of: BoxesOf) -> "Annotations":
+        """Return the same numbers as boxes of other pixels; they have been read as of the picture as it is shown."""
+        other = self._replace(boxes_of=boxes_of)
+        if not WRITINGS[self.box_format].in_fractions:
+            return other
+        return other._replace(boxes=self.boxes / self._sides() * other._sides())
+
     def select(self, rows: Int[np.ndarray, " rows"]) -> "Annotations":
         """Return the annotations of some pictures, in the order of ``rows``."""
         counts = self.counts[rows]
@@ -307,6 +314,12 @@ def stratified(
     val = np.zeros(number, dtype=bool)
     val[order[((np.arange(count) + rng.random()) * number / max(count, 1)).astype(np.int64)]] = True
     return np.flatnonzero(~val), np.flatnonzero(val)
+
+
+def check_boxes_of(boxes_of: str) -> None:
+    """Refuse a value of ``boxes_of`` that is none of :data:`BoxesOf`."""
+    if boxes_of not in get_args(BoxesOf):
+        raise ValueError(f"boxes_of: expected one of {', '.join(get_args(BoxesOf))}, got {boxes_of!r}")
 
 
 def distinct(classes: Iterable[str]) -> tuple[str, ...]:

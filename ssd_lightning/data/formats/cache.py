@@ -225,6 +225,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd_lightning"
 
 
+def limited_key(key: str, max_megapixels: float | None) -> str:
+    """Return the key of the annotations of pictures up to a size, since a lower limit makes some of them findings."""
+    return key if max_megapixels is None else f"{key} {max_megapixels:g}"
+
+
 def cache_file(key: str) -> Path:
     """Return the cache file of a key."""
     name = hashlib.sha256(f"{LAYOUT} {key}".encode("utf-8", "surrogatepass")).hexdigest()[:24]

@@ -2,6 +2,7 @@
 
 import codecs
 import math
+import reprlib
 from collections.abc import Hashable
 from typing import Any
 
@@ -19,6 +20,22 @@ BYTE_ORDER_MARKS = (
 """First bytes of a text, and its encoding. The mark of UTF-32 begins with the mark of UTF-16."""
 
 
+MOST_PIXELS = 10**9
+"""Largest number that is read as a coordinate or a side in pixels; no picture is that large."""
+
+LONGEST_CLASS_NAME = 200
+"""Number of characters of the longest class name."""
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 100
+_short.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """Return a value of a file for a message: on one line, and shortened if it is long."""
+    return _short.repr(value)
+
+
 def number(value: object) -> float:
     """Return a number that may be written as text; NaN for everything else."""
     if isinstance(value, int | float | str):
@@ -27,6 +44,12 @@ def number(value: object) -> float:
         except (ValueError, OverflowError):
             pass
     return math.nan
+
+
+def coordinate(value: object) -> float:
+    """Return a coordinate in pixels; NaN for everything else, and for numbers that no picture has."""
+    as_number = number(value)
+    return as_number if abs(as_number) <= MOST_PIXELS else math.nan
 
 
 def flag(value: object, place: str) -> bool:
@@ -45,18 +68,34 @@ def flag(value: object, place: str) -> bool:
         return True
     if text in FALSE or as_number == 0:
         return False
-    raise ValueError(f"{place}: expected 0 or 1, got {value!r}")
+    raise ValueError(f"{place}: expected 0 or 1, got {shown(value)}")
 
 
 def side(value: object) -> int:
-    """Return the width or height in an annotation; 0, as some tools write themselves, where it says nothing."""
+    """Return the width or height in an annotation; 0, as some tools write themselves, where it says nothing.
+
+    A number that no picture has becomes ``MOST_PIXELS``, which differs from the picture.
+    """
     as_number = number(value)
-    return round(as_number) if math.isfinite(as_number) and as_number > 0 else 0
+    return min(round(as_number), MOST_PIXELS) if math.isfinite(as_number) and as_number > 0 else 0
 
 
 def name(value: object) -> str:
     """Return the name of a class, which may be a number; empty where there is none."""
     return "" if value is None or isinstance(value, dict | list) else str(value)
+
+
+def class_name(value: object, place: str) -> str:
+    """Return the name of a class as :func:`name` does.
+
+    Raises:
+        ValueError: if the name is longer than ``LONGEST_CLASS_NAME``.
+    """
+    text = name(value)
+    if len(text) > LONGEST_CLASS_NAME:
+        told = f"expected at most {LONGEST_CLASS_NAME} characters, got {len(text)}"
+        raise ValueError(f"{place}: {told}, beginning with {text[:20]!r}")
+    return text
 
 
 def is_text(name: str) -> bool:
@@ -71,8 +110,8 @@ def identity(entry: dict[str, Any], key: str, place: str) -> Hashable:
         ValueError: if there is none.
     """
     value = entry.get(key)
-    if not isinstance(value, int | float | str) or value != value:
-        raise ValueError(f"{place}: {key}: expected a number or a text, got {value!r} in {str(entry)[:200]}")
+    if not isinstance(value, int | float | str) or isinstance(value, bool) or value != value:
+        raise ValueError(f"{place}: {key}: expected a number or a text, got {shown(value)} in {shown(entry)}")
     return value
 
 

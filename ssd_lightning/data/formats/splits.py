@@ -5,12 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
-from ssd_lightning.data.formats.annotations import Annotations, BoxesOf, distinct, stratified
+from ssd_lightning.data.formats.annotations import Annotations, BoxesOf, check_boxes_of, distinct, stratified
 from ssd_lightning.data.formats.findings import Finding, Fix, check_fix
 from ssd_lightning.require import require_number
 
@@ -63,6 +63,12 @@ class Splits(NamedTuple):
     findings: list[Finding]
     remarks: list[Finding]
 
+    def without_objects(self) -> list[tuple[str, str]]:
+        """Return the sources and the pictures, each once, of the pictures without objects."""
+        parts = [part for part in (self.train, self.val, self.test) if part is not None]
+        empty = [(part, row) for part in parts for row in np.flatnonzero(part.counts == 0)]
+        return list(dict.fromkeys((part.sources[row], part.pictures[row]) for part, row in empty))
+
 
 class SplitData(ABC):
     """A data set whose splits are in files or drawn; subclasses provide a reader.
@@ -99,8 +105,7 @@ class SplitData(ABC):
         max_megapixels: float | None = None,
     ) -> None:
         check_fix(fix)
-        if boxes_of not in get_args(BoxesOf):
-            raise ValueError(f"boxes_of: expected one of {', '.join(get_args(BoxesOf))}, got {boxes_of!r}")
+        check_boxes_of(boxes_of)
         if max_megapixels is not None:
             require_number("max_megapixels", max_megapixels, "(0, inf)")
         require_number("val_share", val_share, "(0, 1)")

@@ -1,9 +1,7 @@
 """Folders of pictures with PASCAL VOC's xml files: VOC itself, and the folders that labelling tools write."""
 
-import math
 import os
 import re
-import xml.etree.ElementTree as ElementTree
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,14 +11,15 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from ssd_lightning.data.download import Archive, download_and_extract
-from ssd_lightning.data.folders import DataFolder, is_picture, picture_places
-from ssd_lightning.data.formats import scalars
-from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation
-from ssd_lightning.data.formats.cache import read_annotations
+from ssd_lightning.data.files import read_bytes
+from ssd_lightning.data.folders import DataFolder, is_picture
+from ssd_lightning.data.formats.annotations import Annotations, BoxesOf, PictureAnnotation
+from ssd_lightning.data.formats.cache import limited_key, read_annotations
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.scalars import text_of
 from ssd_lightning.data.formats.splits import SPLIT_NAMES, SplitData, Splits, as_list, usual_splits
-from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
+from ssd_lightning.data.formats.voc_xml import read_xml
+from ssd_lightning.data.pictures import PICTURE_SUFFIXES
 
 VOC_CLASSES = (
     "aeroplane",
@@ -80,6 +79,9 @@ ARCHIVE_OF = {
 LISTS = ("ImageSets/Main", "ImageSets", "")
 """Folders with lists of pictures; the first that holds any is used. In the last one, only lists of a split count."""
 
+LARGEST_LIST = 2**30
+"""Bytes of the largest list of pictures that is read."""
+
 WHOLE = {"default", "all"}
 """Names of lists that tools write for all pictures, which are no split."""
 
@@ -115,8 +117,12 @@ class VOCPictures(SplitData):
         lists = self.xml_files()
         # A picture may be in several lists, which ssd-check reports.
         sources = list(dict.fromkeys(path for paths in lists for path in paths or ()))
-        key = f"voc {self.root.resolve()}"
-        everything, findings = read_annotations(sources, lambda path: read_xml(path, self.files), "voc", key)
+        key = limited_key(f"voc {self.root.resolve()}", self.max_megapixels)
+
+        def read(path: str) -> PictureAnnotation:
+            return read_xml(path, self.files, self.max_megapixels)
+
+        everything, findings = read_annotations(sources, read, "voc", key)
         row_of = {source: row for row, source in enumerate(everything.sources)}
 
         def selected(paths: list[str]) -> Annotations:
@@ -152,6 +158,8 @@ class VOCFolder(VOCPictures):
         val: names of the lists or folders to score on.
         test: names of the lists or folders for the test. ``None``: ``test``, unless ``train`` and ``val`` are given.
         test_share: see :class:`VOCPictures`.
+        boxes_of: see :class:`VOCPictures`.
+        max_megapixels: see :class:`VOCPictures`.
     """
 
     def __init__(
@@ -166,8 +174,12 @@ class VOCFolder(VOCPictures):
         val: str | Sequence[str] | None = None,
         test: str | Sequence[str] | None = None,
         test_share: float = 0.0,
+        boxes_of: BoxesOf = "shown",
+        max_megapixels: float | None = None,
     ) -> None:
-        super().__init__(root, classes, difficult, fix, val_share, test_share, seed)
+        super().__init__(
+            root, classes, difficult, fix, val_share, test_share, seed, boxes_of=boxes_of, max_megapixels=max_megapixels
+        )
         if (train is None) != (val is None):
             raise ValueError(f"train, val: expected names for both or for none, got train={train}, val={val}")
         self.names = as_list(train), as_list(val), as_list(test)
@@ -383,7 +395,7 @@ def listed_xml(files: DataFolder, list_file: str) -> list[str]:
     """
     path = files.path(list_file)
     try:
-        content = Path(path).read_bytes()
+        content = read_bytes(path, LARGEST_LIST)
     except OSError as error:
         raise ValueError(f"{path}: expected a list of pictures ({error.strerror})") from error
     lines = (line.strip() for line in text_of(content, path).replace("\ufeff", "").split("\n"))
@@ -407,105 +419,3 @@ def _xml_of(files: DataFolder, line: str) -> str:
         if found is not None:
             return files.path(found)
     return os.path.join(files.root, "Annotations", f"{line}.xml")
-
-
-def read_xml(path: str, files: DataFolder) -> PictureAnnotation:
-    """Read one xml file.
-
-    Args:
-        path: the file.
-        files: the data folder that holds the file and its picture.
-
-    Raises:
-        ValueError: if the file is no VOC-style xml, or its picture cannot be read; the message names the file.
-    """
-    root = _parsed(path, files)
-    if root.tag != "annotation":
-        raise ValueError(f"{path}: expected <annotation> as in VOC, got <{root.tag}>")
-    picture = _picture_of(path, _text(root, "filename", path), files)
-    names, boxes, difficult = [], [], []
-    for number, entry in enumerate(root.findall("object"), 1):
-        place = f"{path}, object {number}"
-        # Some tools write all boxes of a class into one object.
-        for box in entry.findall("bndbox") or [entry]:
-            names.append(_text(entry, "name", place))
-            boxes.append(_edges(place, box))
-            difficult.append(scalars.flag(_text(entry, "difficult", place), f"{place}: difficult"))
-    told = scalars.side(_text(root, "size/height", path)), scalars.side(_text(root, "size/width", path))
-    return PictureAnnotation(path, picture, picture_size(Path(picture)), told, names, boxes, difficult)
-
-
-def _parsed(path: str, files: DataFolder) -> ElementTree.Element:
-    if files.relative(path) is None:
-        raise ValueError(f"{path}: expected a file inside {files.root}")
-    try:
-        content = Path(path).read_bytes()
-        encoding = scalars.marked_encoding(content) or _declared_encoding(content)
-        return ElementTree.fromstring(content.decode(encoding) if encoding else content)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: expected an xml file, got none") from None
-    except (ElementTree.ParseError, LookupError, OSError, ValueError) as error:  # LookupError: unknown encoding
-        raise ValueError(f"{path}: cannot be read as xml ({error})") from error
-
-
-def _declared_encoding(content: bytes) -> str | None:
-    """Return the encoding in the declaration of an xml file; ``None``: UTF-8."""
-    declared = re.match(rb"""<\?xml[^>]*\sencoding\s*=\s*["']([\w.:-]+)["']""", content)
-    name = declared[1].decode("ascii").lower() if declared else "utf-8"
-    # A declaration that can be read byte by byte is not UTF-16, whatever it says.
-    if name == "utf-8" or name.startswith("utf-16"):
-        return None if name == "utf-8" else "utf-8"
-    # Programs that declare gb2312 write characters of its successors.
-    return "gb18030" if name in ("gb2312", "gbk") else name
-
-
-def _text(entry: ElementTree.Element, tag: str, place: str) -> str:
-    """Return the text of an element that must not occur with several texts; empty where it is missing."""
-    texts = list(dict.fromkeys((found.text or "").strip() for found in entry.findall(tag)))
-    if len(texts) > 1:
-        raise ValueError(f"{place}: {tag}: expected one, got {', '.join(map(repr, texts))}")
-    return texts[0] if texts else ""
-
-
-def _picture_of(path: str, named: str, files: DataFolder) -> str:
-    """Find the picture by the name in the xml, or else by the name of the xml."""
-    folder, _, name = (files.relative(path) or "").rpartition("/")
-    stem = os.path.splitext(name)[0]
-    places = picture_places(folder)
-    own = next((found for place in places if (found := files.pictures_with_stem(f"{place}/{stem}".lstrip("/")))), [])
-    if not own and is_picture(stem):
-        own = [file for file in (files.find(stem, places),) if file is not None]
-    told = files.find(named, places) if is_picture(named) else None
-    if told is not None and (not own or told in own or _same_stem(told, own[0])):
-        return files.path(told)
-    if told is not None:
-        raise ValueError(
-            f"{path}: filename: expected the picture of this name, {own[0]}, got {told}, which is there, too"
-        )
-    if len(own) == 1:
-        return files.path(own[0])
-    only = files.only(named) if not own and is_picture(named) else None
-    if only is not None:
-        return files.path(only)
-    there = ", ".join(own) or files.candidates(named)
-    raise ValueError(
-        f"{path}: filename: expected a picture beside it or in JPEGImages or images, got {named or stem!r}"
-        + f", which may be {there}" * bool(there)
-    )
-
-
-def _same_stem(first: str, second: str) -> bool:
-    stems = (os.path.splitext(_name(file))[0].casefold() for file in (first, second))
-    return next(stems) == next(stems)
-
-
-def _edges(place: str, box: ElementTree.Element) -> tuple[float, float, float, float]:
-    edges = []
-    for name in ("xmin", "ymin", "xmax", "ymax"):
-        text = _text(box, name, place)
-        value = scalars.number(text)
-        if not math.isfinite(value):
-            raise ValueError(f"{place}: {name}: expected a number of pixels, got {text!r}")
-        edges.append(value)
-    # The box goes from the left edge of the first pixel, counted from 1, to the right edge of the last pixel.
-    return edges[0] - 1, edges[1] - 1, edges[2], edges[3]

@@ -17,7 +17,8 @@ from ssd_lightning.data.formats import cache as annotation_cache
 from ssd_lightning.data.formats import voc
 from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns
 from ssd_lightning.data.formats.cache import Stored, cache_file, in_parallel, load, read_annotations, save, stamps
-from ssd_lightning.data.formats.voc import VOCFolder, read_xml
+from ssd_lightning.data.formats.voc import VOCFolder
+from ssd_lightning.data.formats.voc_xml import read_xml
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +33,9 @@ class Reader:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def __call__(self, path: str, files: DataFolder | None = None) -> PictureAnnotation:
+    def __call__(self, path: str, files: DataFolder | None = None, most: float | None = None) -> PictureAnnotation:
         self.read.append(Path(path).name)
-        return read_xml(path, files or DataFolder(Path(path).parent))
+        return read_xml(path, files or DataFolder(Path(path).parent), most)
 
     def since(self) -> list[str]:
         """Names of the files that were read since it was asked last."""

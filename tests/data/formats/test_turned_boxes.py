@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from annotation_row import row
 from PIL import Image, ImageOps
+from voc_xml import write_xml
 
+from ssd_lightning.data.formats import splits
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
-from ssd_lightning.data.formats.annotations import Annotations, as_columns
+from ssd_lightning.data.formats.annotations import Annotations, as_columns, check_boxes_of
 from ssd_lightning.data.formats.findings import check_objects
+from ssd_lightning.data.formats.voc import VOCFolder
 
 STORED, SHOWN_ON_ITS_SIDE = (20, 40), (40, 20)
 RECTANGLES = {"red": (3, 5, 15, 9), "blue": (20, 0, 40, 4)}
@@ -137,3 +140,48 @@ def test_polygons_are_counted_in_a_remark():
     assert remark.kind == "polygon"
     assert "a.xml" in remark.text
     assert "3 objects" in remark.text
+
+
+# --- the key boxes_of of the data sets ---
+
+
+def write_voc(root: Path, orientation: int) -> VOCFolder:
+    for split in ("train", "val"):
+        write_rectangles(root / split / f"{split}.png", orientation)
+        boxes = [(name, left + 1, top + 1, right, bottom) for name, (left, top, right, bottom) in RECTANGLES.items()]
+        path = write_xml(root / split / f"{split}.xml", boxes)
+        size = f"<size><width>{STORED[1]}</width><height>{STORED[0]}</height></size>"
+        path.write_text(path.read_text().replace("</annotation>", f"{size}</annotation>"))
+    return VOCFolder(root, classes=["red", "blue"], boxes_of="stored")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_data_sets_turn_boxes_of_stored_pixels(tmp_path: Path, orientation: int):
+    for _ in range(2):  # read, and from the cache
+        data = write_voc(tmp_path, orientation)
+        for name, pictures in (("train", data.train()), ("val", data.val())):
+            path = tmp_path / name / f"{name}.png"
+            assert pictures.findings == []
+            assert in_pixels(pictures) == list(edges_as_shown(path).values())
+
+
+def test_the_same_cache_serves_both_values(tmp_path: Path):
+    write_voc(tmp_path, 6).train()
+    assert {finding.kind for finding in VOCFolder(tmp_path, ["red", "blue"]).train().findings} == {"outside", "turned"}
+    assert write_voc(tmp_path, 6).train().findings == []
+
+
+def test_fractions_of_stored_pixels_are_turned_too():
+    fractions = {"yolo": (0.25, 0.5, 0.5, 0.75)}
+    stored = turned_row(6, ("red", tuple(np.multiply(fractions["yolo"], (20, 40, 20, 40)))))
+    pictures = annotated_pictures(as_columns([stored], "yolo").with_boxes_of("stored"), ["red"])
+    np.testing.assert_allclose(pictures.boxes, [[0.25, 0.25, 0.5, 0.5]])
+
+
+def test_another_value_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match=r"^boxes_of: expected one of stored, shown, got 'upright'$"):
+        check_boxes_of("upright")
+    asked = []
+    monkeypatch.setattr(splits, "check_boxes_of", asked.append)
+    VOCFolder(tmp_path, boxes_of="stored")
+    assert asked == ["stored"]
