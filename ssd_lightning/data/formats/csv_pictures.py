@@ -133,7 +133,8 @@ class CSV(SplitData):
         if test is not None and self.given["test"] is None and not test.counts.any():
             test = None  # The pictures of a test may have been published without their boxes.
         findings = [finding for _, more in found for finding in more]
-        return Splits(train, val, test, findings, _without_objects(everything))
+        splits = Splits(train, val, test, findings, [])
+        return splits._replace(remarks=_told_without_objects(splits))
 
     def _rows_of_splits(
         self, rows_of: dict[str, list[int]], count: int, are_told: bool
@@ -292,11 +293,11 @@ class _Search:
         return next((pictures[0] for pictures in stems if len(pictures) == 1), None)
 
 
-def _without_objects(annotations: Annotations) -> list[Finding]:
+def _told_without_objects(splits: Splits) -> list[Finding]:
     """Return a remark on the pictures without objects."""
-    empty = [annotations.pictures[row] for row in np.flatnonzero(annotations.counts == 0)]
+    empty = splits.without_objects()
     text = f"rows without a box make pictures without objects: {len(empty)}"
-    return [Finding("background", f"{empty[0]}: {text}")] if empty else []
+    return [Finding("background", f"{empty[0][1]}: {text}")] if empty else []
 
 
 def _folded(name: str) -> str:

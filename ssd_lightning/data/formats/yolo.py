@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd_lightning.data.folders import DataFolder, label_places
+from ssd_lightning.data.folders import DataFolder, is_picture, label_places
 from ssd_lightning.data.formats.annotations import Annotations, BoxesOf, PictureAnnotation
 from ssd_lightning.data.formats.cache import limited_key, read_annotations
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.splits import SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.formats.yolo_files import (
+    LONGEST,
     Description,
     has_labels,
     lines_of,
@@ -125,11 +126,11 @@ class YOLO(SplitData):
 
     def read(self) -> Splits:
         """Read the text files of all splits."""
-        splits, findings = self._pictures_of_splits()
+        pictures_of, findings = self._pictures_of_splits()
         label_of, more = match_labels(self.files)
         labels = {
             split: None if pictures is None else [self.files.path(label_of[p]) for p in pictures if p in label_of]
-            for split, pictures in splits.items()
+            for split, pictures in pictures_of.items()
         }
         picture_of = {self.files.path(label): self.files.path(picture) for picture, label in label_of.items()}
         keypoints = self.described.keypoints
@@ -154,81 +155,91 @@ class YOLO(SplitData):
         assert train is not None
         if test is not None and self.given["test"] is None and not test.counts.any():
             test = None  # The pictures of a test may have been published without their labels.
-        return Splits(train, val, test, [*findings, *more, *unreadable], without_objects(everything))
+        splits = Splits(train, val, test, [*findings, *more, *unreadable], [])
+        return splits._replace(remarks=told_without_objects(splits))
 
     def _class_name(self, number: int) -> str:
         return self.described.names.get(number, f"{number}, a number without a name in {self.described.path}")
 
     def _pictures_of_splits(self) -> tuple[dict[str, list[str] | None], list[Finding]]:
         """Return the pictures of each split, and findings about the lists."""
+        described = {} if self.given["train"] else self.described.splits
+        splits: dict[str, list[str] | None] = dict.fromkeys(self.given)
         findings: list[Finding] = []
-        given = self.given
-        described: dict[str, list[str] | None] = {**dict.fromkeys(given), **self.described.splits}
-        is_given = given["train"] is not None
-        entries = given if is_given else described | ({"test": given["test"]} if given["test"] else {})
-        splits: dict[str, list[str] | None] = {}
-        for split, names in entries.items():
-            pictures = None if names is None else self._pictures(names, findings)
-            if names is not None and not pictures and not findings:
-                key = f"data.{split}" if names is given[split] else f"{self.described.path}: {split}"
-                text = f"{key}: expected folders of pictures in {self.root}, or lists of them, got {', '.join(names)}"
-                if split != "test" or names is given[split]:
-                    raise ValueError(text)
-                logger.warning("%s, so there is no test", text)
-            splits[split] = pictures if pictures or findings else None
-        if splits["train"] is not None:
-            if splits["train"] == splits["val"] and not is_given:
-                # Small data sets for demonstrations are described in this way.
-                text = f"{self.described.path}: val: expected other pictures than train, got the same"
-                raise ValueError(f"{text}. Try data.train={(entries['train'] or [''])[0]}, of which a share is drawn.")
-            return splits, findings
-        usual = self._usual_splits(findings)
-        held_out = set(splits["test"] or ())
-        kept = {split: pictures and [p for p in pictures if p not in held_out] for split, pictures in usual.items()}
-        return kept | ({"test": splits["test"]} if held_out else {}), findings
+        for split, given in self.given.items():
+            names = given or described.get(split)
+            if not names:
+                continue
+            pictures, more = self._pictures(names)
+            findings += more
+            if pictures or more:
+                splits[split] = pictures
+                continue
+            key = f"data.{split}" if given else f"{self.described.path}: {split}"
+            text = f"{key}: expected folders of pictures in {self.root}, or lists of them, got {', '.join(names)}"
+            if given or split != "test":
+                raise ValueError(text)
+            logger.warning("%s, so there is no test", text)
+        if splits["train"] is None:
+            usual, more = self._usual_splits()
+            held_out = set(splits["test"] or ())
+            kept = {split: pictures and [p for p in pictures if p not in held_out] for split, pictures in usual.items()}
+            return kept | ({"test": splits["test"]} if held_out else {}), [*findings, *more]
+        if splits["train"] == splits["val"] and described:
+            # Small data sets for demonstrations are described in this way.
+            text = f"{self.described.path}: val: expected other pictures than train, got the same"
+            raise ValueError(f"{text}. Try data.train={described['train'][0]}, of which a share is drawn.")
+        return splits, findings
 
-    def _usual_splits(self, findings: list[Finding]) -> dict[str, list[str] | None]:
+    def _usual_splits(self) -> tuple[dict[str, list[str] | None], list[Finding]]:
         """Return the pictures of the lists or folders with the names of splits, or else all pictures."""
+        splits: dict[str, list[str] | None] = dict.fromkeys(self.given)
         everything = self.files.pictures_in("")
-        lists = {_stem(file).casefold(): [file] for file in self.files.files if "/" not in file and is_list(file)}
+        lists = {_stem(file).casefold(): file for file in self.files.files if "/" not in file and is_list(file)}
+        by_list = usual_splits(lists)
+        if by_list is not None:
+            listed = {split: self._listed(lists[name]) for split, name in by_list._asdict().items() if name}
+            findings = [finding for _, more in listed.values() for finding in more]
+            return splits | {split: pictures for split, (pictures, _) in listed.items()}, findings
         folders: dict[str, list[str]] = defaultdict(list)
         for picture in everything:
             for part in set(picture.casefold().split("/")[:-1]):
                 folders[part].append(picture)
-        by_list, by_folder = usual_splits(lists), usual_splits(folders)
-        if by_list is not None:
-            names: dict[str, str | None] = by_list._asdict()
-            return {split: self._pictures(lists[name], findings) if name else None for split, name in names.items()}
+        by_folder = usual_splits(folders)
         if by_folder is not None and by_folder.val is not None:
-            names = by_folder._asdict()
-            return {split: folders[name] if name else None for split, name in names.items()}
-        return {"train": everything, "val": None, "test": None}
+            return splits | {split: folders[name] for split, name in by_folder._asdict().items() if name}, []
+        return splits | {"train": everything}, []
 
-    def _pictures(self, names: list[str], findings: list[Finding]) -> list[str]:
-        """Return the pictures of folders and lists. Findings about lines of the lists are added to ``findings``."""
+    def _pictures(self, names: list[str]) -> tuple[list[str], list[Finding]]:
+        """Return the pictures of folders and lists, and findings about lines of the lists."""
         folder = self.files.relative(Path(self.described.path).parent)
         places = list(dict.fromkeys((folder or "", "", "images")))
         found: list[str] = []
+        findings: list[Finding] = []
         for name in names:
-            listed = (self.files.find(name, places) or self.files.only(name)) if is_list(name) else None
-            if listed is not None:
-                found += self._listed(listed, findings)
-                continue
-            inside = self.files.find_folder(name, places)
-            found += [] if inside is None else self.files.pictures_in(inside)
-        return list(dict.fromkeys(found))
+            file = (self.files.find(name, places) or self.files.only(name)) if is_list(name) else None
+            inside = self.files.find_folder(name, places) if file is None else None
+            if file is not None:
+                listed, more = self._listed(file)
+                found += listed
+                findings += more
+            elif inside is not None:
+                found += self.files.pictures_in(inside)
+        return list(dict.fromkeys(found)), findings
 
-    def _listed(self, file: str, findings: list[Finding]) -> list[str]:
+    def _listed(self, file: str) -> tuple[list[str], list[Finding]]:
+        """Return the pictures in a list, and findings about its lines."""
         path = self.files.path(file)
-        found = []
+        found: dict[str, None] = {}
+        findings = []
         for number, line in enumerate(lines_of(path), 1):
             picture = (self.files.find(line, (_folder(file), "", "images")) or self.files.only(line)) if line else None
-            if picture is not None:
-                found.append(picture)
+            if picture is not None and is_picture(picture):
+                found[picture] = None
             elif line:
-                text = f"{path}, line {number}: expected a picture in {self.root}, got {line!r}"
+                text = f"{path}, line {number}: expected a picture in {self.root}, got {line[:LONGEST]!r}"
                 findings.append(Finding("unreadable", text))
-        return found
+        return list(found), findings
 
 
 def match_labels(files: DataFolder) -> tuple[dict[str, str], list[Finding]]:
@@ -267,12 +278,12 @@ def match_labels(files: DataFolder) -> tuple[dict[str, str], list[Finding]]:
     return label_of, findings
 
 
-def without_objects(annotations: Annotations) -> list[Finding]:
+def told_without_objects(splits: Splits) -> list[Finding]:
     """Return a remark on the pictures without objects, whose text file is empty or missing."""
-    empty = [annotations.sources[row] for row in np.flatnonzero(annotations.counts == 0)]
-    missing = [source for source in empty if not os.path.exists(source)]
+    empty = [source for source, _ in splits.without_objects()]
     if not empty:
         return []
+    missing = [source for source in empty if not os.path.exists(source)]
     first = f"{missing[0]} is missing" if missing else f"{empty[0]} is empty"
     number = f"pictures without objects: {len(empty)}, of which {len(missing)} have no text file"
     return [Finding("background", f"{first}; {number}")]

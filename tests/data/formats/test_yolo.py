@@ -214,6 +214,13 @@ def test_lists_of_darknet(tmp_path: Path):
     refuse(data.train().findings)
 
 
+def test_a_list_that_names_another_file(tmp_path: Path):
+    write_yolo(tmp_path, {"train/a": BOX, "val/b": BOX}, DESCRIPTION.replace("images/train", "train.txt"))
+    write_text(tmp_path / "train.txt", "images/train/a.png\ndata.yaml")
+    with pytest.raises(ValueError, match=r"train\.txt, line 2: .*'data\.yaml'"):
+        refuse(YOLO(tmp_path).train().findings)
+
+
 def test_a_list_with_a_picture_that_is_not_there(tmp_path: Path):
     write_yolo(tmp_path, {"train/a": BOX, "val/b": BOX}, DESCRIPTION.replace("images/train", "train.txt"))
     write_text(tmp_path / "train.txt", "images/train/a.png\n\nimages/train/z.png")
@@ -261,6 +268,7 @@ def test_a_described_folder_that_is_not_there(tmp_path: Path):
 def test_a_test_without_labels_is_none_unless_it_is_given(tmp_path: Path):
     write_yolo(tmp_path, {"train/a": BOX, "val/b": BOX, "test/c": None}, f"{DESCRIPTION}test: images/test\n")
     assert YOLO(tmp_path).test() is None
+    assert texts(YOLO(tmp_path).train(), "background") == []
     given = YOLO(tmp_path, train="images/train", val="images/val", test="images/test").test()
     assert names(given) == ["c"]
 
