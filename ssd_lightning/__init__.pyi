@@ -19,6 +19,7 @@ from .deploy.detector import Detector as Detector
 from .deploy.export import export_onnx as export_onnx
 from .deploy.onnx_detector import OnnxDetector as OnnxDetector
 from .deploy.prediction import Found as Found
+from .deploy.prediction import Predictor as Predictor
 from .detector.backbones.tiny import Tiny as Tiny
 from .detector.backbones.torchvision_features import TorchvisionFeatures as TorchvisionFeatures
 from .detector.backbones.vgg import VGG16 as VGG16

@@ -9,17 +9,17 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import UInt8
 from omegaconf import DictConfig, ListConfig
-from rich.console import Console
 from torch import Tensor
 
 from ssd_lightning.cli.predict import find_pictures
-from ssd_lightning.cli.weights import chosen_weights
+from ssd_lightning.cli.screen import screen
+from ssd_lightning.cli.weights import chosen_weights, load_chosen
 from ssd_lightning.deploy.agreement import LEAST_SCORE, LIMIT, Agreement, compare_with_file, generated_pictures
+from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.export import export_onnx, require_packages
 from ssd_lightning.deploy.onnx_detector import OnnxDetector
 from ssd_lightning.deploy.prediction import resize
 from ssd_lightning.run_folder import replace_text
-from ssd_lightning.training.checkpoint import load_detector
 
 
 def export(config: DictConfig) -> None:
@@ -38,7 +38,9 @@ def export(config: DictConfig) -> None:
     sources = list(config.source) if isinstance(config.source, ListConfig) else [config.source]
     paths = [] if config.source is None else find_pictures(sources)
     checkpoint = chosen_weights(config.checkpoint)
-    detector = load_detector(checkpoint, dict(config.postprocess), config.trusted_packages)
+    detector = load_chosen(checkpoint, config)
+    if not isinstance(detector, Detector):
+        raise ValueError(f"checkpoint: expected a checkpoint, got {checkpoint}, which is an exported file")
     # Pictures come first, since a damaged one is found in less time than the export takes.
     images = (
         resized_pictures(paths, detector.image_size, detector.antialias)
@@ -60,9 +62,8 @@ def export(config: DictConfig) -> None:
         "metadata": exported.metadata,
     }
     replace_text(report, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    console = Console()
     for line in (*sentences(found), f"Results: {path} (report: {report.name})"):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        screen().print(line, soft_wrap=True)
     if not found.is_close:
         raise ValueError(
             f"file: expected differences of at most {LIMIT:g} from {shlex.quote(str(checkpoint))}, got "

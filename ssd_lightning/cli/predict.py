@@ -15,18 +15,17 @@ from rich.progress import track
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_lightning.cli.screen import screen
-from ssd_lightning.cli.weights import chosen_weights
+from ssd_lightning.cli.weights import chosen_weights, load_chosen
 from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
 from ssd_lightning.data.datamodule import free_cores
 from ssd_lightning.data.folders import is_picture, visible_files
 from ssd_lightning.data.pictures import PictureError, read_picture
 from ssd_lightning.deploy.detector import Detector
-from ssd_lightning.deploy.prediction import Found, Resized, resize
+from ssd_lightning.deploy.prediction import Found, Predictor, Resized, resize
 from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.run_folder import naming, replace_text
-from ssd_lightning.training.checkpoint import load_detector
 
 LARGEST_DRAWING = 1600
 """Longest side of a drawing in pixels. Larger pictures are reduced to it."""
@@ -55,7 +54,11 @@ def predict(config: DictConfig) -> None:
     if config.num_workers is not None:
         require_whole_number("num_workers", config.num_workers, 0)
     checkpoint = chosen_weights(config.checkpoint)
-    detector = load_detector(checkpoint, dict(config.postprocess), config.trusted_packages).to(config.device)
+    detector = load_chosen(checkpoint, config)
+    if isinstance(detector, Detector):
+        detector = detector.to(config.device)
+    elif config.device not in ("auto", "cpu"):
+        raise ValueError(f"device: expected auto or cpu with an exported file, got {config.device}")
     keep_freed_memory()
     loader = DataLoader(
         PicturesToPredict(paths, detector.image_size, detector.antialias, with_canvas=config.draw),
@@ -149,7 +152,7 @@ def find_pictures(sources: list[Any]) -> list[Path]:
     return list(found.values())
 
 
-def _draw(path: Path, loaded: Loaded, found: Found, detector: Detector, config: DictConfig) -> None:
+def _draw(path: Path, loaded: Loaded, found: Found, detector: Predictor, config: DictConfig) -> None:
     assert loaded.canvas is not None
     shown = found.where(found.scores >= config.draw_threshold)
     scale = loaded.canvas.shape[1] / found.size[1]

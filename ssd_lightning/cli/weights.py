@@ -1,9 +1,14 @@
-"""The checkpoint that a command loads."""
+"""The checkpoint or exported file that a command loads."""
 
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from ssd_lightning.cli.screen import screen
+from ssd_lightning.deploy.detector import Detector
+from ssd_lightning.deploy.onnx_detector import OnnxDetector
+from ssd_lightning.training.checkpoint import load_detector
 from ssd_lightning.training.pretrained import weights_file
 
 
@@ -17,3 +22,24 @@ def chosen_weights(given: Any) -> Path:
     if path != Path(given).expanduser():
         screen().print(f"Weights: {path}", soft_wrap=True)
     return path
+
+
+def load_chosen(path: Path, config: DictConfig) -> Detector | OnnxDetector:
+    """Load the detector of a command from a checkpoint, or from a file of ``ssd-export``.
+
+    Args:
+        path: the file, from :func:`chosen_weights`.
+        config: the config of the command, with ``postprocess`` and ``trusted_packages``.
+
+    Raises:
+        ValueError: with the file, if it is damaged or of another program; or if settings of post-processing are given
+            for an exported file.
+    """
+    if path.suffix != ".onnx":
+        return load_detector(path, dict(config.postprocess), config.trusted_packages)
+    if config.postprocess:
+        raise ValueError(
+            f"postprocess: expected no value with an exported file, which has its own, got {dict(config.postprocess)}. "
+            "Try ssd-export with these settings, or checkpoint=<run folder>."
+        )
+    return OnnxDetector(path)

@@ -1,5 +1,6 @@
 """Comparison of an exported file with the detector that it was made from."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssd_lightning.deploy.detector import Detector
-from ssd_lightning.deploy.export import RawDetections, RawDetector
+from ssd_lightning.deploy.export import INPUT, RAW_OUTPUTS, RawDetector, Scored
 from ssd_lightning.deploy.onnx_detector import OnnxDetector
 from ssd_lightning.structures import Detections
 
@@ -40,24 +41,53 @@ class Agreement(NamedTuple):
 def compare_with_file(
     detector: Detector, exported: OnnxDetector, images: UInt8[Tensor, "batch 3 height width"]
 ) -> Agreement:
-    """Run a detector and its exported file on pictures, and compare what they find.
+    """Run a detector and its exported file on pictures, and compare scores and boxes.
+
+    Rounding can decide which of two boxes with almost the same score suppresses the other. So the results before
+    suppression are compared first. The detections of the file are then compared with those that the detector's
+    post-processing chooses from the file's own scores and boxes.
 
     Args:
         detector: on the CPU.
         exported: its file, with or without post-processing.
         images: at the network's input size.
     """
+    with torch.inference_mode():
+        expected = RawDetector(detector.model)(images)
+    found = raw_outputs(exported.path, images)
+    before = raw_agreement(expected, found)
     if exported.metadata["postprocess"] is None:
-        with torch.inference_mode():
-            expected = RawDetector(detector.model)(images)
-        found = exported.outputs(images)
-        return raw_agreement(
-            expected, RawDetections(torch.from_numpy(found["all_scores"]), torch.from_numpy(found["all_boxes"]))
-        )
-    return agreement(detector.run(images), exported.run(images))
+        return before
+    chosen = detector.postprocess.choose(
+        found.scores, lambda candidates: found.boxes.gather(1, candidates.unsqueeze(-1).expand(-1, -1, 4))
+    )
+    after = agreement(chosen, exported.run(images))
+    return Agreement(
+        after.pictures,
+        after.detections,
+        max(before.box_difference, after.box_difference),
+        max(before.score_difference, after.score_difference),
+    )
 
 
-def raw_agreement(expected: RawDetections, found: RawDetections) -> Agreement:
+def raw_outputs(path: Path, images: UInt8[Tensor, "batch 3 height width"]) -> Scored:
+    """Run an exported file up to the scores and boxes before suppression, which a file with suppression hides."""
+    import onnx
+    import onnxruntime
+
+    proto = onnx.load(path)
+    shown = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
+        for name in RAW_OUTPUTS
+        if name not in shown
+    )
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    scores, boxes = session.run(list(RAW_OUTPUTS), {INPUT: np.ascontiguousarray(images)})
+    return Scored(torch.from_numpy(scores), torch.from_numpy(boxes))
+
+
+def raw_agreement(expected: Scored, found: Scored) -> Agreement:
     """Compare scores and boxes of all default boxes."""
     counted = (expected.scores > LEAST_SCORE) | (found.scores > LEAST_SCORE)
     boxes = (expected.boxes - found.boxes).abs()[counted.any(dim=-1)]

@@ -21,12 +21,12 @@ class Detector(Predictor):
     """A trained network with its post-processing and the names of its classes."""
 
     model: SSD
-    """The network in evaluation mode. It is on the CPU until :meth:`to` moves it."""
+    """The network in evaluation mode. It is on the CPU until :meth:`Detector.to` moves it."""
     postprocess: PostProcess
     classes: tuple[str, ...]
     """Names of the object classes; label n is ``classes[n - 1]``."""
     precision: str = "32-true"
-    """One of ``32-true``, ``bf16-mixed`` and ``16-mixed``; see :meth:`to`."""
+    """One of ``32-true``, ``bf16-mixed`` and ``16-mixed``; see :meth:`Detector.to`."""
 
     @property
     def image_size(self) -> tuple[int, int]:

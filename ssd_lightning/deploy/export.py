@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.detector.boxes import decode
 from ssd_lightning.detector.model import SSD
-from ssd_lightning.detector.postprocess import PostProcess
+from ssd_lightning.detector.postprocess import PostProcess, class_scores
 from ssd_lightning.run_folder import written_whole
 
 if TYPE_CHECKING:  # The package is in the extra "export".
@@ -52,13 +52,13 @@ def require_packages(*names: str) -> None:
         raise ValueError(f"format: expected the package {missing[0]}, got none. Try uv sync --extra export.")
 
 
-class RawDetections(NamedTuple):
+class Scored(NamedTuple):
     """Scores and boxes of all default boxes, before suppression."""
 
     scores: Float[Tensor, "batch boxes classes"]
     """By object class, without background."""
     boxes: Float[Tensor, "batch boxes 4"]
-    """xyxy, fractions of the picture, clipped to the picture."""
+    """xyxy, clipped to the picture."""
 
 
 class RawDetector(nn.Module):
@@ -68,11 +68,11 @@ class RawDetector(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> RawDetections:
+    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> Scored:
         """Compute the scores and the boxes of all default boxes."""
-        logits, offsets = self.model(images)
-        boxes = decode(offsets.float(), self.model.default_boxes).clamp(0, 1)
-        return RawDetections(logits.float().softmax(dim=-1)[..., 1:], boxes)
+        predictions = self.model(images)
+        boxes = decode(predictions.offsets.float(), self.model.default_boxes).clamp(0, 1)
+        return Scored(class_scores(predictions), boxes)
 
 
 def export_onnx(detector: Detector, path: Path | str, with_postprocess: bool = True) -> None:

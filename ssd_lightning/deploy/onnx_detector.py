@@ -22,6 +22,7 @@ class OnnxDetector(Predictor):
         providers: ONNX Runtime's names of devices, the preferred one first, such as ``CUDAExecutionProvider``.
 
     Attributes:
+        path: the file.
         metadata: the description of the detector in the file.
 
     Raises:
@@ -33,7 +34,7 @@ class OnnxDetector(Predictor):
         import onnxruntime
 
         if not Path(path).is_file():
-            raise ValueError(f"model: expected a file of ssd-export, got {path}, which does not exist")
+            raise ValueError(f"checkpoint: expected a file of ssd-export, got {path}, which does not exist")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # All that it would print is in its exceptions, too.
         try:
@@ -41,8 +42,9 @@ class OnnxDetector(Predictor):
         except Exception as error:  # ONNX Runtime has a class of its own for each kind of damage.
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"model: expected a file of ssd-export, got {path}, which ONNX Runtime refuses: {reason}"
+                f"checkpoint: expected a file of ssd-export, got {path}, which ONNX Runtime refuses: {reason}"
             ) from error
+        self.path = Path(path)
         self.metadata = _metadata(self.session.get_modelmeta().custom_metadata_map, path)
         self.classes = tuple(self.metadata["classes"])
 
@@ -72,7 +74,7 @@ class OnnxDetector(Predictor):
             ValueError: if the file was exported without post-processing.
         """
         if list(self.metadata["outputs"]) != list(FINAL_OUTPUTS):
-            raise ValueError("model: expected a file with post-processing, got one of postprocess=none")
+            raise ValueError("checkpoint: expected a file with post-processing, got one of postprocess=none")
         whole = images if images.dtype == torch.uint8 else images.round().to(torch.uint8)
         found = {name: torch.from_numpy(values) for name, values in self.outputs(whole).items()}
         valid = torch.arange(found["scores"].shape[1]) < found["count"].unsqueeze(1)
@@ -82,6 +84,6 @@ class OnnxDetector(Predictor):
 def _metadata(stored: dict[str, str], path: Path | str) -> dict[str, Any]:
     if METADATA_KEY not in stored:
         raise ValueError(
-            f"model: expected a file of ssd-export, got {path}, which lacks {METADATA_KEY!r} in its metadata"
+            f"checkpoint: expected a file of ssd-export, got {path}, which lacks {METADATA_KEY!r} in its metadata"
         )
     return dict(json.loads(stored[METADATA_KEY]))

@@ -1,5 +1,6 @@
 """Conversion of predictions to detections: section 2.3 of the SSD paper, "Inference"."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -59,15 +60,33 @@ class PostProcess:
             predictions: output of the network.
             default_boxes: cxcywh.
         """
-        scores = predictions.logits.float().softmax(dim=-1)[..., 1:]
+
+        def boxes_of(candidates: Int[Tensor, "batch candidates"]) -> Float[Tensor, "batch candidates 4"]:
+            offsets = predictions.offsets.float().gather(1, candidates.unsqueeze(-1).expand(-1, -1, 4))
+            return decode(offsets, default_boxes[candidates]).clamp(0, 1)
+
+        return self.choose(class_scores(predictions), boxes_of)
+
+    @torch.no_grad()
+    def choose(
+        self,
+        scores: Float[Tensor, "batch boxes classes"],
+        boxes_of: Callable[[Int[Tensor, "batch candidates"]], Float[Tensor, "batch candidates 4"]],
+    ) -> Detections:
+        """Choose the detections among all default boxes.
+
+        Args:
+            scores: by object class, without background.
+            boxes_of: decodes the boxes (xyxy) of some default boxes, which are given by their indices. Few default
+                boxes become candidates.
+        """
         if self.class_agnostic:
             scores, likeliest = scores.max(dim=-1, keepdim=True)
         scores, box = best_candidates(scores.mT, self.candidates_per_class)
         labels = torch.arange(1, scores.shape[1] + 1, device=scores.device).view(1, -1, 1).expand_as(box)
         scores, order = scores.flatten(1).sort(dim=1, descending=True, stable=True)
         box, labels = box.flatten(1).gather(1, order), labels.flatten(1).gather(1, order)
-        offsets = predictions.offsets.float().gather(1, box.unsqueeze(-1).expand(-1, -1, 4))
-        boxes = decode(offsets, default_boxes[box]).clamp(0, 1)
+        boxes = boxes_of(box)
         kept = non_maximum_suppression(
             boxes, labels, scores > self.score_threshold, self.nms_threshold, self.max_detections
         )
@@ -79,6 +98,11 @@ class PostProcess:
             scores.gather(1, kept.candidate) * kept.valid,
             kept.valid,
         )
+
+
+def class_scores(predictions: Predictions) -> Float[Tensor, "batch boxes classes"]:
+    """Compute the score of each object class, without background, for every default box."""
+    return predictions.logits.float().softmax(dim=-1)[..., 1:]
 
 
 class Candidates(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssd_lightning.deploy.agreement import agreement, generated_pictures, raw_agreement
-from ssd_lightning.deploy.export import RawDetections
+from ssd_lightning.deploy.export import Scored
 from ssd_lightning.structures import Detections
 
 
@@ -63,15 +63,15 @@ def test_limits(difference: float, is_close: bool):
 def test_scores_and_boxes_before_suppression():
     scores = torch.tensor([[[0.9, 0.1], [0.01, 0.02]]])
     boxes = torch.full((1, 2, 4), 0.5)
-    mine = RawDetections(scores, boxes)
+    mine = Scored(scores, boxes)
     assert raw_agreement(mine, mine) == (1, 2, 0, 0)
     # The second default box has no score that counts.
     moved = torch.tensor([[[0.25], [0.75]]])
-    other = raw_agreement(mine, RawDetections(scores + torch.tensor([0.125, 0.0]), boxes + moved))
+    other = raw_agreement(mine, Scored(scores + torch.tensor([0.125, 0.0]), boxes + moved))
     assert other[:2] == (1, 3)
     assert other.score_difference == pytest.approx(0.125)
     assert other.box_difference == 0.75
-    low = raw_agreement(mine, RawDetections(scores + torch.tensor([0.015, 0.0]), boxes + moved))
+    low = raw_agreement(mine, Scored(scores + torch.tensor([0.015, 0.0]), boxes + moved))
     assert low.box_difference == 0.25
 
 
