@@ -13,6 +13,9 @@ PICTURE_FOLDERS = ("jpegimages", "images", "image", "imgs", "img", "pictures", "
 LABEL_FOLDERS = ("labels", "label", "annotations", "txt")
 """Usual names of folders of text files beside a folder of pictures, in lower case."""
 
+MOST_PARTS = 100
+"""Number of folders in the longest path that is searched for."""
+
 MOST_NAMED = 3
 """Number of candidates in an error message."""
 
@@ -224,6 +227,8 @@ def _nearest(path: str, alike: list[str]) -> list[str]:
 def _paths(name: str, places: Sequence[str]) -> Iterator[str]:
     """Yield the paths for a name in an annotation, with fewer and fewer of its first folders, in all places."""
     parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    if len(parts) > MOST_PARTS:
+        return iter(())
     joined = (_joined(place, parts[first:]) for first in range(len(parts)) for place in places)
     return (path for path in joined if path is not None)
 

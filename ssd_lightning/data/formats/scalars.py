@@ -36,6 +36,11 @@ def shown(value: object) -> str:
     return _short.repr(value)
 
 
+def brief(value: object) -> str:
+    """Return a name or an id for a message: as it is if it is a short text, else as :func:`shown`."""
+    return value if isinstance(value, str) and len(value) <= 100 and value.isprintable() else shown(value)
+
+
 def number(value: object) -> float:
     """Return a number that may be written as text; NaN for everything else."""
     if isinstance(value, int | float | str):
