@@ -66,10 +66,19 @@ class Detector(Predictor):
         Raises:
             ValueError: if the network is in training mode.
         """
-        if self.model.training:
-            raise ValueError("model: expected evaluation mode, got training mode. Try detector.model.eval().")
+        require_evaluation_mode(self.model)
         device, dtype = self.model.default_boxes.device, PRECISIONS[self.precision]
         with torch.inference_mode():
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 predictions = self.model(images.to(device))
             return self.postprocess(predictions, self.model.default_boxes)
+
+
+def require_evaluation_mode(model: SSD) -> None:
+    """Refuse a network in training mode, whose batch norms would use the statistics of the given pictures.
+
+    Raises:
+        ValueError: if the network is in training mode.
+    """
+    if model.training:
+        raise ValueError("model: expected evaluation mode, got training mode. Try detector.model.eval().")

@@ -6,7 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from ssd_lightning.deploy.detector import Detector
+from ssd_lightning.deploy.detector import Detector, require_evaluation_mode
 from ssd_lightning.detector.boxes import decode
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess, class_scores
@@ -82,32 +82,20 @@ def export_onnx(detector: Detector, path: Path | str, with_postprocess: bool = T
     normalization is part of the file. The file's metadata hold the JSON text :data:`METADATA_KEY`.
 
     Args:
-        detector: on the CPU.
+        detector: in evaluation mode. The file computes in float32, whatever the precision of the detector.
         path: file to write.
         with_postprocess: include non-maximum suppression and the choice of the best detections; the outputs are
             :data:`FINAL_OUTPUTS`. Otherwise they are :data:`RAW_OUTPUTS`.
 
     Raises:
-        ValueError: if a package of the extra ``export`` is missing.
+        ValueError: if a package of the extra ``export`` is missing, or if the network cannot be exported.
         OSError: if the file cannot be written.
     """
     require_packages("onnx", "onnxscript")
     import onnx
 
-    network = RawDetector(detector.model).eval()
-    pictures = torch.zeros(2, 3, *detector.image_size, dtype=torch.uint8)
-    with _quiet():
-        program = torch.onnx.export(
-            network,
-            (pictures,),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=list(RAW_OUTPUTS),
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
+    require_evaluation_mode(detector.model)
+    proto = _network(detector.model)
     for node in proto.graph.node:
         # They tell the paths of source files on this machine.
         del node.metadata_props[:]
@@ -122,6 +110,27 @@ def export_onnx(detector: Detector, path: Path | str, with_postprocess: bool = T
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
         file.write(proto.SerializeToString())
+
+
+def _network(model: SSD) -> "onnx.ModelProto":
+    """Return the graph from pictures to the scores and boxes of all default boxes."""
+    pictures = torch.zeros(2, 3, *model.image_size, dtype=torch.uint8, device=model.default_boxes.device)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                RawDetector(model).eval(),
+                (pictures,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=list(RAW_OUTPUTS),
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ValueError(f"model: expected a network that torch.onnx can export, got an error: {reason}") from error
+    assert program is not None
+    return program.model_proto
 
 
 def _describe(proto: "onnx.ModelProto", detector: Detector, with_postprocess: bool) -> None:
@@ -213,14 +222,12 @@ def suppression_text(settings: PostProcess, boxes: int, classes: int, ir_version
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, which reports each step and each constant that it does not fold."""
-    former = {name: logging.getLogger(name).level for name in ("onnxscript", "onnx_ir", "torch.onnx")}
-    for name in former:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Silence the exporter, which reports each step, and prints the network where it fails."""
+    former = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in former.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(former)

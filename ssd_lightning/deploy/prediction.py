@@ -228,12 +228,11 @@ class Predictor(ABC):
         """Return the labels of some classes."""
         if classes is None:
             return list(range(1, len(self.classes) + 1))
-        unknown = [name for name in classes if name not in self.classes]
-        if isinstance(classes, str) or unknown:
-            raise ValueError(
-                f"classes: expected a list of names out of {', '.join(self.classes)}, "
-                f"got {classes if isinstance(classes, str) else unknown[0]!r}"
-            )
+        is_list = isinstance(classes, Collection) and not isinstance(classes, str)
+        unknown = [name for name in classes if name not in self.classes] if is_list else [classes]
+        if unknown:
+            known = ", ".join(self.classes)
+            raise ValueError(f"classes: expected a list of names out of {known}, got {unknown[0]!r}")
         return [self.classes.index(name) + 1 for name in classes]
 
 

@@ -19,6 +19,7 @@ from ssd_lightning.deploy.agreement import agreement, compare_with_file, generat
 from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.export import export_onnx
 from ssd_lightning.deploy.onnx_detector import OnnxDetector
+from ssd_lightning.detector.backbones.tiny import Tiny
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.detector.presets import build_model, model_names
 
@@ -141,9 +142,14 @@ def test_the_example_runs_without_torch(detector: Detector, exported: Path, anti
     expected = OnnxDetector(tmp_path / "detector.onnx").predict(tmp_path / "photo.png")
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) > 0
-    assert [line[0] for line in lines] == list(expected.names)
-    np.testing.assert_allclose([float(line[1]) for line in lines], expected.scores, atol=0.02)
-    np.testing.assert_allclose([[float(edge) for edge in line[2:]] for line in lines], expected.boxes, atol=1)
+    boxes = np.array([[float(edge) for edge in line[2:]] for line in lines])
+    scores = np.array([float(line[1]) for line in lines])
+    names = np.array([line[0] for line in lines])
+    is_near = (np.abs(boxes[:, None] - expected.boxes).max(axis=2) < 1) & (names[:, None] == np.array(expected.names))
+    is_near &= np.abs(scores[:, None] - expected.scores) < 0.01
+    # Without anti-aliasing Pillow rounds in another way, which decides between boxes of almost the same score.
+    assert len(lines) == pytest.approx(len(expected.names), rel=0 if antialias else 0.1)
+    assert is_near.any(axis=1).mean() >= (1 if antialias else 0.9)
     assert Image.open(tmp_path / "drawn.png").size == (100, 180)
     assert len(EXAMPLE.read_text().splitlines()) <= 35
 
@@ -176,6 +182,26 @@ def test_a_package_that_is_missing(detector: Detector, exported: Path, package: 
     with pytest.raises(ValueError, match=rf"expected the package {package}, .* Try uv sync --extra export"):
         OnnxDetector(exported) if package == "onnxruntime" else export_onnx(detector, tmp_path / "a.onnx")
     assert not (tmp_path / "a.onnx").exists()
+
+
+class Undecided(Tiny):
+    """A backbone whose way depends on the pixels."""
+
+    def forward(self, images):
+        return super().forward(images if images.sum() > 5 else images.flip(3))
+
+
+def test_a_network_that_cannot_be_exported(tmp_path: Path):
+    detector = random_detector()
+    torch.manual_seed(0)
+    detector.model.backbone = Undecided([4, 8, 8], 8).eval()
+    with pytest.raises(ValueError, match=r"^model: expected a network that torch\.onnx can export") as caught:
+        export_onnx(detector, tmp_path / "a.onnx")
+    assert "\n" not in str(caught.value)
+    detector.model.train()
+    with pytest.raises(ValueError, match=r"^model: expected evaluation mode"):
+        export_onnx(detector, tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_writes_the_file_and_a_report(run, trained: Trained, tmp_path: Path):

@@ -221,6 +221,7 @@ def test_missing_and_damaged_files_are_named(detector: Detector, tmp_path: Path)
         ({"batch_size": 0}, "batch_size"),
         ({"classes": ["cherry"]}, "classes"),
         ({"classes": "plum"}, "classes"),
+        ({"classes": 3}, "classes"),
     ],
 )
 def test_arguments_out_of_range(detector: Detector, arguments: dict, key: str):
