@@ -30,6 +30,7 @@ from ssd_lightning.data.formats.picture_checks import (
     same_pictures,
     tiny_objects,
 )
+from ssd_lightning.data.formats.picture_page import choose_pictures, draw_pictures
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.run_folder import naming
@@ -64,7 +65,8 @@ def check(config: DictConfig) -> None:
     if isinstance(data, TestedData) and (test := data.test()) is not None:
         read["the test"] = test
     given = {purpose: _annotated(pictures) for purpose, pictures in read.items()}
-    contents = read_contents([path for pictures in given.values() for path in pictures.paths])
+    limit = given["training"].max_megapixels
+    contents = read_contents([path for pictures in given.values() for path in pictures.paths], limit)
     in_both, twice = same_pictures(given, contents)
     splits: dict[str, AnnotatedPictures] = {}
     found: list[Finding] = []
@@ -77,6 +79,7 @@ def check(config: DictConfig) -> None:
     fixed = list(dict.fromkeys(finding for pictures in splits.values() for finding in pictures.fixed))
     train, val = splits["training"], splits["scoring"]
 
+    fix = f"Left to fix={getattr(data, 'fix', None)}"
     # The rest must pass the checks of a training.
     datamodule = DetectionDataModule(data, plain_values(config.model.image_size), config.batch_size, num_workers=0)
     datamodule.train_pictures, datamodule.val_pictures = train, val
@@ -84,11 +87,15 @@ def check(config: DictConfig) -> None:
     try:
         datamodule.setup("fit")
         refuse_data_without_objects(datamodule)
-    except ValueError:
-        if not problems:
+    except ValueError as error:
+        if not problems and not fixed:
             raise
         write_findings(folder / "findings.csv", problems, fixed, [])
-        _print(console, told("Problem", problems))
+        pages = draw_pages(folder, splits, problems, classes)
+        _print(console, [*told("Problem", problems), *told(fix, fixed), f"Results: {', '.join(map(str, pages))}"])
+        if not problems:
+            left_out = f"what data.fix={getattr(data, 'fix', None)} leaves out"
+            raise ValueError(f"{error}, without {left_out}: see {folder / 'findings.csv'}") from None
         _fail(folder, problems, data, "Nothing is left without them")
     problems += [finding for part in list(splits.values())[1:] for finding in truth_scored(part, len(classes))]
     remarks = [
@@ -114,6 +121,8 @@ def check(config: DictConfig) -> None:
     write_table(by_size, folder / "sizes.csv")
     save_figure(draw_data_set(train, val, classes, model, best, threshold), folder / "figures" / "data.png")
 
+    pages = draw_pages(folder, splits, [*problems, *fixed, *remarks], classes)
+
     counts = ", ".join(f"{len(pictures)} for {purpose}" for purpose, pictures in splits.items())
     objects = sum(len(pictures.labels) for pictures in splits.values())
     line = f"{counts}; {objects} objects of {len(classes)} classes"
@@ -122,15 +131,32 @@ def check(config: DictConfig) -> None:
     worst = worst_classes(by_class, -by_class["unreached"])
     console.print(_table(worst, f"Default boxes of {model_name}, and the objects", threshold))
     console.print(_table(by_size, "By size in the network's input", threshold))
-    fix = f"Left to fix={getattr(data, 'fix', None)}"
     for name, findings in (("Problem", problems), (fix, fixed), ("Remark", remarks)):
         _print(console, told(name, findings))
-    console.print(f"Results: {folder} (look at figures/data.png)", soft_wrap=True)
+    looked_at = ["data.png", *(page.name for page in pages)]
+    console.print(f"Results: {folder} (look at figures/{', figures/'.join(looked_at)})", soft_wrap=True)
     if problems:
         _fail(folder, problems, data, "")
     # Without a default box, an object has a forced match alone.
     command = "ssd-boxes" if by_class.loc["all", "unreached"] > MOST_UNREACHED else "ssd-train"
     console.print(f"Next:    {command} with the same arguments", soft_wrap=True)
+
+
+PAGES = {"training": "train", "scoring": "val", "the test": "test"}
+"""Names of the pages by the purpose of their pictures."""
+
+
+def draw_pages(
+    folder: Path, splits: dict[str, AnnotatedPictures], findings: list[Finding], classes: tuple[str, ...]
+) -> list[Path]:
+    """Draw some pictures of each split with their boxes; return the files."""
+    pages = []
+    for purpose, pictures in splits.items():
+        shown = choose_pictures(pictures, findings)
+        if shown:
+            pages.append(folder / "figures" / f"{PAGES[purpose]}_pictures.png")
+            save_figure(draw_pictures(shown, classes, pictures.max_megapixels), pages[-1])
+    return pages
 
 
 def _annotated(pictures: Pictures) -> AnnotatedPictures:
@@ -147,7 +173,9 @@ def _print(console: Console, lines: Iterable[str]) -> None:
 def _fail(folder: Path, problems: list[Finding], data: DetectionData, more: str) -> NoReturn:
     count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
     text = f"data: expected none, got {count}, all in {folder / 'findings.csv'}"
-    raise ValueError(". ".join(part for part in (text, more, advice(problems, data)) if part))
+    raise ValueError(
+        ". ".join(part for part in (text, more, advice(problems, data, leaves_nothing=bool(more))) if part)
+    )
 
 
 def truth_scored(pictures: AnnotatedPictures, num_classes: int) -> list[Finding]:
@@ -187,14 +215,26 @@ def told(name: str, findings: list[Finding]) -> Iterator[str]:
             yield f"  … and {len(texts) - MOST_SHOWN} more"
 
 
-def advice(problems: list[Finding], data: DetectionData) -> str:
-    """Return the values of ``data.fix`` that deal with all problems, as text; empty if there are none."""
+def advice(problems: list[Finding], data: DetectionData, leaves_nothing: bool = False) -> str:
+    """Return the settings that deal with all problems, as text; empty if there are none.
+
+    Args:
+        problems: all problems.
+        data: the data set, which may have been given some settings.
+        leaves_nothing: true if nothing is left without the faulty parts, so that leaving them out is no advice.
+    """
     given = FIXED.get(getattr(data, "fix", "none"))
     if given is None:
         return ""  # The data set has no such key.
     # A value that does no more than the given one would not help.
-    ways = [way for way in ("clip", "skip") if given < FIXED[way] and all(kind in FIXED[way] for kind, _ in problems)]
-    return f"Try {' or '.join(f'data.fix={way}' for way in ways)}." if ways else ""
+    ways = [way for way in ("clip", "skip") if given < FIXED[way] and not (way == "skip" and leaves_nothing)]
+    kinds = {kind for kind, _ in problems}
+    settings = [f"data.fix={way}" for way in ways if kinds <= FIXED[way]]
+    if "turned" in kinds and hasattr(data, "boxes_of"):
+        other = f"data.boxes_of={'shown' if data.boxes_of == 'stored' else 'stored'}"
+        # Boxes that are turned in the wrong way often reach over the edge.
+        settings.insert(0, other)
+    return f"Try {' or '.join(settings)}." if settings else ""
 
 
 def _table(coverage: pd.DataFrame, title: str, threshold: float) -> Table:

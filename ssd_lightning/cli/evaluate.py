@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shlex
 from pathlib import Path
 from typing import Any
@@ -198,14 +199,15 @@ class StoredPictures:
 
     def truth(self, index: int) -> Truth:
         """Return the size of a picture and its objects."""
-        height, width = picture_size(self.paths[index])
+        # These pictures have been scored, so they are within the limit of their data set.
+        height, width = picture_size(self.paths[index], math.inf)
         mine = self.objects.image_ids == index
         boxes = self.objects.boxes[mine] / np.array([width, height, width, height], dtype=np.float32)
         return Truth((height, width), boxes, self.objects.labels[mine], self.objects.difficult[mine])
 
     def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
         """Decode a picture; see :func:`ssd_lightning.data.pictures.read_picture`."""
-        return read_picture(self.paths[index], least)
+        return read_picture(self.paths[index], least, math.inf)
 
     def __getitem__(self, index: int) -> Sample:
         truth = self.truth(index)

@@ -53,6 +53,8 @@ def predict(config: DictConfig) -> None:
     require_whole_number("batch_size", config.batch_size, 1)
     if config.num_workers is not None:
         require_whole_number("num_workers", config.num_workers, 0)
+    if config.max_megapixels is not None:
+        require_number("max_megapixels", config.max_megapixels, "(0, inf)")
     checkpoint = chosen_weights(config.checkpoint)
     detector = load_chosen(checkpoint, config)
     if isinstance(detector, Detector):
@@ -61,7 +63,13 @@ def predict(config: DictConfig) -> None:
         raise ValueError(f"device: expected auto or cpu with an exported file, got {config.device}")
     keep_freed_memory()
     loader = DataLoader(
-        PicturesToPredict(paths, detector.image_size, detector.antialias, with_canvas=config.draw),
+        PicturesToPredict(
+            paths,
+            detector.image_size,
+            detector.antialias,
+            with_canvas=config.draw,
+            max_megapixels=config.max_megapixels,
+        ),
         batch_size=config.batch_size,
         num_workers=free_cores() if config.num_workers is None else config.num_workers,
         collate_fn=list,
@@ -100,11 +108,19 @@ def predict(config: DictConfig) -> None:
 class PicturesToPredict(Dataset):
     """Picture files as a data set, resized to the network's input as in training."""
 
-    def __init__(self, paths: list[Path], image_size: tuple[int, int], antialias: bool, with_canvas: bool) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        image_size: tuple[int, int],
+        antialias: bool,
+        with_canvas: bool,
+        max_megapixels: float | None = None,
+    ) -> None:
         self.paths = paths
         self.image_size = image_size
         self.antialias = antialias
         self.with_canvas = with_canvas
+        self.max_megapixels = max_megapixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -112,11 +128,13 @@ class PicturesToPredict(Dataset):
     def __getitem__(self, index: int) -> Loaded:
         path = self.paths[index]
         try:
-            resized = resize(path, self.image_size, self.antialias)
+            resized = resize(path, self.image_size, self.antialias, max_megapixels=self.max_megapixels)
             height, width = resized.size
             scale = min(1.0, LARGEST_DRAWING / max(height, width))
             small = max(1, round(height * scale)), max(1, round(width * scale))
-            canvas = resample(read_picture(path, small), WHOLE, small) if self.with_canvas else None
+            canvas = None
+            if self.with_canvas:
+                canvas = resample(read_picture(path, small, self.max_megapixels), WHOLE, small)
         except PictureError as error:
             return Loaded(path, error=str(error))
         return Loaded(path, resized=resized, canvas=canvas)

@@ -236,7 +236,13 @@ class Predictor(ABC):
         return [self.classes.index(name) + 1 for name in classes]
 
 
-def resize(picture: Any, image_size: tuple[int, int], antialias: bool, key: str = "picture") -> Resized:
+def resize(
+    picture: Any,
+    image_size: tuple[int, int],
+    antialias: bool,
+    key: str = "picture",
+    max_megapixels: float | None = None,
+) -> Resized:
     """Read a picture and resize it to the input of a network, as in training.
 
     Args:
@@ -244,12 +250,13 @@ def resize(picture: Any, image_size: tuple[int, int], antialias: bool, key: str 
         image_size: (height, width) in pixels.
         antialias: see :class:`~ssd_lightning.detector.model.SSD`.
         key: the argument that gave the picture, for messages.
+        max_megapixels: largest picture file; see :func:`~ssd_lightning.data.pictures.read_header`.
     """
     if isinstance(picture, str | os.PathLike):
         path = Path(picture)
-        size = picture_size(path)
+        size = picture_size(path, max_megapixels)
         # Files are decoded as for scoring, so that the detections are the same.
-        image = read_picture(path, image_size if antialias else None)
+        image = read_picture(path, image_size if antialias else None, max_megapixels)
     else:
         image = pixels(picture, key)
         size = image.shape[0], image.shape[1]

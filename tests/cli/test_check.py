@@ -168,6 +168,52 @@ def test_the_advice_is_what_helps(run, folder: Path):
     assert "data.fix" not in check(run, folder, "hydra.run.dir=third").error
 
 
+def turn_picture(root: Path) -> None:
+    """Store the only pictures that are not square on their side, and tell the stored size."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(root / "train" / "a.png") as picture:
+        picture.save(root / "train" / "a.png", exif=exif)
+    path = write_xml(root / "train" / "a.xml", [("cat", 5, 5, 60, 40)])
+    size = "<size><width>64</width><height>48</height></size>"
+    path.write_text(path.read_text().replace("</annotation>", f"{size}</annotation>"))
+
+
+def test_boxes_of_stored_pixels_are_proposed(run, folder: Path, tmp_path: Path):
+    turn_picture(folder)
+    outcome = check(run, folder)
+    assert outcome.exit_code == 1
+    assert "Try data.boxes_of=stored or data.fix=skip." in outcome.error
+    assert ("problem", "turned") in findings(tmp_path / "check")
+    assert check(run, folder, "data.boxes_of=stored", "hydra.run.dir=second").exit_code == 0
+
+
+def test_a_picture_above_the_limit_is_a_finding(run, folder: Path, tmp_path: Path):
+    for arguments, exit_code in ((["data.max_megapixels=0.003"], 1), (["data.max_megapixels=0.0031"], 0)):
+        outcome = check(run, folder, *arguments, f"hydra.run.dir=check{exit_code}")
+        assert outcome.exit_code == exit_code
+    assert ("problem", "unreadable") in findings(tmp_path / "check1")
+
+
+def test_pages_of_pictures_are_drawn_and_named(run, folder: Path, tmp_path: Path):
+    objects(("dog", 30, 5, 90, 9))(folder)
+    outcome = check(run, folder)
+    for name in ("train_pictures.png", "val_pictures.png"):
+        assert (tmp_path / "check" / "figures" / name).is_file()
+        assert f"figures/{name}" in outcome.out
+
+
+def test_skipping_is_no_advice_where_nothing_is_left(run, folder: Path, tmp_path: Path):
+    for path in (folder / "val").glob("*.xml"):
+        path.write_text("<foo/>")
+    assert "data.fix=skip" not in check(run, folder).error
+    outcome = check(run, folder, "data.fix=skip", "hydra.run.dir=second")
+    assert outcome.exit_code == 1
+    assert "expected at least one picture for scoring, got none" in outcome.error
+    assert "Try" not in outcome.error
+    assert findings(tmp_path / "second") == [("fixed", "unreadable")] * 2
+
+
 def test_faults_of_what_is_scored_on_are_found_too(run, folder: Path):
     write_xml(folder / "val" / "e.xml", [("cat", 5, 5, 90, 40)])
     outcome = check(run, folder)
@@ -398,6 +444,13 @@ def test_objects_of_one_pixel():
 )
 def test_advice_that_was_followed_is_not_repeated(folder: Path, fix, kind: str, advised: str):
     assert advice([Finding(kind, "")], VOCFolder(folder, fix=fix)) == advised
+
+
+def test_advice_about_pictures_that_are_turned(folder: Path):
+    turned = [Finding("turned", "")]
+    assert advice(turned, VOCFolder(folder)) == "Try data.boxes_of=stored or data.fix=skip."
+    assert advice(turned, VOCFolder(folder, fix="skip", boxes_of="stored")) == "Try data.boxes_of=shown."
+    assert advice(turned, VOCFolder(folder), leaves_nothing=True) == "Try data.boxes_of=stored."
 
 
 def test_the_next_step_where_most_objects_have_no_default_box(run, folder: Path):

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from run_folder import Trained
 
-from ssd_lightning.cli.predict import find_pictures
+from ssd_lightning.cli.predict import PicturesToPredict, find_pictures
 from ssd_lightning.training.checkpoint import load_detector
 
 
@@ -80,6 +80,17 @@ def test_unreadable_pictures_are_listed_and_the_others_done(run, trained: Traine
     assert "text.png" in outcome.error
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())["images"]) == 6
     assert not (tmp_path / "out/drawings").exists()
+
+
+def test_the_largest_picture_is_an_option(tmp_path: Path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (40, 20)).save(path)
+    refused, read = (PicturesToPredict([path], (64, 64), True, True, limit)[0] for limit in (0.0007, 0.0008))
+    assert refused.resized is None
+    for part in ("a.png", "40×20", "max_megapixels"):
+        assert part in refused.error
+    assert read.error == ""
+    assert read.canvas.shape == (20, 40, 3)
 
 
 def test_what_a_folder_holds(photos: Path, monkeypatch):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -10,8 +11,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from ssd_lightning.data.formats.annotations import Annotations
 from ssd_lightning.data.formats.findings import (
     FIXED,
+    FaultyObjects,
     Finding,
     Fix,
+    Kind,
     check_objects,
     faulty_objects,
     printable,
@@ -21,6 +24,20 @@ from ssd_lightning.data.pictures import read_picture
 from ssd_lightning.structures import Sample, Truth
 
 logger = logging.getLogger(__name__)
+
+
+MOST_LEFT_OUT = 20
+"""Number of pictures whose faulty boxes are kept to be drawn."""
+
+
+class LeftOut(NamedTuple):
+    """The faulty boxes of a picture, to be drawn."""
+
+    path: Path
+    kind: Kind
+    """The first fault."""
+    boxes: Float[np.ndarray, "objects 4"]
+    """xyxy as fractions of the picture; not clipped."""
 
 
 class AnnotatedPictures:
@@ -37,6 +54,7 @@ class AnnotatedPictures:
         fixed: faults that were found and dealt with.
         remarks: what may be meant as it is, and stops nothing.
         max_megapixels: largest picture that is decoded; see :func:`~ssd_lightning.data.pictures.read_header`.
+        left_out: some of the pictures with faulty boxes.
     """
 
     def __init__(
@@ -51,6 +69,7 @@ class AnnotatedPictures:
         fixed: Sequence[Finding] = (),
         remarks: Sequence[Finding] = (),
         max_megapixels: float | None = None,
+        left_out: Sequence[LeftOut] = (),
     ) -> None:
         self.paths = list(paths)
         self.sizes = sizes
@@ -62,6 +81,7 @@ class AnnotatedPictures:
         self.fixed = list(fixed)
         self.remarks = list(remarks)
         self.max_megapixels = max_megapixels
+        self.left_out = list(left_out)
         self._end = np.cumsum(counts)
         self._start = self._end - counts
 
@@ -134,12 +154,14 @@ def annotated_pictures(
     fixed = [finding for finding in found if finding.kind in FIXED[fix]]
     if fixed:
         logger.warning(
-            "%d objects or pictures are faulty and treated with fix=%s. The first: %s",
+            "%d %s faulty and treated with fix=%s. The first: %s",
             len(fixed),
+            "object or picture is" if len(fixed) == 1 else "objects or pictures are",
             fix,
             printable(fixed[0].text),
         )
     faulty = faulty_objects(annotations, classes)
+    left_out = _left_out(annotations, faulty)
     if faulty.wrong_size.any():
         annotations = annotations.select(np.flatnonzero(~faulty.wrong_size))
         faulty = faulty_objects(annotations, classes)
@@ -163,4 +185,30 @@ def annotated_pictures(
         fixed,
         remarks,
         max_megapixels,
+        left_out,
     )
+
+
+def _left_out(annotations: Annotations, faulty: FaultyObjects) -> list[LeftOut]:
+    """Return the first pictures with faults and their faulty boxes, or all boxes if the whole picture is left out."""
+    pictures = annotations.picture_of_object()
+    faults: dict[Kind, np.ndarray] = {
+        "size": faulty.wrong_size[pictures],
+        "class": faulty.unknown_class,
+        "reversed": faulty.reversed_edges,
+        "empty": faulty.empty,
+        "outside": faulty.outside,
+    }
+    if faulty.wrong_units:
+        faults = {"units": np.ones(len(pictures), dtype=bool)}
+    is_faulty = np.any(list(faults.values()), axis=0)
+    boxes = annotations.fractions()
+    rows = [np.flatnonzero(is_faulty & (pictures == p)) for p in np.unique(pictures[is_faulty])[:MOST_LEFT_OUT]]
+    return [
+        LeftOut(
+            Path(annotations.pictures[pictures[own[0]]]),
+            next(kind for kind, is_kind in faults.items() if is_kind[own].any()),
+            boxes[own],
+        )
+        for own in rows
+    ]

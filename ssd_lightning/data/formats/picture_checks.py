@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ssd_lightning.data.files import require_regular
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
 from ssd_lightning.data.formats.cache import in_parallel
 from ssd_lightning.data.formats.findings import Finding, check_objects
@@ -25,21 +26,28 @@ class Content(NamedTuple):
     fault: Finding | None
 
 
-def read_contents(paths: list[Path]) -> list[Content]:
-    """Decode every picture once, in parallel, with a progress bar on a terminal."""
-    return in_parallel(_content, paths, "Decoding pictures")
+def read_contents(paths: list[Path], max_megapixels: float | None = None) -> list[Content]:
+    """Decode every picture once, in parallel, with a progress bar on a terminal.
+
+    Args:
+        paths: picture files.
+        max_megapixels: see :func:`~ssd_lightning.data.pictures.read_header`.
+    """
+    return in_parallel(lambda path: _content(path, max_megapixels), paths, "Decoding pictures")
 
 
-def _content(path: Path) -> Content:
+def _content(path: Path, max_megapixels: float | None) -> Content:
+    digest = ""
     try:
+        require_regular(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        size = picture_size(path)
+        size = picture_size(path, max_megapixels)
     except OSError as error:
         return Content("", None, Finding("unreadable", f"{path}: cannot be read as a picture ({error})"))
     except ValueError as error:
         return Content(digest, None, Finding("unreadable", str(error)))
     try:
-        read_picture(path)
+        read_picture(path, max_megapixels=max_megapixels)
     except ValueError as error:
         return Content(digest, size, Finding("undecodable", str(error)))
     return Content(digest, size, None)
@@ -64,6 +72,8 @@ def checked(
     ]
     right = annotated_pictures(annotations, classes)
     right.findings, right.fixed, right.remarks = [], pictures.fixed, pictures.remarks
+    right.max_megapixels = pictures.max_megapixels
+    right.left_out = pictures.left_out or right.left_out
     return right, found
 
 

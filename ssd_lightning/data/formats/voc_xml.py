@@ -10,7 +10,7 @@ from ssd_lightning.data.files import read_bytes
 from ssd_lightning.data.folders import DataFolder, is_picture, picture_places
 from ssd_lightning.data.formats import scalars
 from ssd_lightning.data.formats.annotations import PictureAnnotation
-from ssd_lightning.data.formats.scalars import shown
+from ssd_lightning.data.formats.scalars import brief, shown
 from ssd_lightning.data.pictures import read_header
 
 LARGEST_XML = 64 * 2**20
@@ -38,7 +38,7 @@ def read_xml(path: str, files: DataFolder, max_megapixels: float | None = None) 
     """
     root = _parsed(path, files)
     if root.tag != "annotation":
-        raise ValueError(f"{path}: expected <annotation> as in VOC, got <{shown(root.tag)}>")
+        raise ValueError(f"{path}: expected <annotation> as in VOC, got <{brief(root.tag)}>")
     picture = _picture_of(path, _text(root, "filename", path), files)
     names, boxes, difficult = [], [], []
     polygons = 0
