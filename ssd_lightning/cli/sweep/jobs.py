@@ -31,8 +31,8 @@ from ssd_lightning.signals import STARTED_BY, STOPPING, heard, leave_closed_term
 
 NAME = "ssd-train"
 
-CHILD = [sys.executable, "-m", "ssd_lightning.cli.train"]
-"""The command that runs a job."""
+CHILD = [sys.executable, "-P", "-m", "ssd_lightning.cli.train"]
+"""The command that runs a job. As in ``ssd-train``, files in the current folder are not imported as modules."""
 
 OF_A_RANK = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 """Environment variables of a rank. A job must not inherit them, since it starts ranks of its own."""
