@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,20 @@ def detector() -> Detector:
 
 
 @pytest.fixture(scope="module")
-def exported(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "detector.onnx"
-    export_onnx(detector, path)
-    return path
+def files(detector: Detector, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of the detector, with suppression and without. The network is traced once."""
+    folder = tmp_path_factory.mktemp("exported")
+    network = export_module._network(detector.model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "_network", lambda model: deepcopy(network))
+        export_onnx(detector, folder / "detector.onnx")
+        export_onnx(detector, folder / "raw.onnx", with_postprocess=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(files: Path) -> Path:
+    return files / "detector.onnx"
 
 
 def preset(name: str) -> Detector:
@@ -95,9 +106,8 @@ def test_levels_between_whole_ones_are_rounded(detector: Detector, exported: Pat
         assert near == (2, near.detections, 0, 0)
 
 
-def test_without_suppression(detector: Detector, tmp_path: Path):
-    export_onnx(detector, tmp_path / "raw.onnx", with_postprocess=False)
-    file = OnnxDetector(tmp_path / "raw.onnx")
+def test_without_suppression(detector: Detector, files: Path):
+    file = OnnxDetector(files / "raw.onnx")
     images = generated_pictures(detector.image_size, 3)
     assert file.outputs(images)["all_scores"].shape == (3, len(detector.model.default_boxes), 3)
     found = compare_with_file(detector, file, images)
