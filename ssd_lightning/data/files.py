@@ -21,6 +21,8 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         OSError: if there is nothing, or it may not be looked at.
         ValueError: if there is something else, such as a named pipe; the message names the path.
     """
+    if "\0" in os.fsdecode(path):
+        raise ValueError(f"{os.fspath(path)}: expected the name of a file, got one with a zero byte")
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = next((kind for is_kind, kind in KINDS if is_kind(mode)), "something else")

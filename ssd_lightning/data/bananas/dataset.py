@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ssd_lightning.data.bananas.generator import generate_bananas
 from ssd_lightning.data.download import Archive, download_and_extract
+from ssd_lightning.data.files import read_bytes
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
 from ssd_lightning.data.formats.annotations import PictureAnnotation, as_columns
 from ssd_lightning.data.formats.cache import in_parallel
@@ -31,6 +32,10 @@ ARCHIVE = Archive(
     urls=("http://d2l-data.s3-accelerate.amazonaws.com/banana-detection.zip",),
     checksum="sha1:5de26c8fce5ccdea9f91267273464dc968d20d72",
 )
+
+
+LARGEST_LABELS = 2**30
+"""Bytes of the largest ``label.csv`` that is read."""
 
 
 class Bananas:
@@ -174,7 +179,7 @@ class _Row(NamedTuple):
 
 def _read_rows(path: Path) -> Iterator[_Row | Finding]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, LARGEST_LABELS).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected text in UTF-8 ({error})") from error
     reader = csv.DictReader(io.StringIO(text), restval="", strict=True)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
+from ssd_lightning.data.formats.scalars import class_name
 from ssd_lightning.data.pictures import ON_THEIR_SIDE
 
 Order = Literal["xyxy", "xywh", "cxcywh"]
@@ -326,11 +327,13 @@ def distinct(classes: Iterable[str]) -> tuple[str, ...]:
     """Return given class names as a tuple.
 
     Raises:
-        ValueError: if there are none, or a name occurs twice.
+        ValueError: if there are none, a name occurs twice, or a name is too long.
     """
     if isinstance(classes, str):
         raise ValueError(f"classes: expected a list of names such as [{classes}], got {classes}")
     names = tuple(classes)
     if not names or len(set(names)) != len(names):
         raise ValueError(f"classes: expected at least one name, and none twice, got {list(names)}")
+    for name in names:
+        class_name(name, "classes")
     return names

@@ -164,13 +164,13 @@ def _check(stored: Stored) -> None:
     """Raise an error if the columns do not belong together; a zip file can be whole with rows missing."""
     known = stored.annotations
     rows, objects = len(known.sources), int(known.counts.sum())
-    shapes = {
-        (rows,): (known.counts, known.orientations, known.polygons),
-        (rows, 2): (known.sizes, known.told_sizes, stored.source_stamps, stored.picture_stamps),
-        (objects,): (known.names, known.difficult, known.numbers),
-        (objects, 4): (known.boxes,),
-    }
-    has_shapes = all(column.shape == shape for shape, columns in shapes.items() for column in columns)
+    shapes = (
+        ((rows,), (known.counts, known.orientations, known.polygons)),
+        ((rows, 2), (known.sizes, known.told_sizes, stored.source_stamps, stored.picture_stamps)),
+        ((objects,), (known.names, known.difficult, known.numbers)),
+        ((objects, 4), (known.boxes,)),
+    )
+    has_shapes = all(column.shape == shape for shape, columns in shapes for column in columns)
     if not has_shapes or not len(known.pictures) == len(known.splits) == rows:
         raise ValueError("expected as many rows in each column as there are pictures or objects")
     is_sensible = (
@@ -180,6 +180,7 @@ def _check(stored: Stored) -> None:
         and np.isin(known.names, np.arange(len(known.vocabulary))).all()
         and np.isfinite(known.boxes).all()
         and known.difficult.dtype == bool
+        and all(column.dtype == np.int64 for column in (known.counts, known.sizes, known.names, known.numbers))
     )
     if not is_sensible:
         raise ValueError("expected sizes, classes and boxes as they are saved")

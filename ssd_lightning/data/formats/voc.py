@@ -270,7 +270,9 @@ class VOCFolder(VOCPictures):
         if not without:
             return []
         first = self.files.path(without[0])
-        return [Finding("unannotated", f"{first}: expected an xml file, got none; {len(without)} such pictures")]
+        return [
+            Finding("unannotated", f"{first}: expected an xml file, got none; pictures without one: {len(without)}")
+        ]
 
 
 def _folded(name: str) -> str:
