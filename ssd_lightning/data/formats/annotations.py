@@ -200,7 +200,8 @@ class Annotations(NamedTuple):
     def with_boxes_of(self, boxes_of: BoxesOf) -> "Annotations":
         """Return the same numbers as boxes of other pixels; they have been read as of the picture as it is shown."""
         other = self._replace(boxes_of=boxes_of)
-        if not WRITINGS[self.box_format].in_fractions:
+        # Boxes of shown pixels stay exactly as they have been read.
+        if boxes_of == "shown" or not WRITINGS[self.box_format].in_fractions:
             return other
         return other._replace(boxes=self.boxes / self._sides() * other._sides())
 
