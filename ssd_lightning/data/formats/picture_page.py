@@ -69,13 +69,13 @@ class ShownPicture(NamedTuple):
 
 
 def choose_pictures(
-    pictures: AnnotatedPictures, remarks: Sequence[Finding] = (), most: int = MOST_PICTURES
+    pictures: AnnotatedPictures, findings: Sequence[Finding] = (), most: int = MOST_PICTURES
 ) -> list[ShownPicture]:
     """Choose suspicious pictures and evenly spaced other ones.
 
     Args:
         pictures: one split of a data set.
-        remarks: remarks whose text begins with the path of a picture, which makes this picture suspicious.
+        findings: findings and remarks. A picture whose path is at the beginning of a text is suspicious.
         most: largest number of pictures.
     """
     nothing = np.zeros((0, 4), dtype=np.float32)
@@ -85,7 +85,7 @@ def choose_pictures(
         )
         for left_out in pictures.left_out[: MOST_SUSPICIOUS // 2]
     }
-    suspicious = list(_suspicious(pictures, remarks))
+    suspicious = list(_suspicious(pictures, findings))
     row_of = {path: row for row, path in enumerate(pictures.paths)}
     for path, own in chosen.items():
         if path in row_of:
@@ -102,15 +102,15 @@ def choose_pictures(
     return list(chosen.values())
 
 
-def _suspicious(pictures: AnnotatedPictures, remarks: Sequence[Finding]) -> Iterator[tuple[int, str]]:
+def _suspicious(pictures: AnnotatedPictures, findings: Sequence[Finding]) -> Iterator[tuple[int, str]]:
     """Yield rows of suspicious pictures, and the reason."""
     row_of = {str(path): row for row, path in enumerate(pictures.paths)}
     kinds: dict[str, int] = {}
-    for kind, text in remarks:
+    for kind, text in findings:
         row = next((row_of[start] for start in _beginnings(text) if start in row_of), None)
         if row is not None and kinds.get(kind, 0) < 2:
             kinds[kind] = kinds.get(kind, 0) + 1
-            yield row, f"remark: {kind}"
+            yield row, f"finding: {kind}"
     if len(pictures.boxes):
         row_of_object = np.repeat(np.arange(len(pictures)), pictures.counts)
         sides = (pictures.boxes[:, 2:] - pictures.boxes[:, :2]) * pictures.sizes[row_of_object][:, ::-1]

@@ -49,7 +49,7 @@ def test_each_suspicious_picture_has_its_reason(tmp_path: Path):
     assert found == {
         "06": "faulty: unknown class",
         "07": "faulty: box outside",
-        "08": "remark: same",
+        "08": "finding: same",
         "01": "smallest: 2×2 pixels",
         "02": "largest: 93% of the picture",
         "03": "longest: 19.0 to 1",
