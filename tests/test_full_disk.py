@@ -14,8 +14,8 @@ from ssd_lightning.data.bananas.generator import generate_bananas
 from ssd_lightning.data.formats.findings import Finding
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.run_folder import replace_text
+from ssd_lightning.scoring.csv_tables import write_table
 from ssd_lightning.scoring.stored_detections import save_detections
-from ssd_lightning.spreadsheet import write_table
 from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 

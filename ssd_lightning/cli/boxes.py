@@ -40,7 +40,7 @@ from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.require import require_number
-from ssd_lightning.spreadsheet import write_table
+from ssd_lightning.scoring.csv_tables import write_table
 
 FORMATS = {
     "reached": "{:.1%}",

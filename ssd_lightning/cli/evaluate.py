@@ -24,12 +24,12 @@ from ssd_lightning.deploy.onnx_detector import OnnxDetector
 from ssd_lightning.drawing import draw_detections, save_figure
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.run_folder import replace_text
+from ssd_lightning.scoring.csv_tables import write_table
 from ssd_lightning.scoring.error_figures import draw_worst_pictures
 from ssd_lightning.scoring.missed import REASONS, why_missed
 from ssd_lightning.scoring.run_report import write_report
 from ssd_lightning.scoring.scores import DetectionScores, coco_columns, voc_columns
 from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_detections, save_detections
-from ssd_lightning.spreadsheet import write_table
 from ssd_lightning.structures import Sample, Truth, select
 from ssd_lightning.training.checkpoint import read_checkpoint, rebuild_part
 from ssd_lightning.training.module import SSDModule

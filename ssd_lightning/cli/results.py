@@ -21,11 +21,11 @@ from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.drawing import draw_detections, save_figure
 from ssd_lightning.run_folder import SCORE_NAMES, TEST_SCORES, replace_text
+from ssd_lightning.scoring.csv_tables import write_table
 from ssd_lightning.scoring.error_figures import draw_worst_pictures
 from ssd_lightning.scoring.run_report import write_report
 from ssd_lightning.scoring.scores import score_by_class
 from ssd_lightning.scoring.stored_detections import save_detections
-from ssd_lightning.spreadsheet import write_table
 from ssd_lightning.training.checkpoint import read_checkpoint, refuse_other_weights, weights_in
 from ssd_lightning.training.figures import draw_curves, draw_training_pictures, draw_training_statistics
 from ssd_lightning.training.loggers.dashboard import Dashboard, read_results

@@ -8,6 +8,7 @@ import pandas as pd
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.scoring.average_precision import PrecisionRecall, precision_recall_curves
 from ssd_lightning.scoring.confusion import confusion_matrix, confusion_table
+from ssd_lightning.scoring.csv_tables import write_table
 from ssd_lightning.scoring.error_figures import draw_error_costs
 from ssd_lightning.scoring.errors import cost_in_ap
 from ssd_lightning.scoring.score_figures import (
@@ -17,7 +18,6 @@ from ssd_lightning.scoring.score_figures import (
     draw_score_thresholds,
 )
 from ssd_lightning.scoring.scores import MAX_DETECTIONS, score_by_class
-from ssd_lightning.spreadsheet import write_table
 from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
 
 

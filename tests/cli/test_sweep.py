@@ -20,7 +20,7 @@ from ssd_lightning.cli.sweep import jobs as sweep
 from ssd_lightning.cli.sweep import start as start_of_sweep
 from ssd_lightning.cli.sweep import table as sweep_table
 from ssd_lightning.folder_lock import FolderLock
-from ssd_lightning.spreadsheet import read_table
+from ssd_lightning.scoring.csv_tables import read_table
 
 pytestmark = pytest.mark.usefixtures("stand_in")
 

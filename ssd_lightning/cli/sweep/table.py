@@ -33,7 +33,7 @@ from ssd_lightning.run_folder import (
     remove_unfinished_files,
     replace_text,
 )
-from ssd_lightning.spreadsheet import cell
+from ssd_lightning.scoring.csv_tables import cell
 
 SCORES = {SCORE_NAMES[key]: f"val/{key}" for key in ("map_50", "map", "map_voc07", "map_voc12")}
 """Columns of the tables, and the keys of their values in ``summary.json``."""

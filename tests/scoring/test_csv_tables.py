@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ssd_lightning.spreadsheet import cell, read_table, value_of, write_table
+from ssd_lightning.scoring.csv_tables import cell, read_table, value_of, write_table
 
 FORMULAS = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-a", "-", "=", "-banana"]
 PLAIN = ["banana", "a=b", "", "'quoted'", "'", "物", "1,5", 'a "b"', "-5", "+1e-3", "-.5", "-inf"]
