@@ -74,6 +74,18 @@ class TestGrid:
         assert not {"WORLD_SIZE", "MASTER_PORT", "HYDRA_FULL_ERROR"} & set(child["environment"])
         assert child["environment"]["SLURM_JOB_NAME"] == "interactive"
 
+    def test_a_job_with_a_damaged_file_is_not_finished(self, finished: tuple[Path, Outcome], tmp_path: Path):
+        sweep = shutil.copytree(finished[0], tmp_path / "sweep")
+        (sweep / "0/summary.json").write_text('{"scores": {"val/map_50": "0.1"}}')
+        (sweep / "1/summary.json").write_text("[" * 100_000)
+        (sweep / "2/job.json").write_text('{"status": "fin')
+        jobs = sweep_table.read_jobs(sweep)
+        assert [job.status for job in jobs] == ["failed", "failed", "interrupted", "finished"]
+        assert "summary.json" in jobs[0].reason
+        (sweep / "3/.hydra/overrides.yaml").write_text("a: &a [1]\nb: *a\n")
+        with pytest.raises(ValueError, match=r"3/.hydra/overrides.yaml: expected a config without aliases"):
+            sweep_table.read_jobs(sweep)
+
     def test_a_sweep_folder_is_never_used_twice(self, run, finished: tuple[Path, Outcome]):
         folder = finished[0]
         before = [(folder / name).read_bytes() for name in ("sweep.csv", "multirun.yaml")]

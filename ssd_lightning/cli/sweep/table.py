@@ -30,6 +30,7 @@ from ssd_lightning.run_folder import (
     SCORE_NAMES,
     SET_ASIDE,
     natural_order,
+    read_config,
     remove_unfinished_files,
     replace_text,
 )
@@ -65,20 +66,32 @@ def _read_job(folder: Path) -> Job:
     status, reason = content.get("status", "running"), content.get("reason", "")
     if status == "running" and holder_of(folder) is None:
         status, reason = "interrupted", "its process has gone"
-    overrides = OmegaConf.load(folder / ".hydra" / "overrides.yaml")
-    return Job(job_overrides(overrides), status, reason, content.get("seconds"), read_summary(folder), folder)
+    summary = read_summary(folder)
+    if status == "finished" and not summary:
+        status, reason = "failed", "summary.json is missing or damaged"
+    overrides = read_config(folder / ".hydra" / "overrides.yaml")
+    return Job(job_overrides(overrides or []), status, reason, content.get("seconds"), summary, folder)
 
 
 def read_job_file(folder: Path) -> dict[str, Any]:
-    """Return ``status``, ``reason`` and ``seconds`` of a job. Empty before the job begins."""
-    path = folder / JOB_FILE
-    return json.loads(path.read_text()) if path.exists() else {}
+    """Return ``status``, ``reason`` and ``seconds`` of a job. Empty before the job begins, and for a damaged file."""
+    return _read_json(folder / JOB_FILE)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Return the summary of a finished run. Empty before the run ends."""
-    path = folder / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """Return the summary of a finished run. Empty before the run ends, and for a damaged file."""
+    summary = _read_json(folder / "summary.json")
+    scores = summary.get("scores")
+    is_whole = isinstance(scores, dict) and all(isinstance(scores.get(key), int | float) for key in SCORES.values())
+    return summary if is_whole else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def job_overrides(arguments: Any) -> dict[str, str]:
