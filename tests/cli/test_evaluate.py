@@ -28,7 +28,8 @@ def write_few_bananas(root: Path, **settings: int) -> None:
 
 class TestCheckpoint:
     @pytest.fixture(scope="class")
-    def scored(self, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    @classmethod
+    def scored(cls, trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         """The run folder of one evaluation, and what it printed."""
         folder = tmp_path_factory.mktemp("work") / "scores"
         settings = ["why_missed=true", "draw_threshold=0.9", "num_workers=0"]

@@ -149,7 +149,8 @@ class TestStrangeNames:
     """A run whose folders have strange names, made from relative paths."""
 
     @pytest.fixture(scope="class")
-    def trained(self, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    @classmethod
+    def trained(cls, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         folder = tmp_path_factory.mktemp("work") / STRANGE
         write_banana_folder(folder / "2024", num_train=4, num_val=2, side=64)
         with contextlib.chdir(folder):

@@ -29,7 +29,8 @@ GRID = ["-m", "optimizer.lr=0.1,0.3", "hydra.sweep.dir=sweep"]
 
 class TestGrid:
     @pytest.fixture(scope="class")
-    def finished(self, stand_in, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    @classmethod
+    def finished(cls, stand_in, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         """The folder of a sweep of four jobs, started as if on a cluster, and what it printed."""
         folder = tmp_path_factory.mktemp("work")
         with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
