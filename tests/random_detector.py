@@ -24,13 +24,17 @@ def random_detector(antialias: bool = True) -> Detector:
 
 
 def with_spread(model: SSD) -> SSD:
-    """Scale the weights that give classes, so that logits vary by 2, and make background likelier."""
+    """Scale the last weights, so that logits vary by 2 and offsets by 1, and make background likelier."""
     with_statistics(model.eval())
     with torch.no_grad():
-        spread = model(generated_pictures(model.image_size, 2)).logits.std()
-        for layer in model.head.classification.modules():
-            if isinstance(layer, torch.nn.Conv2d) and layer.groups == 1:
-                layer.weight.mul_(2 / spread)
+        logits, offsets = model(generated_pictures(model.image_size, 2))
+        for layers, factor in (
+            (model.head.classification, 2 / logits.std()),
+            (model.head.localization, 1 / offsets.std()),
+        ):
+            for layer in layers.modules():
+                if isinstance(layer, torch.nn.Conv2d) and layer.groups == 1:
+                    layer.weight.mul_(factor)
         for layer in model.head.classification.modules():
             if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
                 layer.bias[:: model.num_classes + 1] += 3

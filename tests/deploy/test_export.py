@@ -73,8 +73,7 @@ def test_every_preset_finds_the_same_in_one_picture_and_in_three(name: str, tmp_
         assert found.pictures == number
         assert found.detections >= 10 * number
         assert found.is_close, found
-        scores = exported.run(images).scores
-        assert (scores.max() - scores[scores > 0].min()) > 0.05
+        assert len(exported.run(images).scores.unique()) > 10
 
 
 def test_detections_are_equal_row_by_row(detector: Detector, exported: Path):

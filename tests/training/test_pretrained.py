@@ -25,6 +25,7 @@ from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.ops import box_convert, box_iou
 from torchvision.transforms.functional import pil_to_tensor
 
+from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.detector.losses import MultiBoxLoss
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
