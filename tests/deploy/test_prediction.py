@@ -41,11 +41,16 @@ def test_boxes_are_those_of_the_parts_in_pixels(antialias: bool, size: tuple[int
     assert number > 3
     height, width = size
     assert found.size == size
-    np.testing.assert_allclose(
-        found.boxes, expected.boxes[0, :number] * torch.tensor([width, height, width, height]), atol=1e-2
-    )
-    np.testing.assert_allclose(found.scores, expected.scores[0, :number], atol=1e-4)
-    assert found.labels.tolist() == expected.labels[0, :number].tolist()
+    boxes = expected.boxes[0, :number] * torch.tensor([width, height, width, height])
+    labels, scores = expected.labels[0, :number], expected.scores[0, :number]
+    # Scores that differ by rounding alone may come in another order.
+    ours = np.column_stack([found.boxes, found.labels * 1000, found.scores * 100])
+    theirs = np.column_stack([boxes, labels * 1000, scores * 100])
+    apart = np.abs(ours[:, None] - theirs[None]).max(axis=2)
+    assert apart.shape == (number, number)
+    assert apart.min(axis=0).max() < 1e-2
+    assert apart.min(axis=1).max() < 1e-2
+    np.testing.assert_allclose(found.scores, scores, atol=1e-4)
     assert found.names == tuple(CLASSES[label - 1] for label in found.labels)
     assert (np.diff(found.scores) <= 0).all()
 
