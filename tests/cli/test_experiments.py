@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from voc_xml import write_picture, write_xml
 
 RECIPES = (
-    "ssd300_vgg16_voc0712",
+    pytest.param("ssd300_vgg16_voc0712", marks=pytest.mark.slow),
     "ssdlite320_mobilenet_v3_voc0712",
     "ssdlite_mobilenet_v2_finetune",
     pytest.param("ssd300_vgg16_voc07", marks=pytest.mark.slow),

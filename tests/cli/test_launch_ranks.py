@@ -104,6 +104,7 @@ with launch_ranks.together(trainer, []):
 """
 
 
+@pytest.mark.slow
 def test_the_first_waits_where_it_hears_no_signal():
     """Waiting for the other ranks is a call into C++, during which no handler of Python is called."""
     ended = subprocess.run(

@@ -74,6 +74,7 @@ def test_checkpoint_gives_the_model_back_without_configs(trained: Trained, monke
 
 
 @pytest.mark.usefixtures("empty_figures")
+@pytest.mark.slow
 def test_a_run_does_not_need_the_weights_it_began_with(run, bananas: Path, tmp_path: Path):
     torch.save(models.resnet18(weights=None).state_dict(), tmp_path / "resnet.pth")
     choices = [

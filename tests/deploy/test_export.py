@@ -57,11 +57,8 @@ def preset(name: str) -> Detector:
     return Detector(with_spread(model), PostProcess(max_detections=50), ("a", "b", "c"))
 
 
-QUICK_PRESETS = ("tiny_ssd", "ssdlite320_mobilenet_v3_large")
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK_PRESETS else pytest.mark.slow) for name in model_names()]
+    "name", [pytest.param(name, marks=() if name == "tiny_ssd" else pytest.mark.slow) for name in model_names()]
 )
 def test_every_preset_finds_the_same_in_one_picture_and_in_three(name: str, tmp_path: Path):
     detector = preset(name)
