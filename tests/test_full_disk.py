@@ -52,3 +52,9 @@ def test_the_file_is_named(full_disk: None, tmp_path: Path, write: Callable[[Pat
         write(tmp_path / "written")
     assert not (tmp_path / "written").exists() or (tmp_path / "written").stat().st_size <= 500
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_the_run_folder_is_named_where_hydra_writes(run, full_disk: None, tmp_path: Path):
+    outcome = run("ssd-train", "data=banana", "hydra.run.dir=run")
+    assert outcome.exit_code == 1
+    assert outcome.message == f"ssd-train: {tmp_path}/run could not be written: File too large"

@@ -23,7 +23,7 @@ from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import explain, fail, require_plugins
 from ssd_lightning.cli.help import Command, help_text
 from ssd_lightning.cli.keys import check_keys
-from ssd_lightning.cli.run_folders import holding_folders, resume_in_run_folder, state_of
+from ssd_lightning.cli.run_folders import holding_folders, naming_held_folder, resume_in_run_folder, state_of
 from ssd_lightning.cli.values import check_values
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.folder_lock import LOCK_FILE
@@ -83,7 +83,8 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
             arguments = check_keys(command, arguments)
         sys.argv[1:] = [*overrides.without_log_file(arguments), *([] if ranks.is_first() else WRITE_NOTHING)]
         start = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=command.config)
-        start(_tidy(command.name, task))()
+        with naming_held_folder():
+            start(_tidy(command.name, task))()
     except KeyboardInterrupt:
         fail(command.name, "interrupted", exit_code=130)
     except Exception as error:

@@ -1,6 +1,7 @@
 """Run folders: one run each, and the way in which a run is resumed in its folder."""
 
 import contextlib
+import errno
 import shutil
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -23,6 +24,9 @@ FIXED_AT_THE_START = {
     *("seed", "batch_size", "lr_reference_batch", "overfit_pictures", "pretrained"),
 }
 """Keys that a resumed run cannot change: the checkpoint holds their effect, or the training would change midway."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, of a user's quota, and of a limit of the size of files."""
 
 PATIENCE = STALE_SECONDS + 5
 """Seconds that ``resume=auto`` waits for another process. A process on a machine that was lost counts as ended then."""
@@ -87,6 +91,24 @@ def hold(folder: Path, key: str, expected: str, advice: str, patience: float = 0
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"{key}: expected a folder that can be written to, got {folder} ({reason})") from error
+
+
+@contextlib.contextmanager
+def naming_held_folder() -> Iterator[None]:
+    """Name the folder that this command holds in an error of a full disk, where the system names no file.
+
+    Hydra writes the first files of a run so.
+
+    Raises:
+        OSError: with the folder and the reason that the system gives.
+    """
+    try:
+        yield
+    except OSError as error:
+        held = _held.get()
+        if error.errno not in NO_SPACE or error.filename is not None or held is None or not held.locks:
+            raise
+        raise OSError(f"{next(reversed(held.locks))} could not be written: {error.strerror}") from error
 
 
 def has_begun(folder: Path) -> bool:
