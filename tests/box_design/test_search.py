@@ -181,6 +181,7 @@ def test_every_option_survives_conversion_writing_and_reading(tmp_path: Path, op
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_the_suggested_command_trains_the_designed_boxes(self, run, bananas: Path, tmp_path: Path):
         arguments = ["data=banana", f"data.root={bananas}", *QUICK]
         # These scales are too small for all bananas.

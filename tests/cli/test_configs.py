@@ -141,11 +141,16 @@ class MapsOf(torch.nn.Module):
         return [images.new_empty((len(images), *shape)) for shape in self.shapes]
 
 
+@functools.cache
+def maps_of(backbone: str, size: tuple[int, int]) -> MapsOf:
+    return MapsOf(*channels_and_grids(part("backbone", backbone), size))
+
+
 @pytest.mark.parametrize("backbone", OPTIONS["backbone"])
 def test_every_backbone_takes_every_box_config_with_few_enough_levels(backbone: str):
     """An impossible combination is refused with both sides named. The whole product is tried with one backbone."""
     # The shapes of the maps suffice, so that the backbone is run only once.
-    network = MapsOf(*channels_and_grids(part("backbone", backbone), (300, 300)))
+    network = maps_of(backbone, (300, 300))
     extra_layers = part("extra_layers", "paper")
     all_ratios = OPTIONS["aspect_ratios"] if backbone == "vgg16" else ["paper"]
     for scales, ratios in product(OPTIONS["box_scales"], all_ratios):
@@ -166,7 +171,7 @@ def test_every_backbone_takes_every_box_config_with_few_enough_levels(backbone: 
 @pytest.mark.parametrize("backbone", OPTIONS["backbone"])
 def test_every_backbone_goes_with_every_kind_of_layers(backbone: str, extra_layers: str):
     default_boxes = DefaultBoxes([0.1, 0.2, 0.4, 0.6, 0.8, 1.0], part("aspect_ratios", "paper"))
-    network = MapsOf(*channels_and_grids(part("backbone", backbone), (320, 256)))
+    network = maps_of(backbone, (320, 256))
     for head in OPTIONS["head"]:
         with torch.device("meta"):
             model = SSD(network, default_boxes, 3, (320, 256), part("extra_layers", extra_layers), part("head", head))

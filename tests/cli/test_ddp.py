@@ -205,6 +205,7 @@ def assert_same_metrics(found: Path, expected: Path) -> None:
 
 
 @pytest.mark.usefixtures("empty_figures")
+@pytest.mark.slow
 def test_two_devices_train_what_one_trains(run, trained, choices: list[str], tmp_path: Path):
     alone = [choice for choice in choices if choice not in ("trainer=ddp_cpu", "batch_size=2")]
     outcome = run("ssd-train", *alone, "trainer=cpu", "batch_size=4", "hydra.run.dir=alone")
@@ -219,6 +220,7 @@ def test_two_devices_train_what_one_trains(run, trained, choices: list[str], tmp
 
 
 @pytest.mark.usefixtures("empty_figures")
+@pytest.mark.slow
 def test_the_best_weights_score_on_one_device_as_on_two(run, trained, tmp_path: Path):
     folder, _, _ = trained
     scored = run(
@@ -235,6 +237,7 @@ def test_the_best_weights_score_on_one_device_as_on_two(run, trained, tmp_path: 
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_everything_is_printed_and_counted_once(trained):
     folder, out, error = trained
     assert out.count("Results:") == out.count("default boxes") == 1

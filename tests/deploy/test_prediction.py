@@ -24,7 +24,7 @@ def detector() -> Detector:
 
 
 @pytest.mark.parametrize("antialias", [True, False])
-@pytest.mark.parametrize("size", [(48, 90), (64, 80), (1, 1), (300, 7)])
+@pytest.mark.parametrize("size", [(48, 90), (64, 80), (300, 7)])
 def test_boxes_are_those_of_the_parts_in_pixels(antialias: bool, size: tuple[int, int]):
     detector = random_detector(antialias)
     picture = photo(*size)
@@ -53,6 +53,14 @@ def test_boxes_are_those_of_the_parts_in_pixels(antialias: bool, size: tuple[int
     np.testing.assert_allclose(found.scores, scores, atol=1e-4)
     assert found.names == tuple(CLASSES[label - 1] for label in found.labels)
     assert (np.diff(found.scores) <= 0).all()
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+def test_a_picture_of_one_pixel(antialias: bool):
+    found = random_detector(antialias).predict(photo(1, 1), score_threshold=0)
+    assert found.size == (1, 1)
+    assert len(found.boxes) > 3
+    assert ((found.boxes >= 0) & (found.boxes <= 1)).all()
 
 
 def test_every_form_of_a_picture_gives_the_same(detector: Detector, tmp_path: Path):

@@ -235,10 +235,10 @@ def test_another_process_in_another_folder_needs_nothing_but_the_file(
         program = """if True:
             import torch
             from ssd_lightning.training.checkpoint import load_detector
-            model, postprocess, classes = load_detector("renamed.ckpt")
+            detector = load_detector("renamed.ckpt")
             with torch.no_grad():
-                detections = postprocess(model(torch.load("images.pt")), model.default_boxes)
-            torch.save({**detections._asdict(), "classes": list(classes)}, "detections.pt")
+                detections = detector.postprocess(detector.model(torch.load("images.pt")), detector.model.default_boxes)
+            torch.save({**detections._asdict(), "classes": list(detector.classes)}, "detections.pt")
         """
         subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "elsewhere", check=True)
     finally:

@@ -319,6 +319,7 @@ class TestDebug:
         for action in ("run_training_batch", "train_dataloader_next", "backward", "optimizer_step"):
             assert action in table
 
+    @pytest.mark.slow
     def test_overfit_knows_its_pictures_by_heart(self, run, bananas: Path, tmp_path: Path):
         steps = ["trainer.max_steps=100", "trainer.check_val_every_n_epoch=50"]
         outcome = run("ssd-train", *QUICK, f"data.root={bananas}", "debug=overfit", *steps)

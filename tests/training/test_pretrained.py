@@ -217,7 +217,7 @@ class Pair(NamedTuple):
 # VGG16 in double precision takes seconds, and COCO has the same layout.
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.slow if name == "SSD300 VOC" else ()) for name in CASES],
+    params=[pytest.param(name, marks=pytest.mark.slow if name.startswith("SSD300") else ()) for name in CASES],
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, pictures: list[Tensor]) -> Pair:
     case = CASES[request.param]
