@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import shutil
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from ssd_lightning.cli import overrides, ranks
@@ -156,11 +157,10 @@ class RunFolderGuard(Callback):
         if not ranks.is_first():
             return
         try:
-            hold(folder, "hydra.run.dir", "a new folder", "Try another.")
-            if not has_begun(folder):
-                # A process was killed, or found the disk full, while Hydra wrote these files.
-                shutil.rmtree(folder / ".hydra", ignore_errors=True)
-            (folder / ".hydra").mkdir()
+            claimed = _claim(folder, has_time="${now:" in OmegaConf.to_yaml(config.hydra.run))
+            if claimed != folder:
+                with read_write(config.hydra.run):
+                    config.hydra.run.dir = str(claimed)
         except ValueError as error:
             fail(name, str(error))
         except FileExistsError as error:
@@ -171,6 +171,34 @@ class RunFolderGuard(Callback):
             fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")
         except OSError as error:
             fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")
+
+
+def _claim(folder: Path, has_time: bool) -> Path:
+    """Claim the folder of a new run by creating its ``.hydra``, and return the folder.
+
+    Args:
+        folder: the folder.
+        has_time: True if the name of the folder is made from the time. A run that starts in the same second as another
+            gets a number as well.
+
+    Raises:
+        ValueError: if another process works in the folder.
+        FileExistsError: if the folder holds a run, or is a file.
+        OSError: if the folder cannot be made.
+    """
+    for number in itertools.count(1):
+        path = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        try:
+            hold(path, "hydra.run.dir", "a new folder", "Try another.")
+            if not has_begun(path):
+                # A process was killed, or found the disk full, while Hydra wrote these files.
+                shutil.rmtree(path / ".hydra", ignore_errors=True)
+            (path / ".hydra").mkdir()
+            return path
+        except (ValueError, FileExistsError):
+            if not has_time or not path.is_dir():
+                raise
+    raise AssertionError("the numbers do not end")
 
 
 def _folder_in(config: DictConfig, key: str) -> Path:

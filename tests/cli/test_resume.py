@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from command_line import QUICK
-from run_folder import COMPLETE, files_of
+from run_folder import COMPLETE, Trained, files_of
 
 from ssd_lightning.cli.run_folders import holding_folders, resume_in_run_folder
 from ssd_lightning.training import checkpoint
@@ -220,3 +221,23 @@ def test_a_moved_run_keeps_its_best(run, trained, tmp_path: Path, recwarn: pytes
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["epochs"] == 3
     assert summary["best_epoch"] == torch.load(best, weights_only=True)["epoch"]
+
+
+@pytest.mark.usefixtures("empty_figures")
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
+    run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Stopped)
+    for _ in range(3):
+        outcome = run("ssd-evaluate", f"detections={trained.folder}")
+        assert outcome.exit_code == 0, outcome.error
+    names = sorted(path.name for path in (tmp_path / "runs/evaluate").iterdir())
+    assert names == ["2026-01-02_03-04-05", "2026-01-02_03-04-05_2", "2026-01-02_03-04-05_3"]
+    assert str(tmp_path / "runs/evaluate" / names[2]) in outcome.out
+    chosen = "hydra.run.dir=runs/evaluate/2026-01-02_03-04-05"
+    assert run("ssd-evaluate", f"detections={trained.folder}", chosen).exit_code == 1
