@@ -78,6 +78,7 @@ class TestRun:
         assert [path.name for path in folder.rglob("*") if path.name.endswith(".part") or path.name == LOCK_FILE] == []
 
 
+@pytest.mark.slow
 def test_a_sweep_that_goes_on_is_not_touched(run, stand_in, tmp_path: Path):
     folder = tmp_path / "sweep"
     process = start(

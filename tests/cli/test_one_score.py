@@ -77,6 +77,7 @@ def test_prediction_finds_the_detections_that_were_scored(run, folder: Path, dat
         np.testing.assert_allclose(corners[:, :2], boxes[:, :2], rtol=0, atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_way_of_resizing_stays_with_the_weights(run, folder: Path, data: Path, tmp_path: Path) -> None:
     """A run that starts from the weights, and its resumption, have it without being told."""
     assert load_detector(folder / "checkpoints" / "best.ckpt").model.antialias is False

@@ -19,6 +19,7 @@ def trials(folder: Path) -> list[Any]:
     return optuna.load_study(study_name="banana_tiny", storage=f"sqlite:///{folder / 'study.db'}").trials
 
 
+@pytest.mark.slow
 def test_a_study_is_stored_and_resumed(run, tmp_path: Path):
     folder = tmp_path / "sweep"
     outcome = run("ssd-train", *SEARCH, "jobs_at_once=2")

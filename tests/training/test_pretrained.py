@@ -284,7 +284,7 @@ def test_detections_are_torchvisions(pair: Pair):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     # VGG16 takes seconds in double precision. SSDLite amplifies the rounding of single precision to 0.01 pixels.
-    [("SSD300 COCO", torch.float32), ("SSDLite320 COCO", torch.float64)],
+    [pytest.param("SSD300 COCO", torch.float32, marks=pytest.mark.slow), ("SSDLite320 COCO", torch.float64)],
 )
 def test_files_give_torchvisions_boxes_in_pixels(tmp_path: Path, name: str, dtype: torch.dtype):
     """The first picture is made smaller and the second larger, with other factors along each side."""
