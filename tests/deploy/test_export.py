@@ -57,9 +57,8 @@ def preset(name: str) -> Detector:
     return Detector(with_spread(model), PostProcess(max_detections=50), ("a", "b", "c"))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "tiny_ssd" else pytest.mark.slow) for name in model_names()]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", model_names())
 def test_every_preset_finds_the_same_in_one_picture_and_in_three(name: str, tmp_path: Path):
     detector = preset(name)
     export_onnx(detector, tmp_path / "a.onnx")

@@ -258,6 +258,7 @@ class TestLoadRuns:
 
 
 @pytest.mark.usefixtures("empty_figures")
+@pytest.mark.slow
 def test_runs_of_the_command(run: Callable[..., Any], bananas: Path, tmp_path: Path):
     quick = ["model.image_size=64", "batch_size=4", "num_workers=0", "trainer=cpu", "trainer.precision=32-true"]
     arguments = ["data=banana", f"data.root={bananas}", *quick, "trainer.max_epochs=1"]
