@@ -34,7 +34,7 @@ class Agreement(NamedTuple):
 
     @property
     def is_close(self) -> bool:
-        """Whether both differences are within :data:`LIMIT`."""
+        """True if both differences are within :data:`LIMIT`."""
         return max(self.box_difference, self.score_difference) <= LIMIT
 
 

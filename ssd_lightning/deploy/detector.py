@@ -35,7 +35,7 @@ class Detector(Predictor):
 
     @property
     def antialias(self) -> bool:
-        """Whether pictures are resized with anti-aliasing, as in the training of the weights."""
+        """True if pictures are resized with anti-aliasing, as in the training of the weights."""
         return self.model.antialias
 
     def to(self, device: str | torch.device, precision: str | None = None) -> "Detector":

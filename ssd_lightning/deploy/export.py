@@ -56,7 +56,7 @@ class Scored(NamedTuple):
     """Scores and boxes of all default boxes, before suppression."""
 
     scores: Float[Tensor, "batch boxes classes"]
-    """By object class, without background."""
+    """Scores by object class, without background."""
     boxes: Float[Tensor, "batch boxes 4"]
     """xyxy, clipped to the picture."""
 

@@ -56,7 +56,7 @@ class OnnxDetector(Predictor):
 
     @property
     def antialias(self) -> bool:
-        """Whether pictures are resized with anti-aliasing, as in the training of the weights."""
+        """True if pictures are resized with anti-aliasing, as in the training of the weights."""
         return bool(self.metadata["antialias"])
 
     def outputs(self, images: UInt8[Tensor, "batch 3 height width"]) -> dict[str, np.ndarray]:

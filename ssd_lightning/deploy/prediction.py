@@ -106,7 +106,7 @@ class Predictor(ABC):
     @property
     @abstractmethod
     def antialias(self) -> bool:
-        """Whether pictures are resized with anti-aliasing, as in the training of the weights."""
+        """True if pictures are resized with anti-aliasing, as in the training of the weights."""
 
     @abstractmethod
     def run(self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]) -> Detections:

@@ -240,7 +240,7 @@ class ScoredBatch(NamedTuple):
     positives: int
     """Number of positive default boxes."""
     values: list[float]
-    """In the order of ``SCORED_VALUES``."""
+    """Metrics in the order of ``SCORED_VALUES``."""
 
 
 def mean_over_batches(batches: list[ScoredBatch], losses_per_positive: bool) -> dict[str, float]:

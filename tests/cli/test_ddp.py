@@ -277,6 +277,7 @@ def test_other_ranks_end_with_the_first_even_if_it_is_killed(choices: list[str],
     process.kill()
     process.communicate(timeout=60)
     wait_for(lambda: not is_running(process.pid), patience=10)
+    assert not is_running(process.pid)
 
 
 def other_ranks(process: subprocess.Popen[str]) -> list[int]:

@@ -109,7 +109,7 @@ def test_what_is_being_trained_cannot_change(folder: Path, other: str, resume: s
 
 
 REMAINS = [{}, {"config.yaml": ""}, {"config.yaml": "resume: null\n"}, {"config.yaml": "a", "overrides.yaml": ""}]
-"""What a process leaves in ``.hydra`` that was killed, or found the disk full, while Hydra wrote its three files."""
+"""Remains in ``.hydra`` of a process that was killed, or found the disk full, while Hydra wrote its three files."""
 
 
 @pytest.mark.parametrize("remains", REMAINS)

@@ -1,4 +1,4 @@
-"""What users call their classes, runs and folders is printed as it is."""
+"""Names of classes, runs and folders are printed as users wrote them."""
 
 import pytest
 from rich.table import Table

@@ -23,11 +23,11 @@ def refuse(config: Any, *trusted: str) -> None:
 def test_every_config_of_the_project_may_be_saved(path: Path):
     config = yaml.safe_load(path.read_text()) or {}
     # Hydra takes these two out before a run's config is saved.
-    refuse(
-        {"group": {key: config[key] for key in config if key not in ("hydra", "defaults")}}
-        if isinstance(config, dict)
-        else config
-    )
+    if isinstance(config, dict):
+        config = {"group": {key: config[key] for key in config if key not in ("hydra", "defaults")}}
+    refuse(config)
+    with pytest.raises(ValueError, match=r"os\.system"):
+        refuse([config, {"_target_": "os.system"}])
 
 
 @pytest.mark.parametrize(
@@ -157,6 +157,8 @@ def refuse_sweep(*arguments: str, config: dict[str, Any] | None = None, trusted:
 )
 def test_arguments_of_sweeps(argument: str):
     refuse_sweep(argument)
+    with pytest.raises(ValueError, match=r"os\.system"):
+        refuse_sweep(argument, "+callbacks.x._target_=os.system")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_a_package_of_a_sweep_is_trusted_by_its_name():
 
 
 def test_resume_sweep_reads_no_stranger_s_sweep(run, stand_in, tmp_path: Path):
-    """What the stranger wrote is refused, also the trust in a package; what the user types is not."""
+    """A stranger's arguments are refused, also the trust in a package. Arguments that the user types are not."""
     outcome = run("ssd-train", "-m", "seed=1", "hydra.sweep.dir=sweep", "+callbacks.x._target_=os.mkdir")
     assert outcome.exit_code == 0, outcome.error
     (tmp_path / "sweep/0/summary.json").unlink()

@@ -236,6 +236,8 @@ def test_old_names_are_refused_in_words(target: str) -> None:
 )
 def test_other_names_are_not_old(target: object) -> None:
     refuse_old_targets({"a": [{"_target_": target}]}, "some.ckpt")
+    with pytest.raises(ValueError, match=r"some\.ckpt"):
+        refuse_old_targets({"a": [{"_target_": target}, {"_target_": "ssd_lightning.model.SSD"}]}, "some.ckpt")
 
 
 def test_a_checkpoint_with_old_names_is_refused(tmp_path: Path) -> None:

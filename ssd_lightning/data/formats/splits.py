@@ -90,7 +90,7 @@ class SplitData(ABC):
     """
 
     searched = "annotated pictures"
-    """What a split consists of, for messages."""
+    """Name of the parts of a split, for messages."""
 
     def __init__(
         self,

@@ -111,7 +111,7 @@ def has_labels(path: str) -> bool:
 class _Object(NamedTuple):
     label: int
     edges: tuple[float, float, float, float]
-    """As fractions of the picture."""
+    """xyxy, as fractions of the picture."""
     line: int
     is_polygon: bool
 
