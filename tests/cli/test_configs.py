@@ -183,7 +183,7 @@ def test_every_key_of_the_main_configs_is_read():
     """A key that nothing reads would be set without any effect."""
     code = "\n".join(path.read_text() for path in (CONFIG_FOLDER.parent / "ssd_lightning" / "cli").rglob("*.py"))
     yaml = "\n".join(path.read_text() for path in CONFIG_FOLDER.rglob("*.yaml"))
-    for name in ("train", "evaluate", "predict", "check", "boxes", "compare"):
+    for name in ("train", "evaluate", "predict", "export", "check", "boxes", "compare"):
         keys: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / f"{name}.yaml"))
         for key in keys.keys() - {"defaults", "hydra"}:
             assert f"config.{key}" in code or f"${{{key}}}" in yaml, f"{name}.yaml: {key}"
