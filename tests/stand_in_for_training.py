@@ -18,6 +18,9 @@ from ssd_lightning.signals import end_with_the_process_that_started_this
 
 
 def save_and_stop(number: int, frame: object) -> NoReturn:
+    # The sweep passes on a signal that the terminal has sent here too, and both are one request, as in a training.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     checkpoint.parent.mkdir(exist_ok=True)
     checkpoint.touch()
     sys.exit(f"ssd-train: stopped by {signal.Signals(number).name}; saved in {checkpoint}")
