@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from ssd_lightning.cli import ranks
+from ssd_lightning.cli.trainer_values import naming_arguments
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.formats.cache import cache_folder
@@ -142,15 +143,16 @@ def build_trainer(
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if not config.trainer.get("enable_progress_bar", True):  # The trainer raises an error if there is one all the same.
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
-    return instantiate(
-        config.trainer,
-        precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto"), model),
-        callbacks=[*always, *callbacks],
-        logger=loggers,
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=HydraConfig.get().runtime.output_dir,
-        _convert_="all",
-    )
+    with naming_arguments(config.trainer):
+        return instantiate(
+            config.trainer,
+            precision=config.trainer.precision or fastest_precision(config.trainer.get("accelerator", "auto"), model),
+            callbacks=[*always, *callbacks],
+            logger=loggers,
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=HydraConfig.get().runtime.output_dir,
+            _convert_="all",
+        )
 
 
 def refuse_batches_of_one(config: DictConfig, model: SSD, pictures: int, world_size: int) -> None:

@@ -28,6 +28,7 @@ from ssd_lightning.cli.overrides import PLACES_OF_DATA
 from ssd_lightning.cli.results import device_name, git_commit, score_and_write_results
 from ssd_lightning.cli.run_folders import chosen_options, run_in_folder
 from ssd_lightning.cli.screen import screen
+from ssd_lightning.cli.trainer_values import naming_arguments
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.run_folder import OF_THE_SWEEP, replace_text
@@ -62,7 +63,7 @@ def train(config: DictConfig) -> float:
         module.config = checkpoint_config(config, datamodule.classes)
     datamodule.antialias = module.model.antialias
     # Lightning leaves the time limit to a timer that is there already.
-    timer = Timer(config.trainer.get("max_time"))
+    timer = Timer(plain_values(config.trainer.get("max_time")))
     callbacks = [
         timer,
         SameOnAllRanks(_settings_of_all_ranks(config, datamodule)),
@@ -82,7 +83,7 @@ def train(config: DictConfig) -> float:
     ):
         if trainer.is_global_zero:
             screen().print(_first_line(config, trainer, module, datamodule), soft_wrap=True)
-        with errors_of_restoring_named(last):
+        with errors_of_restoring_named(last), naming_arguments(config.trainer):
             trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
         seconds = timer.time_elapsed("train")
         return score_and_write_results(config, folder, trainer, module, datamodule, seconds, dashboards)

@@ -4,6 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ssd_lightning.cli.trainer_values import check_trainer
 from ssd_lightning.require import require_number, require_whole_number
 
 WHOLE_NUMBERS = {
@@ -16,35 +17,17 @@ WHOLE_NUMBERS = {
     "boxes_budget": 1,
     "pictures": 0,
     "jobs_at_once": 1,
-    # Lightning accepts any value for these, and trains without end or not at all.
-    "trainer.max_epochs": -1,
-    "trainer.min_epochs": 0,
-    "trainer.max_steps": -1,
-    "trainer.min_steps": 0,
-    "trainer.log_every_n_steps": 0,
-    "trainer.check_val_every_n_epoch": 1,
-    "trainer.accumulate_grad_batches": 1,
 }
-"""Keys of whole numbers and their smallest values; -1 means no limit."""
+"""Keys of whole numbers and their smallest values."""
 
 NUMBERS = {
     "optimizer.lr": "[0, inf)",
-    "trainer.gradient_clip_val": "[0, inf)",
     "draw_threshold": "[0, 1]",
     "score_threshold": "[0, 1]",
     "least_reached": "[0, 1]",
     "iou_threshold": "(0, 1]",
 }
 """Keys of numbers and their intervals."""
-
-PARTS_OF_AN_EPOCH = (
-    *("trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.limit_test_batches"),
-    "trainer.val_check_interval",
-)
-"""Keys of a whole number of batches, or of a share of all batches as a fraction up to 1.0."""
-
-PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
-"""Values of ``trainer.precision``. Default boxes and losses need weights in float32."""
 
 SWITCHES = ("augmented", "compile", "design", "draw", "raw", "stop_sweep_on_failure", "why_missed")
 """Keys that are true or false."""
@@ -60,9 +43,6 @@ REQUIRED = (
     *SWITCHES,
 )
 """Keys that cannot be null. Other keys mean "no limit" or "choose for me" by null."""
-
-ONLY_NONZERO = ("trainer.max_epochs", "trainer.max_steps")
-"""Keys of a length, of which 0 would end a run before its first step."""
 
 LARGEST_IMAGE = 4096
 """Longest side of the network's input in pixels. Above it, building the network takes all memory or hours."""
@@ -83,25 +63,13 @@ def check_values(config: DictConfig) -> None:
     for key, interval in NUMBERS.items():
         if _is_given(config, key):
             require_number(key, OmegaConf.select(config, key), interval)
-    for key in PARTS_OF_AN_EPOCH:
-        if _is_given(config, key):
-            value = OmegaConf.select(config, key)
-            if isinstance(value, float):
-                require_number(key, value, "(0, 1]")
-            else:
-                require_whole_number(key, value, 1)
     for key in SWITCHES:
         value = OmegaConf.select(config, key)
         if _is_given(config, key) and not isinstance(value, bool):
             raise ValueError(f"{key}: expected true or false, got {value}")
-    for key in ONLY_NONZERO:
-        if OmegaConf.select(config, key) == 0:
-            raise ValueError(f"{key}: expected at least 1, or -1 for no limit, got 0")
-    precision = OmegaConf.select(config, "trainer.precision")
-    if precision is not None and str(precision) not in PRECISIONS:
-        raise ValueError(f"trainer.precision: expected one of {', '.join(PRECISIONS)} or null, got {precision}")
-    if OmegaConf.select(config, "trainer.overfit_batches"):
-        raise ValueError("trainer.overfit_batches: expected 0, got more. Try overfit_pictures=<number of pictures>.")
+    trainer = OmegaConf.select(config, "trainer")
+    if isinstance(trainer, DictConfig):
+        check_trainer(trainer)
     _check_image_size(OmegaConf.select(config, "model.image_size"))
 
 
