@@ -1,11 +1,18 @@
 """Runs of the scripts in ``benchmarks/``, which check that both sides give the same results."""
 
+import json
 import os
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from places import ROOT
+from torchvision.models import mobilenet_v2
+from voc_xml import write_xml
 
 BENCHMARKS = ROOT / "benchmarks"
 VOC = BENCHMARKS.parents[1] / "shared" / "data" / "VOCdevkit" / "VOC2007"
@@ -38,6 +45,36 @@ def test_benchmarks_run(script: str):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert last in done.stdout
+
+
+@pytest.mark.slow
+def test_accuracy_of_torchvision_and_ours_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "VOCdevkit" / "VOC2007"
+    (folder / "JPEGImages").mkdir(parents=True)
+    for number in range(6):
+        write_xml(folder / "Annotations" / f"{number}.xml", [("dog", 10, 20, 60, 90), ("cat", 50, 50, 100, 80)])
+        Image.new("RGB", (120, 100), (40 * number, 90, 200)).save(folder / "JPEGImages" / f"{number}.jpg")
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("0\n1\n2\n3\n")
+    (lists / "val.txt").write_text("4\n5\n")
+    torch.save(mobilenet_v2().state_dict(), tmp_path / "weights.pth")
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(BENCHMARKS / "accuracy" / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    settings = ["--pictures", "4", "--batch", "2", "--image-size", "96", "--score-every", "2", "--workers", "0"]
+    for name in ("a", "b"):
+        run("torchvision_ssdlite.py", ".", "weights.pth", name, *settings, "--seed", str(ord(name)))
+    content = json.loads((tmp_path / "a" / "scores.json").read_text())
+    assert [validation["pictures"] for validation in content["validations"]] == [2, 4]
+    assert content["settings"]["lr"] == 0.15 * 2 / 192
+    assert "| dog | 2 |" in run("side_by_side.py", "a", "b")
 
 
 def test_every_benchmark_is_tested():

@@ -1,6 +1,7 @@
 from .bootstrap import compare_classes as compare_classes
 from .bootstrap import compare_runs as compare_runs
 from .bootstrap import compare_settings as compare_settings
+from .bootstrap import score_intervals as score_intervals
 from .comparison_report import write_comparison as write_comparison
 from .picture_pairs import picture_pairs as picture_pairs
 from .run_figures import draw_class_differences as draw_class_differences

@@ -22,8 +22,41 @@ MORE_THAN_NOISE = "more than noise"
 HOLDS = "holds on other pictures"
 """Column of the verdict about two trained networks."""
 
+COCO_IOUS = np.linspace(0.5, 0.95, 10)
+"""IoUs that COCO's AP averages over."""
+
 CELLS_AT_ONCE = 2_000_000
 """Largest number of detections times draws that are processed together, for the caches of a CPU."""
+
+
+def score_intervals(run: Path | str, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """Compute the scores of a trained network with intervals from a bootstrap over the pictures.
+
+    The draws are those of :func:`compare_runs`: pictures with replacement, as many as there are. The interval covers
+    chance in the choice of the pictures, not in the seed of the training. Overlapping intervals of two runs do not
+    mean that the runs are equally good, since both were scored on the same pictures; see :func:`compare_runs`.
+
+    Args:
+        run: run folder, or file of stored detections.
+        resamples: number of draws.
+        confidence: share of the draws inside the interval, between 0 and 1.
+        seed: of the draws.
+
+    Returns:
+        A row for VOC's averages at IoU 0.5, 11 points and area, and for the area averaged over COCO's ten IoUs, 0.5 to
+        0.95. Columns: ``score`` (0 … 1), ``low`` and ``high``.
+
+    Raises:
+        ValueError: if the run has no stored detections, or an argument is out of range.
+    """
+    require_number("confidence", confidence, "(0, 1)")
+    stored = load_detections(run)
+    weights = _draws(len(stored.paths), resamples, seed)
+    at_ious = [resampled_scores(stored, weights, float(iou)) for iou in COCO_IOUS]
+    drawn = np.column_stack([at_ious[0], np.mean([scores[:, 1] for scores in at_ious], axis=0)])
+    low, high = _interval(drawn[1:], confidence)
+    index = pd.Index([*voc_columns(), "VOC12 AP over IoU 0.5 to 0.95"], name="score of")
+    return pd.DataFrame({"score": drawn[0], "low": low, "high": high}, index=index)
 
 
 def compare_runs(
@@ -200,10 +233,15 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Return the columns of the comparisons from the scores and from the differences of all draws."""
     require_number("confidence", confidence, "(0, 1)")
+    low, high = _interval(drawn, confidence)
+    return {"a": a, "b": b, "difference": b - a, "low": low, "high": high, verdict: (low > 0) | (high < 0)}
+
+
+def _interval(drawn: Float[np.ndarray, "draws scores"], confidence: float) -> Float[np.ndarray, "2 scores"]:
+    """Return the lower and upper end of the middle ``confidence`` of the draws."""
     tail = 50 * (1 - confidence)
     # A draw without any object has no score.
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail], axis=0)
-    return {"a": a, "b": b, "difference": b - a, "low": low, "high": high, verdict: (low > 0) | (high < 0)}
+    return np.nanpercentile(drawn, [tail, 100 - tail], axis=0)
 
 
 def _of_class(stored: StoredDetections, label: int) -> StoredDetections:

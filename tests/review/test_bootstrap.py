@@ -7,7 +7,13 @@ import pytest
 from made_up_sweep import CLASSES as BANANAS
 from made_up_sweep import detected
 
-from ssd_lightning.review.bootstrap import compare_classes, compare_runs, compare_settings, resampled_scores
+from ssd_lightning.review.bootstrap import (
+    compare_classes,
+    compare_runs,
+    compare_settings,
+    resampled_scores,
+    score_intervals,
+)
 from ssd_lightning.review.run_figures import draw_class_differences
 from ssd_lightning.scoring.average_precision import average_curves, voc_average_precision
 from ssd_lightning.scoring.stored_detections import StoredDetections, save_detections
@@ -74,6 +80,23 @@ def test_draws_without_objects_have_no_score():
     assert np.isnan(resampled_scores(stored, np.zeros((1, 4), dtype=int))).all()
     nothing = stored._replace(detections=select(stored.detections, slice(0)))
     assert resampled_scores(nothing, np.ones((1, 4), dtype=int)).tolist() == [[0, 0]]
+
+
+def test_intervals_of_a_run(tmp_path: Path):
+    """The scores are those of the protocols, and the ends are percentiles of scores of drawn pictures."""
+    stored = made_up(30)
+    table = score_intervals(written(tmp_path / "run", stored), resamples=200)
+    detections, objects = stored.detections, stored.objects
+    ious = [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
+    areas = [voc_average_precision(detections, objects, len(CLASSES), iou).mean for iou in ious]
+    assert table["score"].tolist() == pytest.approx([*scores_of_copies(stored, np.ones(30, dtype=int)), np.mean(areas)])
+    drawn = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=200)
+    expected = np.percentile([scores_of_copies(stored, row) for row in drawn], [2.5, 97.5], axis=0)
+    np.testing.assert_allclose(table[["low", "high"]].iloc[:2].T, expected, atol=1e-12)
+    assert table["low"].iloc[2] < table["score"].iloc[2] < table["high"].iloc[2]
+    narrow = score_intervals(tmp_path / "run", resamples=200, confidence=0.5)
+    assert (narrow["low"] > table["low"]).all()
+    assert (narrow["high"] < table["high"]).all()
 
 
 def test_a_run_is_no_better_than_itself(tmp_path: Path):
