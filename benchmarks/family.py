@@ -12,8 +12,8 @@ import statistics
 import time
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from ssd_lightning.deploy.benchmark import size_of
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import build_model, model_names
 from ssd_lightning.devices import keep_freed_memory
@@ -33,19 +33,13 @@ def main() -> None:
     for name in names:
         model = build_model(name, NUM_CLASSES).eval().to(memory_format=torch.channels_last)
         height, width = model.image_size
+        size = size_of(model)
         print(
             f"| `{name}` | {height}×{width} | {' '.join(str(rows) for rows, _ in model.grids)} "
-            f"| {len(model.default_boxes)} | {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M "
-            f"| {multiplications(model) / 1e9:.2f} | {images_per_second(model, arguments.repeats):.1f} |",
+            f"| {size.default_boxes} | {size.parameters / 1e6:.1f} M "
+            f"| {size.multiplications / 1e9:.2f} | {images_per_second(model, arguments.repeats):.1f} |",
             flush=True,
         )
-
-
-def multiplications(model: SSD) -> int:
-    """Count multiply-accumulates, each of which is two floating-point operations."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, *model.image_size))
-    return counter.get_total_flops() // 2
 
 
 @torch.inference_mode()

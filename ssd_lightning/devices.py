@@ -64,3 +64,9 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, THRESHOLD)
+
+
+def return_freed_memory() -> None:
+    """Make glibc return the memory that this process has freed to the system. Other C libraries are left alone."""
+    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)

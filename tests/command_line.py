@@ -11,7 +11,10 @@ from typing import NamedTuple
 import pytest
 from hydra._internal.hydra import Hydra
 
-COMMANDS = ("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-export", "ssd-check", "ssd-boxes", "ssd-compare")
+COMMANDS = (
+    *("ssd-train", "ssd-evaluate", "ssd-predict", "ssd-export"),
+    *("ssd-benchmark", "ssd-check", "ssd-boxes", "ssd-compare"),
+)
 
 QUICK = [
     "model.image_size=64",

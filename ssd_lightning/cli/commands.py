@@ -59,6 +59,7 @@ PREDICT = Command(
         "ssd-predict checkpoint=best.ckpt 'source=photos/*.png' draw=false",
     ],
     ("checkpoint", "source"),
+    several_words=True,
 )
 EXPORT = Command(
     "ssd-export",
@@ -71,6 +72,21 @@ EXPORT = Command(
         "ssd-export checkpoint=best.ckpt raw=true                          scores and boxes before suppression",
     ],
     ("checkpoint",),
+)
+BENCHMARK = Command(
+    "ssd-benchmark",
+    "benchmark",
+    "measure the speed of detectors by stage, from picture files to boxes",
+    [
+        "ssd-benchmark runs/banana_tiny/<time>                             a checkpoint",
+        "ssd-benchmark best.ckpt detector.onnx                             two detectors and the ratio of their speeds",
+        "ssd-benchmark best.ckpt runtimes=[eager,compile,onnxruntime]      ways to run one detector",
+        "ssd-benchmark model_name=[ssd300_vgg16,ssd300_torchvision]        untrained detectors of conf/model",
+        "ssd-benchmark best.ckpt precisions=[32-true,bf16-mixed] batch_sizes=[1,8] threads=[1,2]",
+        "ssd-benchmark best.ckpt source=photos repeats=100                 your own pictures",
+    ],
+    ("checkpoint",),
+    several_words=True,
 )
 CHECK = Command(
     "ssd-check",
@@ -108,9 +124,10 @@ COMPARE = Command(
         "ssd-compare runs=<folder> baseline=<run folder>                       differences from this run",
     ],
     ("runs",),
+    several_words=True,
 )
 
-COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, PREDICT, EXPORT, CHECK, BOXES, COMPARE)}
+COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, PREDICT, EXPORT, BENCHMARK, CHECK, BOXES, COMPARE)}
 
 
 def train() -> None:
@@ -159,6 +176,17 @@ def _export(config: DictConfig) -> None:
     from ssd_lightning.cli.export import export
 
     export(config)
+
+
+def benchmark() -> None:
+    """Run ``ssd-benchmark``."""
+    run(BENCHMARK, _benchmark)
+
+
+def _benchmark(config: DictConfig) -> None:
+    from ssd_lightning.cli.benchmark import benchmark
+
+    benchmark(config)
 
 
 def check() -> None:

@@ -52,6 +52,8 @@ class Command(NamedTuple):
     """Keys whose values may be typed without the key, in this order."""
     words: Mapping[str, str] = MappingProxyType({})
     """Words with a meaning of their own, and the arguments that they stand for."""
+    several_words: bool = False
+    """True if the last of the positional keys takes all further words as a list."""
 
 
 class Key(NamedTuple):

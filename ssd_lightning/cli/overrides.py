@@ -62,7 +62,8 @@ def named(command: Command, arguments: list[str]) -> list[str]:
         (words if is_word and argument not in command.words else others).append(command.words.get(argument, argument))
     given = {argument.lstrip("+").partition("=")[0] for argument in others}
     keys = [key for key in command.positional if key not in given]
-    if len(words) > len(keys) and not set(keys[-1:]) & set(TAKE_SEVERAL):
+    takes_all = command.several_words and command.positional[-1] in keys
+    if len(words) > len(keys) and not takes_all:
         raise ValueError(f"{words[len(keys)]}: expected key=value. Try {command.name} --help.")
     first, last = words[: len(keys) - 1], words[len(keys) - 1 :] if keys else []
     pairs = [f"{key}={word}" for key, word in zip(keys, first, strict=False)]
@@ -73,10 +74,6 @@ def named(command: Command, arguments: list[str]) -> list[str]:
     # Hydra wants all values together: after -m, and before other options.
     place = next((place for place, other in enumerate(others) if other not in ("-m", "--multirun")), len(others))
     return [*others[:place], *pairs, *others[place:]]
-
-
-TAKE_SEVERAL = ("source", "runs")
-"""Keys whose value may be a list of paths."""
 
 
 def readable(arguments: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from ssd_lightning.deploy.prediction import Predictor
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.devices import choose_device
-from ssd_lightning.structures import Detections
+from ssd_lightning.structures import Detections, Predictions
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """The precisions of Lightning that prediction can use, and the type of autocast for each."""
@@ -66,12 +66,18 @@ class Detector(Predictor):
         Raises:
             ValueError: if the network is in training mode.
         """
+        with torch.inference_mode():
+            return self.postprocess(self.predictions(images), self.model.default_boxes)
+
+    @torch.inference_mode()
+    def predictions(
+        self, images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
+    ) -> Predictions:
+        """Run the network alone, on its device and with the precision of the detector; see :meth:`run`."""
         require_evaluation_mode(self.model)
         device, dtype = self.model.default_boxes.device, PRECISIONS[self.precision]
-        with torch.inference_mode():
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                predictions = self.model(images.to(device))
-            return self.postprocess(predictions, self.model.default_boxes)
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return self.model(images.to(device))
 
 
 def require_evaluation_mode(model: SSD) -> None:

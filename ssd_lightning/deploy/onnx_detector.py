@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from ssd_lightning.deploy.export import FINAL_OUTPUTS, INPUT, METADATA_KEY, require_packages
 from ssd_lightning.deploy.prediction import Predictor
 from ssd_lightning.structures import Detections
+
+if TYPE_CHECKING:  # The package is in the extra "export".
+    import onnxruntime
 
 
 class OnnxDetector(Predictor):
@@ -31,14 +34,10 @@ class OnnxDetector(Predictor):
 
     def __init__(self, path: Path | str, providers: tuple[str, ...] = ("CPUExecutionProvider",)) -> None:
         require_packages("onnxruntime")
-        import onnxruntime
-
         if not Path(path).is_file():
             raise ValueError(f"checkpoint: expected a file of ssd-export, got {path}, which does not exist")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # All that it would print is in its exceptions, too.
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            self.session = onnx_session(str(path), providers)
         except Exception as error:  # ONNX Runtime has a class of its own for each kind of damage.
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -73,12 +72,49 @@ class OnnxDetector(Predictor):
         Raises:
             ValueError: if the file was exported without post-processing.
         """
+        self.require_postprocess()
+        return detections_in(self.outputs(whole_levels(images)))
+
+    def require_postprocess(self) -> None:
+        """Refuse a file without post-processing.
+
+        Raises:
+            ValueError: with the file.
+        """
         if list(self.metadata["outputs"]) != list(FINAL_OUTPUTS):
-            raise ValueError("checkpoint: expected a file with post-processing, got one of postprocess=none")
-        whole = images if images.dtype == torch.uint8 else images.round().to(torch.uint8)
-        found = {name: torch.from_numpy(values) for name, values in self.outputs(whole).items()}
-        valid = torch.arange(found["scores"].shape[1]) < found["count"].unsqueeze(1)
-        return Detections(found["boxes"], found["labels"], found["scores"], valid)
+            raise ValueError(f"checkpoint: expected a file with post-processing, got {self.path} of raw=true")
+
+
+def onnx_session(
+    model: str | bytes, providers: tuple[str, ...] = ("CPUExecutionProvider",), threads: int = 0
+) -> "onnxruntime.InferenceSession":
+    """Load a model into ONNX Runtime.
+
+    Args:
+        model: name of a file, or the content of one.
+        providers: see :class:`OnnxDetector`.
+        threads: number of CPU threads; 0: one for each core.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # All that it would print is in its exceptions, too.
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=list(providers))
+
+
+def whole_levels(
+    images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"],
+) -> UInt8[Tensor, "batch 3 height width"]:
+    """Round the levels of pictures to whole ones, which exported files take."""
+    return images if images.dtype == torch.uint8 else images.round().to(torch.uint8)
+
+
+def detections_in(outputs: dict[str, np.ndarray]) -> Detections:
+    """Return the outputs of an exported file with post-processing, by name, as detections."""
+    found = {name: torch.from_numpy(values) for name, values in outputs.items()}
+    valid = torch.arange(found["scores"].shape[1]) < found["count"].unsqueeze(1)
+    return Detections(found["boxes"], found["labels"], found["scores"], valid)
 
 
 def _metadata(stored: dict[str, str], path: Path | str) -> dict[str, Any]:

@@ -33,6 +33,18 @@ class Resized(NamedTuple):
     """(height, width) in pixels of the picture before it was resized, upright."""
 
 
+class Decoded(NamedTuple):
+    """The pixels of a picture, upright. A file may be decoded at less than its size."""
+
+    image: UInt8[np.ndarray, "height width 3"]
+    size: tuple[int, int]
+    """(height, width) in pixels of the whole picture."""
+
+    def resize(self, image_size: tuple[int, int], antialias: bool) -> Resized:
+        """Resize the picture to the input of a network, as in training."""
+        return Resized(resample(self.image, WHOLE, image_size, antialias), self.size)
+
+
 class Found(NamedTuple):
     """The detections of one picture, best first."""
 
@@ -182,10 +194,11 @@ class Predictor(ABC):
 
     def detect(self, pictures: Sequence[Resized]) -> list[Found]:
         """Return all detections that post-processing keeps in pictures of :func:`resize`, which are one batch."""
-        if not pictures:
-            return []
-        images = torch.from_numpy(np.stack([picture.image for picture in pictures])).permute(0, 3, 1, 2)
-        columns = (column.cpu() for column in self.run(images))
+        return self.in_pixels(self.run(batch_of(pictures)), pictures) if pictures else []
+
+    def in_pixels(self, detections: Detections, pictures: Sequence[Resized]) -> list[Found]:
+        """Return the detections of a batch by picture, in pixels of each picture."""
+        columns = (column.cpu() for column in detections)
         return [
             self._found(boxes[valid], labels[valid], scores[valid], picture.size)
             for picture, boxes, labels, scores, valid in zip(pictures, *columns, strict=True)
@@ -236,6 +249,13 @@ class Predictor(ABC):
         return [self.classes.index(name) + 1 for name in classes]
 
 
+def batch_of(
+    pictures: Sequence[Resized],
+) -> UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]:
+    """Return resized pictures as one batch for a network."""
+    return torch.from_numpy(np.stack([picture.image for picture in pictures])).permute(0, 3, 1, 2)
+
+
 def resize(
     picture: Any,
     image_size: tuple[int, int],
@@ -252,15 +272,27 @@ def resize(
         key: the argument that gave the picture, for messages.
         max_megapixels: largest picture file; see :func:`~ssd_lightning.data.pictures.read_header`.
     """
+    return decode(picture, image_size if antialias else None, key, max_megapixels).resize(image_size, antialias)
+
+
+def decode(
+    picture: Any, least: tuple[int, int] | None, key: str = "picture", max_megapixels: float | None = None
+) -> Decoded:
+    """Return the pixels of a picture; see :func:`resize`.
+
+    Args:
+        picture: see :data:`Picture`.
+        least: (height, width) that suffices for a file; see :func:`~ssd_lightning.data.pictures.read_picture`.
+        key: the argument that gave the picture, for messages.
+        max_megapixels: largest picture file.
+    """
     if isinstance(picture, str | os.PathLike):
         path = Path(picture)
         size = picture_size(path, max_megapixels)
         # Files are decoded as for scoring, so that the detections are the same.
-        image = read_picture(path, image_size if antialias else None, max_megapixels)
-    else:
-        image = pixels(picture, key)
-        size = image.shape[0], image.shape[1]
-    return Resized(resample(image, WHOLE, image_size, antialias), size)
+        return Decoded(read_picture(path, least, max_megapixels), size)
+    image = pixels(picture, key)
+    return Decoded(image, (image.shape[0], image.shape[1]))
 
 
 def pixels(picture: Any, key: str = "picture") -> UInt8[np.ndarray, "height width 3"]:

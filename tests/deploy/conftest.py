@@ -1,8 +1,14 @@
-"""Settings for exporting in tests."""
+"""Settings for exporting in tests, and an exported file that tests share."""
+
+from pathlib import Path
 
 import jaxtyping
 import pytest
 import torch
+from run_folder import Trained
+
+from ssd_lightning.deploy.export import export_onnx
+from ssd_lightning.training.checkpoint import load_detector
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,3 +26,10 @@ def trace_without_shape_checks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.onnx, "export", unchecked)
         yield
+
+
+@pytest.fixture(scope="session")
+def exported_run(trained: Trained, made_once) -> Path:
+    """The exported file of the run that tests share."""
+    folder = made_once("exported", lambda folder: export_onnx(load_detector(trained.best), folder / "detector.onnx"))
+    return folder / "detector.onnx"

@@ -8,22 +8,12 @@ import pytest
 from random_detector import photo
 from run_folder import Trained
 
-from ssd_lightning.deploy.export import export_onnx
-from ssd_lightning.training.checkpoint import load_detector
-
 pytestmark = pytest.mark.usefixtures("empty_figures")
 
 
-@pytest.fixture(scope="module")
-def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("exported") / "detector.onnx"
-    export_onnx(load_detector(trained.best), path)
-    return path
-
-
-def test_predictions_are_those_of_the_checkpoint(run, trained: Trained, exported: Path, tmp_path: Path):
+def test_predictions_are_those_of_the_checkpoint(run, trained: Trained, exported_run: Path, tmp_path: Path):
     photo(48, 90).save(tmp_path / "photo.png")
-    for name, weights in (("checkpoint", trained.best), ("exported", exported)):
+    for name, weights in (("checkpoint", trained.best), ("exported", exported_run)):
         outcome = run("ssd-predict", str(weights), "photo.png", "num_workers=0", f"hydra.run.dir={name}")
         assert outcome.exit_code == 0, outcome.error
     expected, found = (
@@ -37,8 +27,8 @@ def test_predictions_are_those_of_the_checkpoint(run, trained: Trained, exported
     assert (tmp_path / "exported/drawings/photo.png.jpg").exists()
 
 
-def test_scores_are_those_of_the_checkpoint(run, trained: Trained, exported: Path, bananas: Path, tmp_path: Path):
-    shutil.copy(exported, tmp_path / "my.onnx")
+def test_scores_are_those_of_the_checkpoint(run, trained: Trained, exported_run: Path, bananas: Path, tmp_path: Path):
+    shutil.copy(exported_run, tmp_path / "my.onnx")
     outcome = run(
         "ssd-evaluate", "my.onnx", "data=banana", f"data.root={bananas}", "num_workers=0", "hydra.run.dir=out"
     )
@@ -60,9 +50,11 @@ def test_scores_are_those_of_the_checkpoint(run, trained: Trained, exported: Pat
         ("ssd-export", [], "checkpoint"),
     ],
 )
-def test_what_an_exported_file_cannot_do(run, exported: Path, command: str, arguments: list[str], key: str, tmp_path):
+def test_what_an_exported_file_cannot_do(
+    run, exported_run: Path, command: str, arguments: list[str], key: str, tmp_path
+):
     photo().save(tmp_path / "photo.png")
-    outcome = run(command, f"checkpoint={exported}", *arguments)
+    outcome = run(command, f"checkpoint={exported_run}", *arguments)
     assert outcome.exit_code == 1
     assert outcome.message.startswith(f"{command}: {key}: expected")
 
