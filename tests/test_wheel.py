@@ -53,6 +53,11 @@ def test_holds_every_config_and_module(installed: Path):
         assert expected == {p.relative_to(inside) for p in inside.rglob(f"*{suffix}")}
 
 
+def test_has_the_sweeper_where_hydra_looks_for_it(installed: Path):
+    assert (installed / "hydra_plugins/ssd_optuna.py").is_file()
+    assert not (installed / "hydra_plugins/__init__.py").exists()  # It would hide the plugins of other packages.
+
+
 def test_composes_the_default_config_from_another_folder(installed: Path, tmp_path: Path):
     out = run_installed(installed, tmp_path, "--cfg", "job")
     assert re.search(r"^  _target_: ssd_lightning\S*\.SSD$", out, re.MULTILINE)

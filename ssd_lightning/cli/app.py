@@ -79,6 +79,7 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
         require_plugins(arguments)
         arguments = overrides.readable(overrides.named(command, arguments))
         arguments = resume_in_run_folder(expand(overrides.with_model_of_weights(command, arguments)))
+        arguments = overrides.for_search(arguments)
         if ranks.is_first():
             arguments = check_keys(command, arguments)
         sys.argv[1:] = [*overrides.without_log_file(arguments), *([] if ranks.is_first() else WRITE_NOTHING)]

@@ -10,10 +10,12 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 PLUGINS = {
-    r"hparams_search=(?!null)\w|hydra/sweeper=optuna": "hydra_optuna_sweeper",
-    r"hydra/launcher=submitit": "hydra_submitit_launcher",
+    r"hparams_search=(?!null)\w|hydra/sweeper=optuna": "optuna",
+    r"hydra/sweeper/sampler=cmaes": "cmaes",
+    r"hydra/sweeper/sampler=(gp|qmc)": "scipy",
+    r"hydra/launcher=submitit": "hydra_plugins.hydra_submitit_launcher",
 }
-"""Packages of the extra ``sweep``, by the arguments that need them."""
+"""Modules of the extra ``sweep``, by the arguments that need them."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -38,15 +40,15 @@ def explain(error: BaseException) -> str | None:
 
 
 def require_plugins(arguments: list[str]) -> None:
-    """Refuse arguments whose Hydra plugin is not installed. Hydra itself would only list the plugins that it has.
+    """Refuse arguments whose package of the extra ``sweep`` is not installed.
 
     Raises:
         ValueError: naming the argument and the command that installs the plugin.
     """
     for argument in arguments:
-        for pattern, plugin in PLUGINS.items():
-            if re.match(pattern, argument) and importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
-                package = plugin.replace("_", "-")
+        for pattern, module in PLUGINS.items():
+            if re.match(pattern, argument) and importlib.util.find_spec(module) is None:
+                package = module.rpartition(".")[2].replace("_", "-")
                 raise ValueError(f"{argument}: expected the package {package}, got none. Try uv sync --extra sweep.")
 
 

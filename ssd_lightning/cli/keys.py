@@ -93,7 +93,9 @@ def _compose(folder: str, name: str, choices: tuple[str, ...]) -> DictConfig:
     try:
         with initialize_config_dir(folder, version_base="1.3"):
             # One option of each swept group is enough to look for keys.
-            kept = [choice for choice in choices if not choice.startswith("hydra") or "searchpath" in choice]
+            kept = [
+                choice for choice in choices if not choice.lstrip("+~").startswith("hydra") or "searchpath" in choice
+            ]
             return compose(name, [_first_option(choice) for choice in kept])
     finally:
         GlobalHydra.instance().clear()

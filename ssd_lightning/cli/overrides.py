@@ -134,6 +134,21 @@ def with_model_of_weights(command: Command, arguments: list[str]) -> list[str]:
     return arguments
 
 
+OF_A_SEARCH = re.compile(r"hydra\.sweeper\.(params|sampler|pruner|objectives)\.\S+?=")
+"""Keys below which a search by Optuna takes any key."""
+
+
+def for_search(arguments: list[str]) -> list[str]:
+    """Write the settings of a search as Hydra wants them: with ``++`` where a key may be new, and a space as text."""
+    return [_for_search(argument) if OF_A_SEARCH.match(argument.lstrip("+")) else argument for argument in arguments]
+
+
+def _for_search(argument: str) -> str:
+    key, _, value = argument.lstrip("+").partition("=")
+    is_space = PARSER.parse_override(f"key={value}").is_sweep_override()
+    return f"++{key}={quote(value) if is_space else value}"
+
+
 def without_log_file(arguments: list[str]) -> list[str]:
     """Keep Hydra from writing a log file, which would stay empty. A choice of the user is kept."""
     if any(argument.startswith("hydra/job_logging=") for argument in arguments):

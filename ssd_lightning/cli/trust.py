@@ -24,15 +24,18 @@ LISTED = re.compile(
 
 LISTED_OF_HYDRA = re.compile(
     r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)|"
-    r"hydra_plugins\.hydra_optuna_sweeper\.optuna_sweeper\.OptunaSweeper|optuna\.samplers\.[A-Z]\w*Sampler|"
+    r"hydra_plugins\.ssd_optuna\.OptunaSweeper|optuna\.(samplers\.[A-Z]\w*Sampler|pruners\.[A-Z]\w*Pruner)|"
     r"hydra_plugins\.hydra_submitit_launcher\.submitit_launcher\.(Local|Slurm)Launcher|"
     r"ssd_lightning\.cli\.(run_folders\.RunFolderGuard|sweep\.start\.SweepStart)"
 )
 """Classes that the section ``hydra`` of a saved sweep may name."""
 
 ARGUMENTS_OF_HYDRA = re.compile(
-    r"hydra/(launcher|sweeper|sweeper/sampler)=\w+|hydra\.(job\.name|sweep\.subdir|verbose)=.*|"
-    r"hydra\.sweeper\.(direction|max_batch_size|max_failure_rate|n_jobs|n_trials|study_name|sampler\.[a-z]\w*)=.*|"
+    r"hydra/(launcher|sweeper|sweeper/pruner)=\w+|hydra\.(job\.name|sweep\.subdir|verbose)=.*|"
+    # CMA-ES keeps its state in the study as a pickle, and a pickle of a stranger runs a stranger's code.
+    r"hydra/sweeper/sampler=(?!cmaes)\w+|"
+    r"hydra\.sweeper\.(max_batch_size|n_jobs|n_trials|stale_after|study_name|objectives(\.\w+)?)=.*|"
+    r"hydra\.sweeper\.(sampler|pruner)\.[a-z]\w*=.*|"
     r"hydra\.sweeper\.storage=[\"']?sqlite:///.*|"
     # SLURM's settings become lines of a shell script.
     r"hydra\.launcher\.(account|array_parallelism|comment|constraint|cpus_per_gpu|cpus_per_task|exclude|gpus_per_node|"

@@ -20,7 +20,7 @@ from ssd_lightning.detector.default_boxes import DefaultBoxes, Grid
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 
-FOLDERS = {path.name: path for path in CONFIG_FOLDER.iterdir() if path.is_dir()}
+FOLDERS = {path.name: path for path in CONFIG_FOLDER.iterdir() if path.is_dir() and path.name != "hydra"}
 OPTIONS = {group: sorted(path.stem for path in folder.glob("*.yaml")) for group, folder in FOLDERS.items()}
 COMPOSED_GROUPS = ("experiment", "callbacks", "box_scales", "model", "debug", "hparams_search", "logger")
 """Groups without a part of their own. The parts that they choose are built."""

@@ -1,55 +1,273 @@
 """Sweeps by Optuna. A stand-in takes the place of training."""
 
+import json
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import optuna
 import pytest
 import yaml
-from sweep_folder import column
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.plugins.launcher import Launcher
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from sweep_folder import column, table
 
-pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-pytestmark = pytest.mark.usefixtures("stand_in")
+from ssd_lightning.cli.sweep.search import open_study, search
+from ssd_lightning.detector.presets import CONFIG_FOLDER
+from ssd_lightning.run_folder import SCORE_NAMES
 
 SEARCH = ("hparams_search=banana_optuna", "hydra.sweep.dir=sweep", "hydra.sweeper.n_trials=2")
 
 
 def trials(folder: Path) -> list[Any]:
-    import optuna
-
     return optuna.load_study(study_name="banana_tiny", storage=f"sqlite:///{folder / 'study.db'}").trials
 
 
-@pytest.mark.slow
-def test_a_study_is_stored_and_resumed(run, tmp_path: Path):
-    folder = tmp_path / "sweep"
-    outcome = run("ssd-train", *SEARCH, "jobs_at_once=2")
-    assert outcome.exit_code == 0, outcome.error
-    assert [trial.state.name for trial in trials(folder)] == ["COMPLETE"] * 2
-    outcome = run("ssd-train", "resume_sweep=sweep")
-    assert outcome.exit_code == 1
-    assert outcome.message.startswith("ssd-train: resume_sweep: ")
-    assert "n_trials" in outcome.message
-    outcome = run("ssd-train", "resume_sweep=sweep", "hydra.sweeper.n_trials=4")
-    assert outcome.exit_code == 0, outcome.error
-    found = trials(folder)
-    assert len({trial.params["optimizer.lr"] for trial in found}) == 4
-    assert [trial.value for trial in found] == pytest.approx([t.params["optimizer.lr"] for t in found], abs=1e-6)
-    assert sorted(float(rate) for rate in column(folder, "optimizer.lr")) == pytest.approx(
-        sorted(trial.params["optimizer.lr"] for trial in found)
+# --- with the command, and a process for each job ---
+
+
+@pytest.mark.usefixtures("stand_in")
+class TestCommand:
+    @pytest.mark.slow
+    def test_a_study_is_stored_and_resumed(self, run, tmp_path: Path):
+        folder = tmp_path / "sweep"
+        outcome = run("ssd-train", *SEARCH, "jobs_at_once=2")
+        assert outcome.exit_code == 0, outcome.error
+        assert [trial.state.name for trial in trials(folder)] == ["COMPLETE"] * 2
+        outcome = run("ssd-train", "resume_sweep=sweep")
+        assert outcome.exit_code == 1
+        assert outcome.message.startswith("ssd-train: resume_sweep: ")
+        assert "n_trials" in outcome.message
+        outcome = run("ssd-train", "resume_sweep=sweep", "hydra.sweeper.n_trials=3")
+        assert outcome.exit_code == 0, outcome.error
+        found = trials(folder)
+        assert len({trial.params["optimizer.lr"] for trial in found}) == 3
+        assert [trial.value for trial in found] == pytest.approx([t.params["optimizer.lr"] for t in found], abs=1e-6)
+        assert sorted(float(rate) for rate in column(folder, "optimizer.lr")) == pytest.approx(
+            sorted(trial.params["optimizer.lr"] for trial in found)
+        )
+        assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2"]
+        best = yaml.safe_load((folder / "optimization_results.yaml").read_text())
+        assert best["best_value"] == max(trial.value for trial in found)
+
+    def test_a_failed_trial_is_recorded_and_repeated(self, run, tmp_path: Path, monkeypatch):
+        folder = tmp_path / "sweep"
+        outcome = run("ssd-train", *SEARCH, "batch_size=3")
+        assert outcome.exit_code == 1
+        first = trials(folder)
+        assert [trial.state.name for trial in first] == ["FAIL"] * 2
+        monkeypatch.setenv("REPAIRED", "yes")
+        outcome = run("ssd-train", "resume_sweep=sweep")
+        assert outcome.exit_code == 0, outcome.error
+        assert [trial.params for trial in trials(folder)[2:]] == [trial.params for trial in first]
+        assert column(folder, "status") == ["finished"] * 2
+        assert column(folder, "folder") == ["0", "1"]
+        assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "set_aside"]
+
+    def test_a_space_on_the_command_line(self, run, tmp_path: Path):
+        outcome = run(
+            *("ssd-train", "-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweep.dir=sweep"),
+            *("optimizer.lr=tag(log,interval(1e-4,1e-2))", "matcher=choice(iou50,ignore_near)", "seed=1,3"),
+            *("hydra.sweeper.params.batch_size=choice(4,8)", "box_scales=tiny", "hydra.sweeper.n_trials=1"),
+            "model.default_boxes.scales=tag(rising,interval(0.1,1))",
+        )
+        assert outcome.exit_code == 0, outcome.error
+        [trial] = trials(tmp_path / "sweep")
+        assert trial.value == pytest.approx(trial.params["optimizer.lr"] + 0.02, abs=1e-6)
+        for job, seed in (("0", 1), ("1", 3)):
+            config = yaml.safe_load((tmp_path / "sweep" / job / ".hydra/config.yaml").read_text())
+            assert config["seed"] == seed
+            assert config["batch_size"] == trial.params["batch_size"]
+            scales = config["model"]["default_boxes"]["scales"]
+            assert scales == sorted(trial.params[f"model.default_boxes.scales.{place}"] for place in range(6))
+            chosen = yaml.safe_load((tmp_path / "sweep" / job / ".hydra/hydra.yaml").read_text())
+            assert chosen["hydra"]["runtime"]["choices"]["matcher"] == trial.params["matcher"]
+        assert table(tmp_path / "sweep", "seeds.csv")[0]["seeds"] == "2"
+
+
+# --- without processes: a launcher whose jobs end at once ---
+
+
+class Returned(NamedTuple):
+    return_value: Path
+
+
+class Jobs(Launcher):
+    """Writes the folders of jobs. A job scores 0.1 times ``a`` plus 0.01 times its seed, and has ``a`` parameters."""
+
+    def __init__(self, sweep: Path, failing: tuple[str, ...] = ()) -> None:
+        self.sweep = sweep
+        self.failing = failing
+        self.batches: list[list[dict[str, str]]] = []
+
+    def setup(self, **settings: Any) -> None:
+        pass
+
+    def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+        self.batches.append([dict(argument.split("=", 1) for argument in job) for job in job_overrides])
+        return [
+            self._run(self.sweep / str(initial_job_idx + place), job, values)
+            for place, (job, values) in enumerate(zip(job_overrides, self.batches[-1], strict=True))
+        ]
+
+    def _run(self, folder: Path, arguments: list[str], values: dict[str, str]) -> Returned:
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra/overrides.yaml").write_text(yaml.safe_dump(arguments))
+        status = "failed" if values.get("loss") in self.failing else "finished"
+        (folder / "job.json").write_text(json.dumps({"status": status}))
+        a = float(values.get("a", 0))
+        score = 0.1 * a + 0.01 * int(values.get("seed", 0))
+        scores = {f"val/{name}": score for name in SCORE_NAMES}
+        (folder / "summary.json").write_text(json.dumps({"scores": scores, "parameters": int(a)}))
+        return Returned(folder)
+
+    @property
+    def jobs(self) -> list[dict[str, str]]:
+        return [job for batch in self.batches for job in batch]
+
+
+@cache
+def composed() -> Any:
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("train", ["hydra/sweeper=optuna", "hydra.sweep.dir=sweep"], return_hydra_config=True)
+    return OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+
+
+def run_search(folder: Path, *arguments: str, launcher: Jobs | None = None, **settings: Any) -> Jobs:
+    """Run a search, and return the launcher that has run its jobs."""
+    launcher = launcher or Jobs(folder)
+    folder.mkdir(exist_ok=True)
+    resumed = settings.pop("resumed", False)
+    config = OmegaConf.create(
+        {"hydra": {"sweep": {"dir": str(folder)}}, "resume_sweep": str(folder) if resumed else None}
     )
-    best = yaml.safe_load((folder / "optimization_results.yaml").read_text())
-    assert best["best_value"] == max(trial.value for trial in found)
+    plain = {
+        **composed(),
+        "storage": f"sqlite:///{folder}/study.db",
+        "study_name": "banana_tiny",
+        "n_jobs": 1,
+        "n_trials": 4,
+        **settings,
+    }
+    for group in ("sampler", "pruner"):
+        if isinstance(plain[group], str):
+            plain[group] = OmegaConf.load(CONFIG_FOLDER / "hydra/sweeper" / group / f"{plain[group]}.yaml")
+    del plain["_target_"]
+    built = instantiate(OmegaConf.create(plain), _convert_="all")
+    loader: Any = ConfigLoaderImpl.__new__(ConfigLoaderImpl)
+    search(config, arguments, launcher, loader, **built)  # type: ignore[arg-type]
+    return launcher
 
 
-def test_a_failed_trial_is_recorded_and_repeated(run, tmp_path: Path, monkeypatch):
-    folder = tmp_path / "sweep"
-    outcome = run("ssd-train", *SEARCH, "batch_size=3")
-    assert outcome.exit_code == 1
-    first = trials(folder)
-    assert [trial.state.name for trial in first] == ["FAIL"] * 2
-    monkeypatch.setenv("REPAIRED", "yes")
-    outcome = run("ssd-train", "resume_sweep=sweep")
-    assert outcome.exit_code == 0, outcome.error
-    assert [trial.params for trial in trials(folder)[2:]] == [trial.params for trial in first]
-    assert column(folder, "status") == ["finished"] * 2
-    assert column(folder, "folder") == ["0", "1"]
+SPACE = ("a=interval(0,1)", "loss=choice(x,y)")
+
+
+@pytest.mark.parametrize(
+    "sampler", sorted(path.stem for path in (CONFIG_FOLDER / "hydra/sweeper/sampler").glob("*.yaml"))
+)
+def test_each_sampler_finds_new_values(tmp_path: Path, sampler: str):
+    space = ("a=range(4)", "loss=choice(x,y)") if sampler == "grid" else SPACE
+    jobs = run_search(tmp_path / "sweep", *space, sampler=sampler, n_trials=13).jobs
+    assert len(jobs) == (8 if sampler == "grid" else 13)
+    different = {(job["a"], job["loss"]) for job in jobs}
+    # The model of a Gaussian process is soon sure that the best value is at the end of the interval.
+    assert len(different) >= 11 if sampler == "gp" else len(different) == len(jobs)
+    assert [trial.state.name for trial in trials(tmp_path / "sweep")] == ["COMPLETE"] * len(jobs)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_the_seed_of_a_sampler_repeats_a_search_and_a_resumed_one_draws_new_values(tmp_path: Path, sampler: str):
+    first, same = (
+        [job["a"] for job in run_search(tmp_path / name, *SPACE, sampler=sampler, n_trials=2).jobs]
+        for name in ("one", "two")
+    )
+    assert first == same
+    resumed = run_search(tmp_path / "one", *SPACE, sampler=sampler, n_trials=4, resumed=True).jobs
+    assert len(resumed) == 2
+    assert not {job["a"] for job in resumed} & set(first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"n_trials": 0}, "hydra.sweeper.n_trials"),
+        ({"storage": "unknown://x"}, "hydra.sweeper.storage"),
+        ({"storage": "sqlite:////no/such/folder/study.db"}, "hydra.sweeper.storage"),
+        ({"storage": "/no/such/folder/journal.log"}, "hydra.sweeper.storage"),
+        ({"sampler": {"_target_": "optuna.samplers.TPESampler", "_partial_": True, "sed": 1}}, "hydra.sweeper.sampler"),
+        ({"objectives": {"map_50": "up"}}, "hydra.sweeper.objectives.map_50"),
+        ({"objectives": {"speed": "maximize"}}, "hydra.sweeper.objectives"),
+        ({"objectives": {}}, "hydra.sweeper.objectives"),
+        ({"pruner": "median"}, "hydra/sweeper/pruner"),
+        ({"resumed": True, "n_trials": 1}, "resume_sweep"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, settings: dict[str, Any], key: str):
+    if settings.get("resumed"):
+        run_search(tmp_path, *SPACE, n_trials=1)
+    with pytest.raises(ValueError, match=f"^{key}: "):
+        run_search(tmp_path, *SPACE, **settings)
+
+
+def test_the_objectives_of_a_study_stay(tmp_path: Path):
+    run_search(tmp_path, *SPACE, n_trials=1)
+    with pytest.raises(ValueError, match=r"^hydra.sweeper.objectives: .*maximize.*minimize"):
+        run_search(tmp_path, *SPACE, objectives={"map_50": "minimize"})
+
+
+def test_a_grid_of_an_interval_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"^a: expected a choice or a range"):
+        run_search(tmp_path / "sweep", *SPACE, sampler="grid")
+
+
+def test_the_value_of_a_trial_is_the_mean_over_its_seeds(tmp_path: Path):
+    jobs = run_search(tmp_path / "sweep", "a=interval(0,1)", "seed=0,3,6", n_trials=2).jobs
+    assert [job["seed"] for job in jobs] == ["0", "3", "6"] * 2
+    assert len({job["a"] for job in jobs}) == 2
+    for trial in trials(tmp_path / "sweep"):
+        assert trial.value == pytest.approx(0.1 * trial.params["a"] + 0.03)
+
+
+def test_one_failed_seed_fails_its_trial(tmp_path: Path):
+    sweep = tmp_path / "sweep"
+    run_search(sweep, "loss=choice(x,y)", "seed=0,1", sampler="grid", launcher=Jobs(sweep, failing=("y",)))
+    assert {trial.params["loss"]: trial.state.name for trial in trials(sweep)} == {"x": "COMPLETE", "y": "FAIL"}
+
+
+def test_a_launcher_gets_as_many_trials_as_may_run_at_once(tmp_path: Path):
+    launcher = run_search(tmp_path / "sweep", "a=interval(0,1)", "seed=0,1", n_trials=5, n_jobs=2)
+    assert [len(batch) for batch in launcher.batches] == [4, 4, 2]
+    assert column_of_folders(tmp_path / "sweep") == [str(number) for number in range(10)]
+
+
+def column_of_folders(sweep: Path) -> list[str]:
+    return sorted((path.parent.name for path in sweep.glob("*/job.json")), key=int)
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///{}/shared.db", "{}/journal.log"])
+def test_two_sweeps_of_one_study_draw_different_values(tmp_path: Path, storage: str):
+    jobs = [
+        run_search(tmp_path / name, *SPACE, sampler="random", n_trials=3, storage=storage.format(tmp_path)).jobs
+        for name in ("one", "two")
+    ]
+    assert len({job["a"] for job in jobs[0] + jobs[1]}) == 6
+    study = open_study(storage.format(tmp_path), "banana_tiny", {"map_50": "maximize"})
+    assert [trial.user_attrs["sweep"] for trial in study.trials] == [str(tmp_path / "one")] * 3 + [
+        str(tmp_path / "two")
+    ] * 3
+
+
+def test_a_lost_trial_of_another_sweep_is_repeated_and_a_live_one_is_not(tmp_path: Path):
+    storage = str(tmp_path / "journal.log")
+    study = open_study(storage, "banana_tiny", {"map_50": "maximize"})
+    distributions = {"a": optuna.distributions.FloatDistribution(0, 1)}
+    lost, alive = (study.ask(distributions) for _ in range(2))
+    lost.set_user_attr("heartbeat", 0.0)
+    jobs = run_search(tmp_path / "sweep", "a=interval(0,1)", storage=storage, n_trials=2).jobs
+    assert float(jobs[0]["a"]) == lost.params["a"]
+    assert float(jobs[1]["a"]) not in (lost.params["a"], alive.params["a"])
+    states = [trial.state.name for trial in study.trials]
+    assert states == ["FAIL", "RUNNING", "COMPLETE", "COMPLETE"]

@@ -296,7 +296,7 @@ def test_wrong_settings_of_a_sweep_are_refused(run, tmp_path: Path, monkeypatch,
 @pytest.mark.parametrize(
     ("argument", "package"),
     [
-        ("hparams_search=banana_optuna", "hydra-optuna-sweeper"),
+        ("hparams_search=banana_optuna", "optuna"),
         ("hydra/launcher=submitit_slurm", "hydra-submitit-launcher"),
     ],
 )

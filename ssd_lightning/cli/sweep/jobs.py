@@ -55,6 +55,8 @@ class Jobs:
         self.folder: Path | None = None
         self.at_once = 1
         self.stop_on_failure = False
+        self.watch: Callable[[], object] = lambda: None
+        """Called again and again while jobs run."""
         self._running: list[Child] = []
         self._received: signal.Signals | None = None
         self._failed: Child | None = None
@@ -79,24 +81,20 @@ class Jobs:
                 signal.signal(number, handler)
             self._former = {}
 
-    def run(self, folder: Path, trusted_packages: Sequence[str] = ()) -> "Score | float | None":
-        """Run a job, or start it if several run at once.
-
-        Returns:
-            The score, or an object that waits for it. None if the job has no score.
-        """
+    def run(self, folder: Path, trusted_packages: Sequence[str] = ()) -> None:
+        """Start a job, and wait until another may start. If only one job runs at once, this is its end."""
         with self._working():
+            self._start(folder, trusted_packages)
             self._wait(lambda: len(self._running) < self.at_once)
-            child = self._start(folder, trusted_packages)
-            if self.at_once > 1:
-                return Score(self, child)
-            self._wait(lambda: child.is_done)
-            return child.score
 
-    def wait(self, child: "Child | None" = None) -> None:
-        """Wait for one job, or for all."""
+    def folders(self) -> list[Path]:
+        """Return the folders of the jobs that run."""
+        return [child.folder for child in self._running]
+
+    def wait(self, is_over: Callable[[], bool] | None = None) -> None:
+        """Wait for a condition, or for the end of all jobs."""
         with self._working():
-            self._wait(lambda: child.is_done if child else not self._running)
+            self._wait(is_over or (lambda: not self._running))
 
     @contextlib.contextmanager
     def _working(self) -> Iterator[None]:
@@ -124,6 +122,7 @@ class Jobs:
             ends = self._received is not None or (self.stop_on_failure and self._failed is not None)
             if ends and not self._running:
                 self._stop_sweep()
+            self.watch()
             if not ends and is_over():
                 return
             time.sleep(POLL_SECONDS)
@@ -164,28 +163,6 @@ class Jobs:
         fail(NAME, f"the sweep was interrupted by {number.name}", 128 + number)
 
 
-class Score:
-    """The score of a job that may still be running; ``float()`` waits for it."""
-
-    def __init__(self, jobs: Jobs, child: "Child") -> None:
-        self._jobs = jobs
-        self._child = child
-
-    def __float__(self) -> float:
-        """Wait for the job and return its score.
-
-        Raises:
-            ValueError: if the job has no score. Optuna then records a failed trial.
-        """
-        self._jobs.wait(self._child)
-        if self._child.score is None:
-            raise ValueError(str(self._child))
-        return self._child.score
-
-    def __repr__(self) -> str:
-        return f"score of {self._child}"
-
-
 class Child:
     """A job and its process.
 
@@ -209,7 +186,6 @@ class Child:
         self.slot = slot
         self.status = "running"
         self.reason = ""
-        self.is_done = False
         self.score: float | None = None
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._began = time.monotonic()
@@ -266,7 +242,6 @@ class Child:
         self._lock.release()
         if self._log is not None:
             self._log.close()
-        self.is_done = True
 
     def _write(self) -> None:
         seconds = round(self._before + time.monotonic() - self._began, 1)

@@ -5,10 +5,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ssd_lightning.cli.errors import require_plugins
 from ssd_lightning.cli.overrides import TAKE_A_VALUE, quote, value_of
 from ssd_lightning.cli.run_folders import hold
-from ssd_lightning.cli.sweep import table
 from ssd_lightning.cli.trust import refuse_untrusted_sweep, trusted_packages_in
 from ssd_lightning.run_folder import OF_THE_SWEEP, read_config
 
@@ -71,53 +69,4 @@ def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
         os.chdir(config.hydra.runtime.cwd)
     quoted = quote(folder)
     arguments = [*saved, *others, f"hydra.sweep.dir={quoted}", "hydra.output_subdir=null", f"resume_sweep={quoted}"]
-    if str(config.hydra.sweeper._target_).endswith(".OptunaSweeper"):
-        arguments = resume_study(folder, arguments, others)
     return ["-m", *arguments]
-
-
-def resume_study(folder: Path, arguments: list[str], others: list[str]) -> list[str]:
-    """Enqueue the unfinished trials of an Optuna study, and return arguments for the number of trials that are left.
-
-    Raises:
-        ValueError: if the study was not stored, or if all of its trials are finished.
-    """
-    require_plugins(["hydra/sweeper=optuna"])
-    import optuna
-    from optuna.trial import TrialState
-
-    config = OmegaConf.load(folder / "multirun.yaml")
-    config.hydra.sweep.dir = str(folder)
-    sweeper = config.hydra.sweeper
-    typed = [value_of(other) for other in others if other.startswith("hydra.sweeper.storage=")]
-    storage = typed[-1] if typed else sweeper.storage
-    if storage is None:
-        raise ValueError("resume_sweep: expected a study on disk, got hydra.sweeper.storage=null")
-    if not typed and not storage.startswith("sqlite:///"):
-        raise ValueError(
-            f"resume_sweep: expected a study in a file, got {storage}. "
-            "Try hydra.sweeper.storage=<the same> on the command line if you trust it."
-        )
-    asked = [int(other.partition("=")[2]) for other in others if other.startswith("hydra.sweeper.n_trials=")]
-    total = asked[-1] if asked else sweeper.n_trials
-    left = total - sum(job.status == "finished" for job in table.read_jobs(folder))
-    if left < 1:
-        raise ValueError(
-            f"resume_sweep: expected unfinished trials, got {total} that are finished. "
-            "Try hydra.sweeper.n_trials=<a larger number>."
-        )
-    study = optuna.load_study(study_name=sweeper.study_name, storage=storage)
-    trials = study.get_trials()
-    done = [trial.params for trial in trials if trial.state in (TrialState.COMPLETE, TrialState.WAITING)]
-    for trial in trials:
-        if trial.state == TrialState.RUNNING:
-            study.tell(trial.number, state=TrialState.FAIL)
-        if trial.state in (TrialState.RUNNING, TrialState.FAIL) and trial.params not in done:
-            study.enqueue_trial(trial.params)
-            done.append(trial.params)
-    replaced = {"hydra.sweeper.n_trials": left}
-    if sweeper.sampler.get("seed") is not None:
-        # With the same seed the sampler would draw the same values again.
-        replaced["hydra.sweeper.sampler.seed"] = sweeper.sampler.seed + len(trials)
-    kept = [argument for argument in arguments if argument.partition("=")[0] not in replaced]
-    return [*kept, *(f"{key}={value}" for key, value in replaced.items())]

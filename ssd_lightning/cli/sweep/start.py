@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from ssd_lightning.cli.errors import fail
 from ssd_lightning.cli.run_folders import PATIENCE
 from ssd_lightning.cli.sweep import table
-from ssd_lightning.cli.sweep.jobs import NAME, Jobs, Score
+from ssd_lightning.cli.sweep.jobs import NAME, Jobs
 from ssd_lightning.folder_lock import wait_until_free
 from ssd_lightning.require import require_whole_number
 from ssd_lightning.run_folder import JOB_FILE, SET_ASIDE
@@ -49,7 +49,7 @@ def local_jobs() -> Iterator[None]:
 
 def end_sweep(folder: Path, is_over: bool) -> None:
     """Print the table. Exit with 1 if the sweep is over and a job is not finished."""
-    left = [job for job in table.show(folder) if job.status != "finished"]
+    left = [job for job in table.show(folder) if job.status not in table.ENDED]
     if not left:
         return
     print(f"Next:    {NAME} {shlex.quote(f'resume_sweep={folder}')} runs the unfinished jobs", flush=True)
@@ -86,36 +86,37 @@ def _check_settings(config: DictConfig) -> None:
     require_whole_number("jobs_at_once", config.jobs_at_once, 1)
 
 
-def run_job(config: DictConfig) -> Score | float | None:
-    """Run one job of a sweep, and return its score, the AP at IoU 0.5. None if it has none."""
+def run_job(config: DictConfig) -> Path | None:
+    """Run one job of a sweep, or start it in a sweep of this process.
+
+    Returns:
+        The folder of the job, whose files say how it ended. None if the job was not started.
+    """
     sweep = Path(HydraConfig.get().sweep.dir).absolute()
-    found = find_folder(config, sweep)
-    if not isinstance(found, Path):
-        return found
+    folder, has_ended = find_folder(config, sweep)
+    if folder is None or has_ended:
+        return folder
     here = current_jobs.get()
     if here is not None:
-        return here.run(found, config.trusted_packages)
+        here.run(folder, config.trusted_packages)
+        return folder
     failed = [job.folder for job in table.read_jobs(sweep) if job.status == "failed"]
     if config.stop_sweep_on_failure and failed:
         print(f"{NAME}: not started, since stop_sweep_on_failure: {failed[0]} failed", file=sys.stderr)
         return None
     jobs = Jobs()
     jobs.begin(sweep, at_once=1, stop_on_failure=False)
-    try:
-        score = jobs.run(found, config.trusted_packages)
-        assert not isinstance(score, Score)
-        return score
-    except SystemExit:
-        # The job was stopped by a signal, and the launcher expects every job to return.
-        return None
-    finally:
-        jobs.end()
+    # The job may be stopped by a signal, and the launcher expects every job to return.
+    with contextlib.suppress(SystemExit):
+        try:
+            jobs.run(folder, config.trusted_packages)
+        finally:
+            jobs.end()
+    return folder
 
 
-def find_folder(config: DictConfig, sweep: Path) -> Path | float | None:
-    """Return the folder to run a job in, or the score of a job that does not have to run.
-
-    The score is None for a job that another process runs.
+def find_folder(config: DictConfig, sweep: Path) -> tuple[Path | None, bool]:
+    """Return the folder of a job, and True if the job has ended. The folder is None if another process runs the job.
 
     Raises:
         ValueError: if two jobs of a sweep have the same folder, or a job's folder is not inside that of the sweep.
@@ -132,12 +133,15 @@ def find_folder(config: DictConfig, sweep: Path) -> Path | float | None:
             assert known.folder is not None
             if (holder := wait_until_free(known.folder, PATIENCE)) is not None:
                 print(f"{known.folder} is being run {holder}", flush=True)
-                return None
+                return None, False
             known = _known_job(sweep, overrides)
         if known is not None:
             assert known.folder is not None
-            if known.status == "finished":
-                return known.summary["scores"]["val/map_50"]
+            if known.folder != folder:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # Hydra has made an empty folder for the job.
+            if known.status in table.ENDED:
+                return known.folder, True
             if known.status == "failed" or not (known.folder / "checkpoints" / "last.ckpt").exists():
                 set_aside(known.folder, sweep)
             folder = known.folder
@@ -150,13 +154,13 @@ def find_folder(config: DictConfig, sweep: Path) -> Path | float | None:
         raise ValueError(f"hydra.sweep.subdir: expected a folder for each job, got {folder} for two")
     if not (folder / ".hydra" / "config.yaml").exists():
         save_config(config, folder / ".hydra")
-    return folder
+    return folder, False
 
 
 def _known_job(sweep: Path, overrides: dict[str, str]) -> table.Job | None:
-    """Return the job of a sweep with these values, a finished one first; None if there is no such job."""
+    """Return the job of a sweep with these values, one that has ended first; None if there is no such job."""
     same = [job for job in table.read_jobs(sweep) if job.overrides == overrides]
-    return min(same, key=lambda job: job.status != "finished", default=None)
+    return min(same, key=lambda job: job.status not in table.ENDED, default=None)
 
 
 def set_aside(folder: Path, sweep: Path) -> None:

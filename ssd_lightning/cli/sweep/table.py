@@ -40,13 +40,17 @@ SCORES = {SCORE_NAMES[key]: f"val/{key}" for key in ("map_50", "map", "map_voc07
 """Columns of the tables, and the keys of their values in ``summary.json``."""
 
 
+ENDED = ("finished", "pruned")
+"""States of jobs that a resumed sweep leaves alone."""
+
+
 class Job(NamedTuple):
     """A job of a sweep."""
 
     overrides: dict[str, str]
     """The values by key, as on the command line."""
     status: str
-    """waiting, running, finished, failed or interrupted."""
+    """waiting, running, finished, pruned, failed or interrupted."""
     reason: str = ""
     """The reason why the job is not finished, in one line."""
     seconds: float | None = None
@@ -58,10 +62,11 @@ class Job(NamedTuple):
 def read_jobs(sweep: Path) -> list[Job]:
     """Return the jobs that have begun, in the order of their folders."""
     files = [path for path in sweep.rglob(JOB_FILE) if path.relative_to(sweep).parts[0] != SET_ASIDE]
-    return [_read_job(path.parent) for path in sorted(files, key=natural_order)]
+    return [read_job(path.parent) for path in sorted(files, key=natural_order)]
 
 
-def _read_job(folder: Path) -> Job:
+def read_job(folder: Path) -> Job:
+    """Return the job in a folder, by its files."""
     content = read_job_file(folder)
     status, reason = content.get("status", "running"), content.get("reason", "")
     if status == "running" and holder_of(folder) is None:

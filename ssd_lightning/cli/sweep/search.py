@@ -1,0 +1,391 @@
+"""The sweeper ``hydra/sweeper=optuna``: Optuna chooses the values of each trial, whose jobs run as those of a grid.
+
+A trial is one job, or one job for each value of ``seed``; its value is then the mean over the seeds. Only the process
+of the sweep speaks with the study. It reads what its jobs write to their folders, so that a job needs neither Optuna
+nor the storage, and runs alike on any number of devices.
+"""
+
+import contextlib
+import math
+import os
+import socket
+import statistics
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, BruteForceSampler, QMCSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from ssd_lightning.cli.sweep import table
+from ssd_lightning.cli.sweep.jobs import Jobs
+from ssd_lightning.cli.sweep.space import Space, read_space
+from ssd_lightning.cli.sweep.start import current_jobs
+from ssd_lightning.require import require_whole_number
+from ssd_lightning.run_folder import SCORE_NAMES, replace_text
+
+OBJECTIVES = (*SCORE_NAMES, "images_per_second", "train_seconds", "parameters", "default_boxes")
+"""Names that ``hydra.sweeper.objectives`` may have: scores of the validation, and numbers of ``summary.json``."""
+
+ENDED_WELL = (TrialState.COMPLETE, TrialState.PRUNED)
+
+OF_THE_STORAGE = (OSError, ImportError, RuntimeError, SQLAlchemyError, optuna.exceptions.OptunaError)
+"""Errors of a storage that cannot be used: not reachable, without its driver, or written by an older Optuna."""
+
+BEATS = 4
+"""Number of heartbeats of a trial in the time after which it would count as lost."""
+
+
+def search(
+    config: DictConfig,
+    arguments: Sequence[str],
+    launcher: Launcher,
+    config_loader: Any,
+    *,
+    sampler: partial[optuna.samplers.BaseSampler],
+    pruner: optuna.pruners.BasePruner,
+    storage: str,
+    study_name: str,
+    objectives: Mapping[str, str],
+    n_trials: int,
+    n_jobs: int,
+    stale_after: float,
+    params: Mapping[str, Any],
+) -> None:
+    """Run the trials of a sweep. The arguments after ``config_loader`` are those of ``hydra.sweeper``.
+
+    Raises:
+        ValueError: naming the key of a setting that cannot be used.
+    """
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    require_whole_number("hydra.sweeper.n_trials", n_trials, 1)
+    sweep = Path(config.hydra.sweep.dir).absolute()
+    space = read_space(config, params or {}, arguments, OverridesParser.create(config_loader))
+    study = open_study(storage, study_name, objectives)
+    is_shared = storage != f"sqlite:///{config.hydra.sweep.dir}/study.db"
+    is_resumed = config.get("resume_sweep") is not None
+    total = n_trials
+    if sampler.func is BruteForceSampler:
+        total = min(total, _number_of_combinations(space))
+    is_resumed = config.get("resume_sweep") is not None
+    left = _resume(study, total, str(sweep) if is_shared else None) if is_resumed else total
+    study.sampler = _seeded(sampler, study, f"{socket.gethostname()}{sweep}" if is_shared else "")
+    study.pruner = pruner
+    # Other launchers run the jobs in processes that they start, or on other machines.
+    jobs = current_jobs.get() if isinstance(launcher, BasicLauncher) else None
+    if jobs is None and not isinstance(pruner, optuna.pruners.NopPruner):
+        raise ValueError("hydra/sweeper/pruner: expected none, since the launcher runs the jobs elsewhere")
+    Trials(study, space, list(objectives), sweep, stale_after, launcher, jobs).run(left, n_jobs)
+    _write_results(study, sweep)
+
+
+def open_study(storage: str, name: str, objectives: Mapping[str, str]) -> Study:
+    """Open a study, or create it.
+
+    Args:
+        storage: a URL of a database, or the file of a journal.
+        name: the name of the study in the storage.
+        objectives: what is optimized, each with ``maximize`` or ``minimize``.
+
+    Raises:
+        ValueError: naming the setting that cannot be used.
+    """
+    for key, direction in objectives.items():
+        if key not in OBJECTIVES:
+            raise ValueError(f"hydra.sweeper.objectives: expected {', '.join(OBJECTIVES)}, got {key}")
+        if direction not in ("maximize", "minimize"):
+            raise ValueError(f"hydra.sweeper.objectives.{key}: expected maximize or minimize, got {direction}")
+    if not objectives:
+        raise ValueError("hydra.sweeper.objectives: expected at least one, got none")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions: list[Any] = list(objectives.values())
+    try:
+        found: Any = storage
+        if "://" not in storage:
+            found = JournalStorage(JournalFileBackend(storage))
+        study = optuna.create_study(study_name=name, storage=found, directions=directions, load_if_exists=True)
+    except OF_THE_STORAGE as error:
+        raise ValueError(f"hydra.sweeper.storage: {storage} cannot be used: {error}") from error
+    former = [direction.name.lower() for direction in study.directions]
+    if former != directions:
+        raise ValueError(f"hydra.sweeper.objectives: expected those of the study, {former}, got {directions}")
+    return study
+
+
+def _number_of_combinations(space: Space) -> int:
+    """Return the number of trials of a grid."""
+    counts = []
+    for name, found in space.distributions.items():
+        if isinstance(found, CategoricalDistribution):
+            counts.append(len(found.choices))
+        elif isinstance(found, FloatDistribution) and found.step is None:
+            raise ValueError(f"{name}: expected a choice or a range for the sampler grid, got an interval")
+        else:
+            counts.append(round((found.high - found.low) / found.step) + 1)  # type: ignore[attr-defined]
+    return math.prod(counts)
+
+
+def _resume(study: Study, total: int, sweep: str | None) -> int:
+    """Enqueue the trials of a sweep that did not end well, and return the number of trials that are left to run.
+
+    Args:
+        study: the study.
+        total: the number of trials that the sweep is to have.
+        sweep: the folder by which trials of this sweep are told from those of others; None if there are no others.
+
+    Raises:
+        ValueError: if all trials have ended well.
+    """
+    trials = study.get_trials()
+    own = [trial for trial in trials if sweep is None or trial.user_attrs.get("sweep") == sweep]
+    left = total - sum(trial.state in ENDED_WELL for trial in own)
+    if left < 1:
+        raise ValueError(
+            f"resume_sweep: expected unfinished trials, got {total} that have ended. "
+            "Try hydra.sweeper.n_trials=<a larger number>."
+        )
+    done = [
+        trial.params
+        for trial in trials
+        if trial.state in (*ENDED_WELL, TrialState.WAITING) or (trial.state == TrialState.RUNNING and trial not in own)
+    ]
+    for trial in own:
+        if trial.state == TrialState.RUNNING:  # Its sweep was killed.
+            study.tell(trial.number, state=TrialState.FAIL)
+        if trial.state in (TrialState.RUNNING, TrialState.FAIL) and trial.params not in done:
+            study.enqueue_trial(trial.params)
+            done.append(trial.params)
+    return left
+
+
+def _seeded(sampler: partial[BaseSampler], study: Study, own_name: str) -> BaseSampler:
+    """Return the sampler with a seed that no earlier and no other sweep of the study has drawn with.
+
+    With the same seed the sampler would draw the same values again. QMC needs one seed for the whole study instead.
+
+    Args:
+        sampler: the sampler, which takes its seed.
+        study: the study.
+        own_name: the name by which this sweep is told from others that work on the study; empty if there are none.
+    """
+    seed = sampler.keywords.get("seed")
+    if seed is not None and sampler.func is not QMCSampler:
+        seed = (seed + len(study.get_trials(deepcopy=False)) + zlib.crc32(os.fsencode(own_name))) % 2**32
+    try:
+        return sampler(seed=seed)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"hydra.sweeper.sampler: {error}") from error
+
+
+class Trial:
+    """A trial that runs.
+
+    Args:
+        asked: the trial of Optuna.
+        arguments: the arguments of each of its jobs.
+    """
+
+    def __init__(self, asked: optuna.Trial, arguments: list[list[str]]) -> None:
+        self.asked = asked
+        self.waiting = arguments
+        self.folders: list[Path | None] = []
+        """Folders of the jobs that have begun; None for a job that could not start."""
+        self.reported = 0
+        """Number of validations that have been reported."""
+
+
+class Trials:
+    """The trials of a sweep.
+
+    Args:
+        study: the study, with its sampler and its pruner.
+        space: what the jobs are composed from.
+        objectives: names of the values of a trial.
+        sweep: the folder of the sweep.
+        stale_after: seconds without a heartbeat after which a trial counts as lost.
+        launcher: starts the jobs.
+        jobs: the jobs of this process; None if the launcher runs them elsewhere, and returns at their end.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        space: Space,
+        objectives: list[str],
+        sweep: Path,
+        stale_after: float,
+        launcher: Launcher,
+        jobs: Jobs | None,
+    ) -> None:
+        self._study = study
+        self._space = space
+        self._objectives = objectives
+        self._sweep = sweep
+        self._stale_after = stale_after
+        self._launcher = launcher
+        self._jobs = jobs
+        self._trials: list[Trial] = []
+        self._launching: Trial | None = None
+        self._is_exhausted = False
+
+    def run(self, count: int, at_once: int) -> None:
+        """Run a number of trials.
+
+        Args:
+            count: the number of trials.
+            at_once: number of trials to choose at once, if the jobs run elsewhere.
+        """
+        # A sampler that has tried everything stops the loop of Study.optimize, in whose place this loop stands.
+        self._study.stop = self._stop  # type: ignore[method-assign]
+        with self._heartbeats(), self._failing_the_rest():
+            while count > 0 and not self._is_exhausted:
+                if self._jobs is None:
+                    chosen = [self._choose() for _ in range(min(at_once, count))]
+                    self._launch([(trial, job) for trial in chosen for job in trial.waiting])
+                else:
+                    chosen = [self._choose()]
+                    for job in list(chosen[0].waiting):
+                        if not self._is_decided(chosen[0]):
+                            self._launch([(chosen[0], job)])
+                    chosen[0].waiting.clear()
+                count -= len(chosen)
+                self._tell_ended()
+            while self._trials:
+                assert self._jobs is not None
+                self._jobs.wait(lambda: any(self._has_ended(trial) for trial in self._trials))
+                self._tell_ended()
+            self._repeat_lost()
+
+    def _stop(self) -> None:
+        self._is_exhausted = True
+
+    def _choose(self) -> Trial:
+        """Ask for the values of a trial."""
+        self._repeat_lost()
+        asked = self._study.ask(self._space.distributions)
+        asked.set_user_attr("sweep", str(self._sweep))
+        asked.set_user_attr("heartbeat", time.time())
+        trial = Trial(asked, self._space.jobs(asked.params))
+        self._trials.append(trial)
+        return trial
+
+    def _launch(self, batch: list[tuple[Trial, list[str]]]) -> None:
+        """Start jobs. Without jobs of this process, they have ended afterwards."""
+        self._launching = batch[0][0]
+        number = len(table.read_jobs(self._sweep))
+        ended = self._launcher.launch([arguments for _, arguments in batch], initial_job_idx=number)
+        for (trial, arguments), job in zip(batch, ended, strict=True):
+            trial.waiting.remove(arguments)
+            if job.return_value not in trial.folders:
+                trial.folders.append(job.return_value)
+
+    def _has_ended(self, trial: Trial) -> bool:
+        running = self._jobs.folders() if self._jobs is not None else []
+        return not trial.waiting and not any(folder in running for folder in trial.folders)
+
+    def _is_decided(self, trial: Trial) -> bool:
+        """Return True if a job of a trial has ended other than finished, after which no other job can help."""
+        running = self._jobs.folders() if self._jobs is not None else []
+        return any(_state(folder) != "finished" for folder in trial.folders if folder not in running)
+
+    def _tell_ended(self) -> None:
+        """Tell the study the values of the trials that have ended."""
+        for trial in [trial for trial in self._trials if self._has_ended(trial)]:
+            self._trials.remove(trial)
+            states = [_state(folder) for folder in trial.folders]
+            if set(states) == {"finished"}:
+                summaries = [table.read_summary(folder) for folder in trial.folders if folder is not None]
+                values = [statistics.fmean(value_of(each, name) for each in summaries) for name in self._objectives]
+                self._tell(trial, None, values)
+            else:
+                self._tell(trial, TrialState.PRUNED if "pruned" in states else TrialState.FAIL)
+
+    def _tell(self, trial: Trial, state: TrialState | None, values: Sequence[float] | None = None) -> None:
+        try:
+            self._study.tell(trial.asked, values, state)
+        except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            print(f"trial {trial.asked.number} was taken for lost by another sweep, which repeats it", flush=True)
+
+    def _repeat_lost(self) -> None:
+        """Enqueue the trials whose sweep is gone, such as one that was killed on another machine."""
+        own = {trial.asked.number for trial in self._trials}
+        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+            assert trial.datetime_start is not None
+            heartbeat = trial.user_attrs.get("heartbeat", trial.datetime_start.timestamp())
+            if trial.number in own or time.time() - heartbeat < self._stale_after:
+                continue
+            try:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+                continue  # Another sweep was first.
+            self._study.enqueue_trial(trial.params)
+
+    @contextlib.contextmanager
+    def _heartbeats(self) -> Iterator[None]:
+        """Renew the time by which other sweeps see that the trials of this sweep go on.
+
+        Optuna has heartbeats of its own, but only in databases, and not with ask and tell.
+        """
+        is_over = threading.Event()
+
+        def beat() -> None:
+            while not is_over.wait(self._stale_after / BEATS):
+                for trial in list(self._trials):
+                    # A trial may end in the meantime.
+                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                        trial.asked.set_user_attr("heartbeat", time.time())
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
+    @contextlib.contextmanager
+    def _failing_the_rest(self) -> Iterator[None]:
+        """Tell the study the end of trials that an error or a signal ends."""
+        try:
+            yield
+        finally:
+            for trial in self._trials:
+                self._tell(trial, TrialState.FAIL)
+
+
+def _state(folder: Path | None) -> str:
+    return table.read_job(folder).status if folder is not None else "interrupted"
+
+
+def value_of(summary: Mapping[str, Any], objective: str) -> float:
+    """Return the value of an objective in a summary: a score of the validation, or a number beside the scores."""
+    return float(summary["scores"][f"val/{objective}"] if objective in SCORE_NAMES else summary[objective])
+
+
+def _write_results(study: Study, sweep: Path) -> None:
+    """Write and print the best trial, or with several objectives the trials that no other beats in all of them."""
+    best = [trial for trial in study.best_trials if trial.values is not None]
+    if not best:
+        return
+    if len(study.directions) == 1:
+        results: dict[str, Any] = {"best_params": best[0].params, "best_value": best[0].value}
+    else:
+        results = {"solutions": [{"params": trial.params, "values": trial.values} for trial in best]}
+    replace_text(
+        sweep / "optimization_results.yaml", OmegaConf.to_yaml(OmegaConf.create({"name": "optuna", **results}))
+    )
