@@ -20,8 +20,8 @@ import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords, select
 from ssd_lightning.scoring.average_precision import average_curves, precision_recall_curves, voc_average_precision
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, select
 
 NUM_IMAGES = 4952
 NUM_CLASSES = 20

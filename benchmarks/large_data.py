@@ -21,8 +21,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.scoring.stored_detections import save_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 PICTURES, OBJECTS, CLASSES = 120_000, 900_000, 80
 SCORED_SHARE = 24

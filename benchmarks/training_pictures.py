@@ -24,7 +24,7 @@ from ssd_lightning.data.augmentation.colours import PhotometricDistortion
 from ssd_lightning.data.augmentation.pipeline import FILL, Augmentation
 from ssd_lightning.data.augmentation.windows import MinIoUCrop, ZoomOut
 from ssd_lightning.data.pictures import read_picture
-from ssd_lightning.structures import Sample, Truth
+from ssd_lightning.records import Sample, Truth
 
 SIZE = (300, 300)
 

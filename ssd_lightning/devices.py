@@ -1,6 +1,7 @@
-"""Settings by device: the precision of training, and the memory allocator of a CPU."""
+"""Settings by device: the precision of training, the number of workers, and the memory allocator of a CPU."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -43,6 +44,15 @@ def choose_device(name: str) -> torch.device:
             f"device: expected one that this machine has, got {name} ({reason}). Try device=auto."
         ) from error
     return device
+
+
+def free_cores(most: int = 8, processes: int = 1) -> int:
+    """Return the number of workers per process, where ``processes`` share the cores that this process may use.
+
+    One core of each process is left for its own work.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(most, max(1, cores // processes - 1))
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

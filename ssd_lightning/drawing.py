@@ -22,8 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
+from ssd_lightning.records import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import naming
-from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import Pictures

@@ -23,7 +23,7 @@ from ssd_lightning.detector.backbones.tiny import Tiny
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import CONFIG_FOLDER
-from ssd_lightning.structures import Sample
+from ssd_lightning.records import Sample
 from ssd_lightning.training.loggers.metrics_file import MetricsFile
 from ssd_lightning.training.module import SSDModule
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd_lightning.structures import Sample, Truth
+from ssd_lightning.records import Sample, Truth
 
 
 class InMemoryPictures(ABC):

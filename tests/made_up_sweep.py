@@ -10,9 +10,9 @@ import yaml
 from banana_folder import write_banana_folder
 from records import detection_records
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.scoring.average_precision import voc_average_precision
 from ssd_lightning.scoring.stored_detections import StoredDetections, save_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 CLASSES = ("banana", "plantain")
 

@@ -10,7 +10,8 @@ from in_memory import InMemoryPictures
 from lightning.pytorch.callbacks import Checkpoint
 
 from ssd_lightning.data.datamodule import DetectionDataModule
-from ssd_lightning.structures import Batch, Sample
+from ssd_lightning.records import Sample
+from ssd_lightning.structures import Batch
 
 BATCHES = 4
 """Number of batches in an epoch, with two pictures each."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 
 
 def detection_records(*rows: tuple) -> DetectionRecords:

@@ -18,7 +18,7 @@ from ssd_lightning.detector.backbones.tiny import Tiny
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.training.callbacks import StopOnNonFiniteLoss, StopOnSignal
-from ssd_lightning.training.checkpoint import AtomicCheckpointIO
+from ssd_lightning.training.checkpoint_files import AtomicCheckpointIO
 from ssd_lightning.training.loggers.metrics_file import MetricsFile
 from ssd_lightning.training.module import SSDModule
 

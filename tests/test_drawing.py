@@ -27,7 +27,7 @@ from ssd_lightning.drawing import (
     score_limits,
     smoothing_window,
 )
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, Sample
+from ssd_lightning.records import DetectionRecords, ObjectRecords, Sample
 from ssd_lightning.training.figures import draw_curves, draw_training_pictures
 from ssd_lightning.training.loggers.metrics_file import MetricsFile
 

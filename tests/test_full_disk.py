@@ -13,10 +13,10 @@ from ssd_lightning.cli.check import write_findings
 from ssd_lightning.data.bananas.generator import generate_bananas
 from ssd_lightning.data.formats.findings import Finding
 from ssd_lightning.drawing import save_figure
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import replace_text
 from ssd_lightning.scoring.csv_tables import write_table
 from ssd_lightning.scoring.stored_detections import save_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.transforms import v2
 
 from ssd_lightning.data.formats.voc import VOC_CLASSES
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.scoring import save_detections, score
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 Target = dict[str, Tensor]
 

@@ -24,7 +24,7 @@ from ssd_lightning.detector.backbones.shapes import needs_two_pictures
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import PUBLISHED
 from ssd_lightning.devices import fastest_precision
-from ssd_lightning.training.checkpoint import AtomicCheckpointIO
+from ssd_lightning.training.checkpoint_files import AtomicCheckpointIO
 from ssd_lightning.training.module import SSDModule
 
 

@@ -33,10 +33,10 @@ from ssd_lightning.data.formats.picture_checks import (
 from ssd_lightning.data.formats.picture_page import choose_pictures, draw_pictures
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import naming
 from ssd_lightning.scoring.csv_tables import cell, write_table
 from ssd_lightning.scoring.scores import MAX_DETECTIONS, score
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 MOST_SHOWN = 5
 """Number of findings of each kind on the terminal; the file has all."""

@@ -17,12 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 from ssd_lightning.cli.screen import screen
 from ssd_lightning.cli.weights import chosen_weights, load_chosen
 from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
-from ssd_lightning.data.datamodule import free_cores
 from ssd_lightning.data.folders import is_picture, visible_files
 from ssd_lightning.data.pictures import PictureError, read_picture
 from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.prediction import Found, Predictor, Resized, resize
-from ssd_lightning.devices import keep_freed_memory
+from ssd_lightning.devices import free_cores, keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.run_folder import naming, replace_text

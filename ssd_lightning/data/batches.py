@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssd_lightning.data.augmentation.pipeline import Augmentation
+from ssd_lightning.records import Sample
 from ssd_lightning.signals import STOPPING
-from ssd_lightning.structures import Batch, Objects, Sample
+from ssd_lightning.structures import Batch, Objects
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import Pictures

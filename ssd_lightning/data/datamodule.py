@@ -8,7 +8,6 @@ import lightning
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch.utils.data import DataLoader
 
 from ssd_lightning.data.augmentation.pipeline import Augmentation
@@ -22,8 +21,10 @@ from ssd_lightning.data.batches import (
 )
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.data.formats.findings import check_objects, refuse
+from ssd_lightning.devices import free_cores
+from ssd_lightning.records import Sample, Truth
 from ssd_lightning.require import require_whole_number
-from ssd_lightning.structures import ImageSize, Sample, Truth, height_and_width
+from ssd_lightning.structures import ImageSize, height_and_width
 
 
 @runtime_checkable
@@ -245,8 +246,3 @@ def refuse_faulty(pictures: Pictures, classes: tuple[str, ...]) -> None:
     """
     if isinstance(pictures, AnnotatedPictures):
         refuse([*pictures.findings, *check_objects(pictures.annotations(classes), classes)])
-
-
-def free_cores(most: int = 8, processes: int = 1) -> int:
-    """Return the number of workers per process, where ``processes`` share the cores of this machine."""
-    return min(most, suggested_max_num_workers(processes))

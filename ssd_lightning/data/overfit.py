@@ -4,8 +4,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ssd_lightning.data.datamodule import DetectionData, Pictures, refuse_faulty
+from ssd_lightning.records import Sample, Truth
 from ssd_lightning.require import require_whole_number
-from ssd_lightning.structures import Sample, Truth
 
 
 class FirstPictures:

@@ -17,8 +17,9 @@ from torch import Tensor
 from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
 from ssd_lightning.data.pictures import picture_size, pixels_of, read_picture
 from ssd_lightning.drawing import draw_boxes
+from ssd_lightning.records import DRAW_THRESHOLD
 from ssd_lightning.require import require_number, require_whole_number
-from ssd_lightning.structures import DRAW_THRESHOLD, Detections
+from ssd_lightning.structures import Detections
 
 Picture = str | os.PathLike | Image.Image | np.ndarray | Tensor
 """A picture file; a picture of Pillow in any mode; an array (H, W, 3) or a tensor (3, H, W) of uint8, red first."""

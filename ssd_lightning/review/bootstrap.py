@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from ssd_lightning.records import Records, select
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.review.same_pictures import picture_set
 from ssd_lightning.scoring.assignment import assign_detections, best_first, check_records
-from ssd_lightning.scoring.average_precision import RECALL_LEVELS
-from ssd_lightning.scoring.scores import voc_columns
+from ssd_lightning.scoring.average_precision import RECALL_LEVELS, voc_columns
 from ssd_lightning.scoring.stored_detections import StoredDetections, load_detections
-from ssd_lightning.structures import Records, select
 
 MORE_THAN_NOISE = "more than noise"
 """Column of the verdict about two settings."""

@@ -18,6 +18,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
+from ssd_lightning.records import BACKGROUND, DRAW_THRESHOLD
 from ssd_lightning.review.bootstrap import HOLDS, MORE_THAN_NOISE, compare_classes, compare_runs, compare_settings
 from ssd_lightning.review.picture_pairs import SHOWN_SIDE, Pairs, picture_pairs
 from ssd_lightning.review.run_figures import (
@@ -43,7 +44,6 @@ from ssd_lightning.run_folder import SCORE_NAMES, replace_text
 from ssd_lightning.scoring.error_figures import CAUSE_COLOURS, SHORT_NAMES
 from ssd_lightning.scoring.errors import BOTH, CAUSES, FOUND, IGNORED, TRUE, cost_in_ap
 from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_detections
-from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD
 
 FINISHED = "finished"
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from ssd_lightning.data.pictures import PictureError, read_picture
 from ssd_lightning.drawing import FEW_BOXES, place_labels, text_size
+from ssd_lightning.records import DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 from ssd_lightning.scoring.error_figures import SHORT_NAMES
 from ssd_lightning.scoring.errors import FOUND, IGNORED, TRUE, Errors, find_errors
 from ssd_lightning.scoring.stored_detections import StoredDetections
-from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 
 SHOWN_SIDE = 480
 """Longest side of a stored picture in pixels: half the width of a page."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ssd_lightning.records import ObjectRecords
 from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_names, load_objects
-from ssd_lightning.structures import ObjectRecords
 
 
 class PictureSet(NamedTuple):

@@ -1,9 +1,10 @@
 from .assignment import assign_detections as assign_detections
 from .average_precision import average_curves as average_curves
 from .average_precision import best_f1 as best_f1
-from .average_precision import coco_average_precision as coco_average_precision
 from .average_precision import precision_recall_curves as precision_recall_curves
 from .average_precision import voc_average_precision as voc_average_precision
+from .average_precision import voc_columns as voc_columns
+from .coco_average_precision import coco_average_precision as coco_average_precision
 from .confusion import confusion_matrix as confusion_matrix
 from .confusion import confusion_table as confusion_table
 from .error_figures import draw_error_costs as draw_error_costs
@@ -23,7 +24,6 @@ from .score_figures import draw_score_thresholds as draw_score_thresholds
 from .scores import DetectionScores as DetectionScores
 from .scores import score as score
 from .scores import score_by_class as score_by_class
-from .scores import voc_columns as voc_columns
 from .stored_detections import StoredDetections as StoredDetections
 from .stored_detections import load_detections as load_detections
 from .stored_detections import save_detections as save_detections

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.require import require_whole_number
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 
 class Assignments(NamedTuple):

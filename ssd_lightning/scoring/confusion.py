@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
+from ssd_lightning.records import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 from ssd_lightning.require import require_number
 from ssd_lightning.scoring.assignment import check_records, iou_of_pairs, pairs_of_same_image
-from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 
 
 def confusion_matrix(

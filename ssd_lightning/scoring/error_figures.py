@@ -20,6 +20,7 @@ from ssd_lightning.drawing import (
     line_width,
     shown_names,
 )
+from ssd_lightning.records import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 from ssd_lightning.scoring.errors import (
     BOTH,
     CLASSIFICATION,
@@ -32,7 +33,6 @@ from ssd_lightning.scoring.errors import (
     Errors,
     find_errors,
 )
-from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import Pictures

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
+from ssd_lightning.records import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 from ssd_lightning.require import require_number
 from ssd_lightning.scoring.assignment import (
     Pairs,
@@ -25,7 +26,6 @@ from ssd_lightning.scoring.assignment import (
     pairs_of_same_image,
 )
 from ssd_lightning.scoring.average_precision import voc_average_precision
-from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
 
 CLASSIFICATION = "classification"
 LOCALISATION = "localisation"

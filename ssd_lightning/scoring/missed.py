@@ -14,8 +14,9 @@ from ssd_lightning.detector.boxes import decode, pairwise_iou
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess, best_candidates, non_maximum_suppression
+from ssd_lightning.records import DetectionRecords, ObjectRecords, select
 from ssd_lightning.scoring.errors import find_errors
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, Objects, Predictions, select
+from ssd_lightning.structures import Objects, Predictions
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import Pictures

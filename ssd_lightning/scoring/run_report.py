@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ssd_lightning.drawing import save_figure
+from ssd_lightning.records import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
 from ssd_lightning.scoring.average_precision import PrecisionRecall, precision_recall_curves
 from ssd_lightning.scoring.confusion import confusion_matrix, confusion_table
 from ssd_lightning.scoring.csv_tables import write_table
@@ -18,7 +19,6 @@ from ssd_lightning.scoring.score_figures import (
     draw_score_thresholds,
 )
 from ssd_lightning.scoring.scores import MAX_DETECTIONS, score_by_class
-from ssd_lightning.structures import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
 
 
 def write_report(

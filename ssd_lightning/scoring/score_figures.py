@@ -17,14 +17,14 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
 from ssd_lightning.drawing import COLOURS, LONGEST_NAME, MOST_WITH_NUMBERS, WIDTH, shown_names
+from ssd_lightning.records import BACKGROUND, DRAW_THRESHOLD
 from ssd_lightning.scoring.average_precision import (
     Curve,
     PrecisionRecall,
     average_precision_11_point,
     average_precision_area,
+    voc_columns,
 )
-from ssd_lightning.scoring.scores import voc_columns
-from ssd_lightning.structures import BACKGROUND, DRAW_THRESHOLD
 
 LINE, POINT = COLOURS[4], COLOURS[5]
 

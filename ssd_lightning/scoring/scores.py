@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from ssd_lightning import collectives
+from ssd_lightning.records import DetectionRecords, ObjectRecords, Records, concatenate, select
 from ssd_lightning.scoring.average_precision import (
     VOCAveragePrecision,
     average_curves,
     best_f1,
-    coco_average_precision,
     voc_average_precision,
+    voc_columns,
 )
-from ssd_lightning.structures import Batch, DetectionRecords, Detections, ObjectRecords, Records, concatenate, select
+from ssd_lightning.scoring.coco_average_precision import coco_average_precision
+from ssd_lightning.structures import Batch, Detections
 
 MAX_DETECTIONS = 100
 """COCO's own limit of detections per picture and class."""
@@ -43,12 +45,6 @@ def coco_columns(max_detections: int = MAX_DETECTIONS) -> dict[str, str]:
         "COCO AR medium": "mar_medium",
         "COCO AR large": "mar_large",
     }
-
-
-def voc_columns(iou_threshold: float = 0.5) -> tuple[str, str]:
-    """Return the names of the 11-point and the area average, with the IoU if it is not VOC's own."""
-    at = "" if iou_threshold == 0.5 else f" at IoU {iou_threshold:g}"
-    return f"VOC07 AP{at}", f"VOC12 AP{at}"
 
 
 def score(

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import written_whole
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 FILE_NAME = "detections.npz"
 """Name of the file in a run folder."""

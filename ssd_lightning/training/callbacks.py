@@ -23,7 +23,8 @@ from ssd_lightning import collectives
 from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.signals import IMPATIENCE, StoppedBySignal, heard, leave_closed_terminal
 from ssd_lightning.structures import Batch, Objects
-from ssd_lightning.training.checkpoint import AtomicCheckpointIO, detector_in, read_checkpoint, rebuild_part
+from ssd_lightning.training.checkpoint import detector_in, read_checkpoint, rebuild_part
+from ssd_lightning.training.checkpoint_files import AtomicCheckpointIO
 from ssd_lightning.training.module import SSDModule
 from ssd_lightning.training.parameter_groups import NEW
 

@@ -1,12 +1,10 @@
-"""Checkpoints: writing them safely, and rebuilding a detector from one without running code from the file."""
+"""Checkpoints: reading them, and rebuilding a detector from one without running code from the file."""
 
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 import ssd_lightning
@@ -14,57 +12,8 @@ from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import PUBLISHED, Published, build_model
 from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite
-from ssd_lightning.run_folder import NEVER_PROPOSED, written_whole
+from ssd_lightning.run_folder import NEVER_PROPOSED
 from ssd_lightning.training.pretrained import COCO_CLASSES, load_pretrained, weights_file
-
-RUN_KEYS = ("state_dict", "optimizer_states", "loops", "pytorch-lightning_version")
-"""Keys of a Lightning checkpoint that are needed to resume a run."""
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint writer that keeps the former file when the disk is full or the process is killed.
-
-    Lightning's own writer uses the system's temporary folder, and a move to another disk is a copy.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint as a whole or not at all.
-
-        Raises:
-            OSError: with the file and the system's reason, such as a full disk.
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with written_whole(path) as file:
-                _save(checkpoint, file)
-        except OSError as error:
-            raise OSError(f"checkpoint: {error}") from error
-
-    def load_checkpoint(self, path: str | Path, *args: Any, **settings: Any) -> dict[str, Any]:
-        """Read the checkpoint of a run to resume.
-
-        Raises:
-            ValueError: with the file, if the file is missing, no checkpoint, or lacks the state of a run.
-        """
-        content = read_checkpoint(path)
-        missing = [key for key in RUN_KEYS if key not in content]
-        if missing:
-            raise ValueError(f"checkpoint: expected a run to resume, got {path}, which lacks {', '.join(missing)}")
-        return content
-
-
-def _save(checkpoint: dict[str, Any], file: Any) -> None:
-    try:
-        torch.save(checkpoint, file)
-    except RuntimeError as error:
-        # When a write fails, torch.save raises an error about file positions. The system's reason is its context.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__context__
-        if cause is None:
-            raise
-        raise cause from error
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

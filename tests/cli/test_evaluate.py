@@ -14,9 +14,9 @@ from command_line import Outcome, run_command
 from places import FIXTURES
 from run_folder import Trained, summary_of
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords, select
 from ssd_lightning.scoring.errors import find_errors
 from ssd_lightning.scoring.stored_detections import load_detections, save_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, select
 
 pytestmark = pytest.mark.usefixtures("empty_figures")
 

@@ -13,9 +13,11 @@ from ssd_lightning.data.augmentation.colours import BrightnessContrast
 from ssd_lightning.data.augmentation.pipeline import Augmentation
 from ssd_lightning.data.augmentation.windows import ZoomIn
 from ssd_lightning.data.batches import Item, Key, ResumableLoader, SampleDataset, ShuffledKeys, collate
-from ssd_lightning.data.datamodule import DetectionDataModule, free_cores
+from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.devices import free_cores
+from ssd_lightning.records import Sample
 from ssd_lightning.signals import STOPPING
-from ssd_lightning.structures import Batch, Sample
+from ssd_lightning.structures import Batch
 
 
 class NumberedPictures(InMemoryPictures):

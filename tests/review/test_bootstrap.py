@@ -7,6 +7,7 @@ import pytest
 from made_up_sweep import CLASSES as BANANAS
 from made_up_sweep import detected
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords, concatenate, select
 from ssd_lightning.review.bootstrap import (
     compare_classes,
     compare_runs,
@@ -17,7 +18,6 @@ from ssd_lightning.review.bootstrap import (
 from ssd_lightning.review.run_figures import draw_class_differences
 from ssd_lightning.scoring.average_precision import average_curves, voc_average_precision
 from ssd_lightning.scoring.stored_detections import StoredDetections, save_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, concatenate, select
 
 CLASSES = ("cat", "dog", "never there")
 

@@ -15,10 +15,10 @@ from html_page import Page
 from made_up_sweep import CLASSES, detected, write_run, write_sweep
 from PIL import Image
 
+from ssd_lightning.records import select
 from ssd_lightning.review import write_comparison
 from ssd_lightning.review.bootstrap import compare_runs, compare_settings
 from ssd_lightning.scoring.stored_detections import StoredDetections, save_detections
-from ssd_lightning.structures import select
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 from made_up_sweep import detected
 from records import detection_records
 
+from ssd_lightning.records import concatenate, select
 from ssd_lightning.review.picture_pairs import picture_pairs
 from ssd_lightning.scoring.stored_detections import StoredDetections
-from ssd_lightning.structures import concatenate, select
 
 
 class TestPairs:

@@ -18,6 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from records import detection_records, object_records
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords, concatenate
 from ssd_lightning.scoring.assignment import assign_detections
 from ssd_lightning.scoring.average_precision import (
     Curve,
@@ -25,11 +26,10 @@ from ssd_lightning.scoring.average_precision import (
     average_precision_11_point,
     average_precision_area,
     best_f1,
-    coco_average_precision,
     precision_recall_curves,
     voc_average_precision,
 )
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, concatenate
+from ssd_lightning.scoring.coco_average_precision import coco_average_precision
 
 FIXTURE = json.loads((FIXTURES / "average_precision.json").read_text())
 

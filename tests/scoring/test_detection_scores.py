@@ -7,7 +7,8 @@ import pytest
 import torch
 from records import detection_records, object_records
 
-from ssd_lightning.scoring.average_precision import coco_average_precision, voc_average_precision
+from ssd_lightning.scoring.average_precision import voc_average_precision
+from ssd_lightning.scoring.coco_average_precision import coco_average_precision
 from ssd_lightning.scoring.scores import DetectionScores, score
 from ssd_lightning.structures import Batch, Detections, Objects
 

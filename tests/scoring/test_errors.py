@@ -19,6 +19,7 @@ from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
+from ssd_lightning.records import DetectionRecords, ObjectRecords, Sample
 from ssd_lightning.scoring.average_precision import voc_average_precision
 from ssd_lightning.scoring.error_figures import draw_error_costs, draw_worst_pictures, picture_weights
 from ssd_lightning.scoring.errors import CAUSES, cost_in_ap, error_table, find_errors, mend
@@ -34,7 +35,7 @@ from ssd_lightning.scoring.missed import (
     find_reasons,
     why_missed,
 )
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, Objects, Predictions, Sample
+from ssd_lightning.structures import Objects, Predictions
 
 ON, NEAR, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 30.0], [50.0, 50.0, 60.0, 60.0]
 """A box, a box with IoU 1/3 with the first, and a box without overlap."""

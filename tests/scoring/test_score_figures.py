@@ -7,7 +7,7 @@ from legible import assert_legends_are_outside, assert_legible, texts
 from matplotlib.figure import Figure
 
 from ssd_lightning.drawing import shown_names
-from ssd_lightning.scoring.average_precision import Curve, PrecisionRecall
+from ssd_lightning.scoring.average_precision import Curve, PrecisionRecall, voc_columns
 from ssd_lightning.scoring.score_figures import (
     draw_average_precision,
     draw_confusion,
@@ -15,7 +15,6 @@ from ssd_lightning.scoring.score_figures import (
     draw_score_thresholds,
     scores_by_threshold,
 )
-from ssd_lightning.scoring.scores import voc_columns
 
 pytestmark = pytest.mark.filterwarnings("error")
 

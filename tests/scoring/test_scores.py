@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from records import detection_records, object_records
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.scoring.average_precision import (
-    coco_average_precision,
     precision_recall_curves,
     voc_average_precision,
+    voc_columns,
 )
+from ssd_lightning.scoring.coco_average_precision import coco_average_precision
 from ssd_lightning.scoring.confusion import confusion_matrix, confusion_table
 from ssd_lightning.scoring.errors import cost_in_ap
 from ssd_lightning.scoring.run_report import write_report
-from ssd_lightning.scoring.scores import coco_columns, score_by_class, voc_columns
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
+from ssd_lightning.scoring.scores import coco_columns, score_by_class
 
 BOX = (10.0, 10.0, 20.0, 20.0)
 HALF = (10.0, 10.0, 20.0, 15.0)  # IoU with BOX is exactly 1/2

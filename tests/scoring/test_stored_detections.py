@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.scoring.stored_detections import load_detections, save_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 
 CLASSES = ("banana", "plátano grande")
 PATHS = [Path("data/0.png"), Path("data/été 1.png")]

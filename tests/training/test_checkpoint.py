@@ -31,12 +31,12 @@ from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.run_folder import remove_unfinished_files
 from ssd_lightning.training.checkpoint import (
     CONFIG_KEY,
-    AtomicCheckpointIO,
     load_detector,
     read_checkpoint,
     rebuild,
     rebuild_part,
 )
+from ssd_lightning.training.checkpoint_files import AtomicCheckpointIO
 from ssd_lightning.training.module import SSDModule
 
 pytestmark = pytest.mark.filterwarnings(

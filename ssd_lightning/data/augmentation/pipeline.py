@@ -23,8 +23,8 @@ from ssd_lightning.data.augmentation.windows import (
     nested,
     truth_in_window,
 )
+from ssd_lightning.records import Sample, Truth
 from ssd_lightning.require import require_number
-from ssd_lightning.structures import Sample, Truth
 
 
 class View(NamedTuple):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ssd_lightning.records import Truth
 from ssd_lightning.require import require_number, require_whole_number
-from ssd_lightning.structures import Truth
 
 
 class Window(NamedTuple):

@@ -21,7 +21,7 @@ from ssd_lightning.data.formats.findings import (
     unusual_annotations,
 )
 from ssd_lightning.data.pictures import read_picture
-from ssd_lightning.structures import Sample, Truth
+from ssd_lightning.records import Sample, Truth
 
 logger = logging.getLogger(__name__)
 

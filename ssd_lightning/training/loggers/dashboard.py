@@ -11,9 +11,9 @@ import lightning
 import pandas as pd
 from lightning.pytorch.loggers import Logger
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import TEST_SCORES, read_config
 from ssd_lightning.scoring.csv_tables import read_table
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 
 EMPTY_IS_NAN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}

@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from ssd_lightning.data.datamodule import Pictures
-from ssd_lightning.structures import DetectionRecords, ObjectRecords, Records, Sample, Truth, concatenate, select
+from ssd_lightning.records import DetectionRecords, ObjectRecords, Records, Sample, Truth, concatenate, select
 
 LONGEST_SIDE = 640
 """Longest side in pixels of a shown picture. Larger pictures are reduced, since each validation stores a copy."""

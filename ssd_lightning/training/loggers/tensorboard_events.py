@@ -14,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
 from ssd_lightning.data.pictures import read_picture
 from ssd_lightning.drawing import draw_detections
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.training.loggers.dashboard import Dashboard, Results
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 

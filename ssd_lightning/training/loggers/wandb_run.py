@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
+from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import JOB_FILE, read_config
-from ssd_lightning.structures import DetectionRecords, ObjectRecords
 from ssd_lightning.training.loggers.dashboard import Dashboard, Results
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 

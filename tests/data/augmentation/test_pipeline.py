@@ -17,7 +17,7 @@ from ssd_lightning.data.augmentation.colours import BrightnessContrast, Photomet
 from ssd_lightning.data.augmentation.pipeline import FILL, Augmentation, View, mirror_boxes, resample
 from ssd_lightning.data.augmentation.windows import WHOLE, MinIoUCrop, Window, ZoomIn, ZoomOut
 from ssd_lightning.detector.presets import CONFIG_FOLDER
-from ssd_lightning.structures import Sample, Truth
+from ssd_lightning.records import Sample, Truth
 
 SIDE = 256
 IN_PICTURE = 255

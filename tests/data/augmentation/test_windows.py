@@ -25,7 +25,7 @@ from ssd_lightning.data.augmentation.windows import (
     ZoomOut,
     boxes_in_window,
 )
-from ssd_lightning.structures import Truth
+from ssd_lightning.records import Truth
 
 
 def truth_with(*boxes: tuple[float, float, float, float], size: tuple[int, int] = (375, 500)) -> Truth:

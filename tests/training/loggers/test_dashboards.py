@@ -32,10 +32,11 @@ from wandb.sdk.lib.module import unset_globals
 from wandb_stand_in import Run, StandIn, Way, runs_in
 
 from ssd_lightning.detector.presets import CONFIG_FOLDER
+from ssd_lightning.records import DetectionRecords, ObjectRecords, Sample, select
 from ssd_lightning.review import load_runs
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.scoring.stored_detections import load_detections
-from ssd_lightning.structures import Batch, DetectionRecords, ObjectRecords, Objects, Sample, select
+from ssd_lightning.structures import Batch, Objects
 from ssd_lightning.training.loggers.dashboard import Dashboard, Results
 from ssd_lightning.training.loggers.show import ShowOnDashboards
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures, rows_to_show, worth_showing
