@@ -13,17 +13,16 @@ from typing import Any, BinaryIO, NamedTuple
 
 import yaml
 
+from ssd_lightning.stored_yaml import parse_yaml
+
 JOB_FILE = "job.json"
 """The file in a sweep job's folder that holds the state of the job."""
 
 SET_ASIDE = "set_aside"
 """The folder in a sweep that keeps the files of earlier attempts at jobs that were started again."""
 
-LARGEST_CONFIG = 2**20
+LARGEST_CONFIG = 2**18
 """Largest number of bytes in a config of a run; a run with a thousand classes has 30 000."""
-
-DEEPEST_CONFIG = 50
-"""Largest number of nested lists and mappings in a config of a run; those of this project have 7."""
 
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
 """Checkpoints of a run in the folder ``checkpoints``, the best first."""
@@ -109,7 +108,7 @@ def _cells(line: str) -> list[str]:
 def read_config(path: Path | str) -> Any:
     """Read a YAML file of a run folder, which may come from a stranger.
 
-    A small file can hold a config of any size, by aliases of aliases. Runs write no aliases, so they are refused.
+    Runs write no aliases, so they are refused.
 
     Raises:
         ValueError: with the file, if it is missing, too large, nested too deeply, has an alias, or is no YAML.
@@ -119,19 +118,7 @@ def read_config(path: Path | str) -> Any:
         size = path.stat().st_size
         if size > LARGEST_CONFIG:
             raise ValueError(f"expected a config of at most {LARGEST_CONFIG} bytes, got {size}")
-        content = path.read_bytes()
-        # The faster loader in C refuses bytes of a file's name that are no text.
-        has_odd_name = re.search(rb"\\u[dD][cC]", content) is not None
-        loader = yaml.SafeLoader if has_odd_name else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        depth = 0
-        # The events are read first, since building the content of nested lists is recursive.
-        for event in yaml.parse(content, loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"expected a config without aliases, got *{event.anchor}")
-            if depth > DEEPEST_CONFIG:
-                raise ValueError(f"expected a config of at most {DEEPEST_CONFIG} levels, got more")
-        return yaml.load(content, loader)
+        return parse_yaml(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ValueError(f"{path}: {reason}") from error

@@ -101,7 +101,7 @@ class TestConfig:
             ("a: &a [*a]", "aliases"),
             (f"{'[' * 100_000}", "levels|nesting"),
             (f"a: {'{b: ' * 200}1{'}' * 200}", "levels"),
-            (f"a: {'x' * 2**20}", "bytes"),
+            (f"a: '{'x' * 2**20}'", "bytes"),
             ("a: [", "a"),
             ("!!python/object/apply:os.system ['true']", "python"),
         ],

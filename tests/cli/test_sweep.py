@@ -84,7 +84,7 @@ class TestGrid:
         assert [job.status for job in jobs] == ["failed", "failed", "interrupted", "finished"]
         assert "summary.json" in jobs[0].reason
         (sweep / "3/.hydra/overrides.yaml").write_text("a: &a [1]\nb: *a\n")
-        with pytest.raises(ValueError, match=r"3/.hydra/overrides.yaml: expected a config without aliases"):
+        with pytest.raises(ValueError, match=r"3/.hydra/overrides\.yaml: expected no aliases"):
             sweep_table.read_jobs(sweep)
 
     def test_a_sweep_folder_is_never_used_twice(self, run, finished: tuple[Path, Outcome]):

@@ -114,7 +114,7 @@ def planned_jobs(sweep: Path) -> list[dict[str, str]]:
 @functools.lru_cache(maxsize=1)
 def _jobs_of_grid(file: Path, changed_at: int) -> list[dict[str, str]]:
     """Return the jobs of a grid from a file, which takes long to read, and which every update of a table needs."""
-    config = OmegaConf.load(file).hydra
+    config = OmegaConf.create(read_config(file)).hydra
     if not str(config.sweeper._target_).endswith(".BasicSweeper"):
         return []
     arguments = [f"{key}={value}" for key, value in (config.sweeper.get("params") or {}).items()]

@@ -11,9 +11,13 @@ from ssd_lightning.data.files import read_bytes
 from ssd_lightning.data.formats import scalars
 from ssd_lightning.data.formats.annotations import WRITINGS, PictureAnnotation, distinct, edges_of
 from ssd_lightning.data.pictures import read_header
+from ssd_lightning.stored_yaml import parse_yaml
 
 LARGEST_FILE = 64 * 2**20
 """Bytes of the largest text file that is read. A line of an object has about 40 bytes."""
+
+LARGEST_DESCRIPTION = 2**20
+"""Bytes of the largest description of a data set. A name of a class has some 10 bytes."""
 
 LONGEST = 50
 """Number of letters of a wrong value that a message shows."""
@@ -143,10 +147,13 @@ def read_description(path: str) -> Description:
         ValueError: if the file cannot be read, or is no such description; the message names it.
     """
     try:
-        text = scalars.text_of(read_bytes(path, LARGEST_FILE), path)
-        # With this loader every value is text, so that a class may be called "no" or "1.0".
-        content = yaml.load(text, yaml.BaseLoader)
-    except (OSError, yaml.YAMLError, RecursionError) as error:
+        text = scalars.text_of(read_bytes(path, LARGEST_DESCRIPTION), path)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as yaml ({error})") from error
+    try:
+        # A class may be called "no" or "1.0".
+        content = parse_yaml(text.encode(), as_text=True, has_aliases=True)
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as yaml ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys such as names, train and val, got {_kind(content)}")
