@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from ssd_lightning.records import DRAW_THRESHOLD, DetectionRecords, ObjectRecords
-from ssd_lightning.run_folder import naming
+from ssd_lightning.run_folder import naming, written_whole
 
 if TYPE_CHECKING:
     from ssd_lightning.data.datamodule import Pictures
@@ -401,7 +401,9 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Write a figure to a file, and create its folder if necessary."""
+    """Write a figure to a file, as a whole or not at all, and create its folder if necessary."""
+    path = Path(path)
     with naming(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=120)

@@ -18,6 +18,12 @@ from ssd_lightning.stored_yaml import parse_yaml
 JOB_FILE = "job.json"
 """The file in a sweep job's folder that holds the state of the job."""
 
+SWEEP_FILE = "multirun.yaml"
+"""The file in a sweep's folder with the config of its last start. Hydra empties it before it is written."""
+
+FIRST_START = f".{SWEEP_FILE}"
+"""The file in a sweep's folder with the config of its first start, which is written once."""
+
 SET_ASIDE = "set_aside"
 """The folder in a sweep that keeps the files of earlier attempts at jobs that were started again."""
 
@@ -122,6 +128,12 @@ def read_config(path: Path | str) -> Any:
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ValueError(f"{path}: {reason}") from error
+
+
+def config_of_sweep(folder: Path) -> Path:
+    """Return the file with the config of a sweep: that of its first start, since others may be cut by a full disk."""
+    first = folder / FIRST_START
+    return first if first.is_file() else folder / SWEEP_FILE
 
 
 def checkpoint_in(folder: Path, key: str) -> Path:

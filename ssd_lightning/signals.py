@@ -3,9 +3,10 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,9 @@ STARTED_BY = "SSD_STARTED_BY"
 """Environment variable with the id of the process that started this one, and that this one must not outlive."""
 
 POLL_SECONDS = 0.2
+
+PATIENCE = 5.0
+"""Seconds for Python to call the handler of a signal. torchrun and SLURM kill a process after 30 seconds."""
 
 IMPATIENCE = 1.0
 """Seconds after which a second signal counts as a second request.
@@ -54,19 +58,54 @@ class StoppedBySignal(Exception):
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise Interrupted on signals that ask to stop inside the block, unless another handler is set already."""
+def interruptible(report: Callable[[Interrupted], None] = lambda error: None) -> Iterator[None]:
+    """Raise Interrupted on signals that ask to stop inside the block, unless another handler is set already.
+
+    Python calls no handler while the process waits in another language, as for another rank that never comes. After
+    PATIENCE the process ends without cleaning up.
+
+    Args:
+        report: reports the signal before the process ends in this way.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     handler = _Interrupt()
-    former = {}
-    if threading.current_thread() is threading.main_thread():
-        former = {n: old for n, old in heard().items() if old in (signal.SIG_DFL, signal.default_int_handler)}
+    former = {n: old for n, old in heard().items() if old in (signal.SIG_DFL, signal.default_int_handler)}
     for number in former:
         signal.signal(number, handler)
     try:
-        yield
+        with _watched(handler, report):
+            yield
     finally:
         for number, old in former.items():
             signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def _watched(handler: "_Interrupt", report: Callable[[Interrupted], None]) -> Iterator[None]:
+    """End this process where a signal arrives for a handler that is not called."""
+    ours, of_python = socket.socketpair()
+    of_python.setblocking(False)
+
+    def watch() -> None:
+        with ours:
+            # Python writes the number of each signal at once, also where it cannot call the handler.
+            while received := ours.recv(1):
+                number = received[0]
+                is_handled_here = number in STOPPING and signal.getsignal(number) is handler
+                if is_handled_here and not handler.was_called.wait(PATIENCE):
+                    error = Interrupted(number)
+                    report(error)
+                    os._exit(error.code)
+
+    threading.Thread(target=watch, daemon=True).start()
+    former = signal.set_wakeup_fd(of_python.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(former)
+        of_python.close()
 
 
 def heard() -> dict[signal.Signals, Any]:
@@ -118,12 +157,17 @@ def end_with_the_process_that_started_this(can_save: bool) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+# A forked process, such as a worker of a data loader, would report its signals as those of this process.
+os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+
+
 class _Interrupt:
     """The handler, which ignores a request that arrives a second time within IMPATIENCE."""
 
     def __init__(self) -> None:
         self._process = os.getpid()
         self._received_at: float | None = None
+        self.was_called = threading.Event()
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -131,6 +175,7 @@ class _Interrupt:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
+        self.was_called.set()
         if number == signal.SIGHUP:
             leave_closed_terminal()
         if self._received_at is None or time.monotonic() - self._received_at >= IMPATIENCE:

@@ -56,7 +56,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 @pytest.fixture
 def empty_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write figures as empty files: drawing takes longer than a short training."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **settings: Path(path).touch())
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **settings: None)
 
 
 @pytest.fixture(scope="session")

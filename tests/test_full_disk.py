@@ -1,7 +1,8 @@
 """A disk that is full: every file that is written is named in the error, and nothing is left of it."""
 
+import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+import ssd_lightning
 from ssd_lightning.cli.check import write_findings
 from ssd_lightning.data.bananas.generator import generate_bananas
 from ssd_lightning.data.formats.findings import Finding
@@ -17,6 +19,8 @@ from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import replace_text
 from ssd_lightning.scoring.csv_tables import write_table
 from ssd_lightning.scoring.stored_detections import save_detections
+
+PACKAGE = Path(ssd_lightning.__file__).parent
 
 
 @pytest.fixture
@@ -35,23 +39,44 @@ def write_detections(path: Path) -> None:
     save_detections(path, detections, ObjectRecords(ids, ids + 1, boxes, ids > 0), ["a.png"], ["a"])
 
 
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda path: replace_text(path, "a" * 1000),
-        lambda path: write_table(pd.DataFrame({"a": range(1000)}), path),
-        lambda path: save_figure(Figure(), path.with_suffix(".png")),
-        lambda path: write_findings(path, [Finding("names", "a" * 1000)] * 20, [], []),
-        lambda path: generate_bananas(path, 1, 1, 1, 1, 0, workers=1),
-        write_detections,
-    ],
-    ids=["text", "table", "figure", "findings", "bananas", "detections"],
-)
-def test_the_file_is_named(full_disk: None, tmp_path: Path, write: Callable[[Path], None]):
+WRITERS = {
+    "text": lambda path: replace_text(path, "a" * 1000),
+    "table": lambda path: write_table(pd.DataFrame({"a": range(1000)}), path),
+    "figure": lambda path: save_figure(Figure(), path),
+    "findings": lambda path: write_findings(path, [Finding("names", "a" * 1000)] * 20, [], []),
+    "detections": write_detections,
+}
+"""Functions that write a file anew where a run is resumed, or a command repeated."""
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("former", [None, "a former file"])
+def test_the_file_is_named_and_stays_as_it_was(full_disk: None, tmp_path: Path, name: str, former: str | None):
+    path = tmp_path / "written.png"
+    if former is not None:
+        path.write_text(former)
+    with pytest.raises(OSError, match=rf"^{path} could not be written: File too large$"):
+        WRITERS[name](path)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ([] if former is None else [former])
+
+
+def test_a_generated_data_set_is_named(full_disk: None, tmp_path: Path):
     with pytest.raises(OSError, match=rf"^{tmp_path}/written.* could not be written: File too large$"):
-        write(tmp_path / "written")
-    assert not (tmp_path / "written").exists() or (tmp_path / "written").stat().st_size <= 500
-    assert list(tmp_path.glob(".*")) == []
+        generate_bananas(tmp_path / "written", 1, 1, 1, 1, 0, workers=1)
+
+
+def test_no_other_function_of_the_package_empties_a_file_that_is_there():
+    """Files are opened for writing in few places, each of which makes a new file, or one that nobody needs again."""
+    opened = re.compile(
+        r"open\([^)\n]*\"[wx]b?\"|write_text\(|write_bytes\(|OmegaConf\.save\(|\.to_csv\(path|savefig\(path"
+    )
+    found = {
+        str(file.relative_to(PACKAGE)): len(opened.findall(file.read_text())) for file in sorted(PACKAGE.rglob("*.py"))
+    }
+    assert {name: count for name, count in found.items() if count} == {
+        "data/bananas/generator.py": 2,  # A data set is generated in a folder that gets its name at the end.
+        "run_folder.py": 1,  # written_whole itself.
+    }
 
 
 def test_the_run_folder_is_named_where_hydra_writes(run, full_disk: None, tmp_path: Path):

@@ -80,7 +80,7 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
         arguments = overrides.readable(overrides.named(command, arguments))
         arguments = resume_in_run_folder(expand(overrides.with_model_of_weights(command, arguments)))
         arguments = overrides.for_search(arguments)
-        if ranks.is_first():
+        if ranks.is_first() or ranks.is_one_of_several_started_alike():
             arguments = check_keys(command, arguments)
         sys.argv[1:] = [*overrides.without_log_file(arguments), *([] if ranks.is_first() else WRITE_NOTHING)]
         start = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=command.config)
@@ -108,7 +108,7 @@ def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
     @functools.wraps(task)
     def tidy_task(config: DictConfig) -> Any:
         try:
-            with interruptible():
+            with interruptible(functools.partial(_report_interruption, name)):
                 # The jobs of a training sweep are processes of their own. They check their values and count as failed.
                 if name != "ssd-train" or HydraConfig.get().mode == RunMode.RUN:
                     check_values(config)
@@ -133,6 +133,12 @@ def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig]
             raise
 
     return tidy_task
+
+
+def _report_interruption(name: str, error: Interrupted) -> None:
+    """Report a signal in a process that cannot handle it, since it waits for another rank."""
+    if ranks.is_first():
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
 
 
 def _remove_empty_run_folder(config: DictConfig) -> None:

@@ -1,6 +1,7 @@
 """The command ``ssd-check``: everything that can be wrong with a data set, before a run begins."""
 
 import csv
+import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ from ssd_lightning.data.formats.picture_page import choose_pictures, draw_pictur
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.records import DetectionRecords, ObjectRecords
-from ssd_lightning.run_folder import naming
+from ssd_lightning.run_folder import replace_text
 from ssd_lightning.scoring.csv_tables import cell, write_table
 from ssd_lightning.scoring.scores import MAX_DETECTIONS, score
 
@@ -195,12 +196,13 @@ def truth_scored(pictures: AnnotatedPictures, num_classes: int) -> list[Finding]
 
 
 def write_findings(path: Path, problems: list[Finding], fixed: list[Finding], remarks: list[Finding]) -> None:
-    """Write all findings as one table."""
-    with naming(path), path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(("what", "kind", "text"))
-        for what, findings in (("problem", problems), ("fixed", fixed), ("remark", remarks)):
-            writer.writerows((what, kind, cell(text)) for kind, text in findings)
+    """Write all findings as one table, as a whole or not at all."""
+    written = io.StringIO()
+    writer = csv.writer(written)
+    writer.writerow(("what", "kind", "text"))
+    for what, findings in (("problem", problems), ("fixed", fixed), ("remark", remarks)):
+        writer.writerows((what, kind, cell(text)) for kind, text in findings)
+    replace_text(path, written.getvalue())
 
 
 def told(name: str, findings: list[Finding]) -> Iterator[str]:

@@ -4,13 +4,13 @@ import contextlib
 import errno
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from ssd_lightning.cli import overrides, ranks
@@ -18,7 +18,14 @@ from ssd_lightning.cli.errors import fail
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.cli.trust import refuse_untrusted_config, trusted_packages_in
 from ssd_lightning.folder_lock import STALE_SECONDS, FolderInUseError, FolderLock, InheritedLock
-from ssd_lightning.run_folder import read_config, remove_unfinished_files, replace_text, run_of_file
+from ssd_lightning.run_folder import (
+    FIRST_START,
+    SWEEP_FILE,
+    read_config,
+    remove_unfinished_files,
+    replace_text,
+    run_of_file,
+)
 
 FIXED_AT_THE_START = {
     *(set(GROUPS) - {"data", "trainer", "logger", "callbacks"}),
@@ -126,19 +133,30 @@ class RunFolderGuard(Callback):
     """
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Claim the folder of a new sweep by creating its ``multirun.yaml``."""
+        """Claim the folder of a new sweep, and save how it began."""
         folder, name = _folder_in(config, "hydra.sweep.dir"), str(config.hydra.job.name)
         if config.get("resume_sweep") is not None:
             return
-        try:
-            hold(folder, "hydra.sweep.dir", "a new folder", "Try another.")
-            if (folder / "multirun.yaml").exists():
-                resume = f" or resume_sweep={folder}" if "resume_sweep" in config else ""
+        resume = f" or resume_sweep={folder}" if "resume_sweep" in config else ""
+
+        def begin(path: Path) -> None:
+            hold(path, "hydra.sweep.dir", "a new folder", "Try another.")
+            if (path / SWEEP_FILE).exists():
                 raise ValueError(
-                    f"hydra.sweep.dir: expected a new folder, got {folder}, which holds a sweep. Try another{resume}."
+                    f"hydra.sweep.dir: expected a new folder, got {path}, which holds a sweep. Try another{resume}."
                 )
-            # Hydra's basic sweeper writes the same file later; other sweepers write none.
-            replace_text(folder / "multirun.yaml", OmegaConf.to_yaml(config))
+
+        try:
+            claimed = _claim(folder, "${now:" in OmegaConf.to_yaml(config.hydra.sweep), begin)
+            if claimed != folder:
+                with read_write(config.hydra), open_dict(config.hydra):
+                    config.hydra.sweep.dir = str(claimed)
+                    # The config of each job is composed anew, from these arguments.
+                    config.hydra.overrides.hydra.append(f"hydra.sweep.dir={overrides.quote(claimed)}")
+            text = OmegaConf.to_yaml(config)
+            # Hydra's basic sweeper writes the second file anew at every start; other sweepers do not write it.
+            replace_text(claimed / FIRST_START, text)
+            replace_text(claimed / SWEEP_FILE, text)
         except ValueError as error:
             fail(name, str(error))
         except OSError as error:
@@ -157,7 +175,7 @@ class RunFolderGuard(Callback):
         if not ranks.is_first():
             return
         try:
-            claimed = _claim(folder, has_time="${now:" in OmegaConf.to_yaml(config.hydra.run))
+            claimed = _claim(folder, "${now:" in OmegaConf.to_yaml(config.hydra.run), _begin_run)
             if claimed != folder:
                 with read_write(config.hydra.run):
                     config.hydra.run.dir = str(claimed)
@@ -173,32 +191,38 @@ class RunFolderGuard(Callback):
             fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")
 
 
-def _claim(folder: Path, has_time: bool) -> Path:
-    """Claim the folder of a new run by creating its ``.hydra``, and return the folder.
+def _claim(folder: Path, has_time: bool, begin: Callable[[Path], None]) -> Path:
+    """Claim the folder of a new run or sweep, and return the folder.
 
     Args:
         folder: the folder.
-        has_time: True if the name of the folder is made from the time. A run that starts in the same second as another
-            gets a number as well.
+        has_time: True if the name of the folder is made from the time. A run or a sweep that starts in the same second
+            as another gets a number as well.
+        begin: begins in a folder, and raises a ValueError or FileExistsError if the folder is not free.
 
     Raises:
         ValueError: if another process works in the folder.
-        FileExistsError: if the folder holds a run, or is a file.
+        FileExistsError: if the folder holds a run or sweep, or is a file.
         OSError: if the folder cannot be made.
     """
     for number in itertools.count(1):
         path = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
         try:
-            hold(path, "hydra.run.dir", "a new folder", "Try another.")
-            if not has_begun(path):
-                # A process was killed, or found the disk full, while Hydra wrote these files.
-                shutil.rmtree(path / ".hydra", ignore_errors=True)
-            (path / ".hydra").mkdir()
+            begin(path)
             return path
         except (ValueError, FileExistsError):
             if not has_time or not path.is_dir():
                 raise
     raise AssertionError("the numbers do not end")
+
+
+def _begin_run(folder: Path) -> None:
+    """Begin a run in a folder by creating its ``.hydra``."""
+    hold(folder, "hydra.run.dir", "a new folder", "Try another.")
+    if not has_begun(folder):
+        # A process was killed, or found the disk full, while Hydra wrote these files.
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    (folder / ".hydra").mkdir()
 
 
 def _folder_in(config: DictConfig, key: str) -> Path:
@@ -277,7 +301,7 @@ def _run_to_resume(given: Path) -> Path:
     Raises:
         ValueError: if another file, or the folder of a sweep, was given.
     """
-    if (given / "multirun.yaml").is_file():
+    if (given / SWEEP_FILE).is_file():
         raise ValueError(f"resume: expected the folder of one run, got the sweep {given}. Try resume_sweep={given}.")
     if not given.is_file():
         return given

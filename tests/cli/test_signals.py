@@ -5,6 +5,7 @@ import pty
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -229,3 +230,41 @@ def test_the_warning_of_slurm_saves_the_run_in_its_own_way(run, bananas: Path, t
     assert outcome.exit_code == 128 + signal.SIGUSR1, outcome.error
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
     assert not list((tmp_path / "run").glob("hpc_ckpt*"))
+
+
+BLOCKED = """
+import ctypes, os, sys
+from ssd_lightning import signals
+signals.PATIENCE = 0.5
+with signals.interruptible(lambda error: print(error, file=sys.stderr, flush=True)):
+    print("waits", flush=True)
+    mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+    library.pthread_mutex_lock(mutex)
+    library.pthread_mutex_lock(mutex)  # waits for ever, also after a signal
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_process_that_waits_outside_of_python_ends_after_some_patience(tmp_path: Path, number: signal.Signals):
+    process = start(tmp_path, "-c", BLOCKED)
+    assert process.stdout is not None
+    process.stdout.readline()
+    os.kill(process.pid, number)
+    _, error = finish(process, exit_code=128 + number)
+    assert error == f"interrupted by {number.name}\n"
+
+
+def test_the_signals_of_a_forked_process_are_its_own(monkeypatch: pytest.MonkeyPatch):
+    """Data loaders end their workers by SIGTERM."""
+    monkeypatch.setattr(interruption, "PATIENCE", 0.0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    reported = []
+    with interruptible(reported.append):
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(1)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+        time.sleep(0.1)
+    assert reported == []

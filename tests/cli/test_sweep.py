@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,18 @@ class TestResume:
         assert (config["batch_size"], config["resume_sweep"]) == (4, None)
         assert run_folders.chosen_options(folder / "3")["model"] == "tiny_ssd"
 
+    @pytest.mark.parametrize("share", [0, 0.5])
+    def test_a_config_that_a_full_disk_has_cut(self, run, tmp_path: Path, monkeypatch, share: float):
+        """Hydra empties multirun.yaml and writes it anew at every start of a sweep."""
+        run("ssd-train", *GRID, "batch_size=3")
+        saved = tmp_path / "sweep/multirun.yaml"
+        saved.write_text(saved.read_text()[: int(share * saved.stat().st_size)])
+        monkeypatch.setenv("REPAIRED", "yes")
+        outcome = run("ssd-train", "resume_sweep=sweep")
+        assert outcome.exit_code == 0, outcome.error
+        assert column(tmp_path / "sweep", "status") == ["finished"] * 2
+        assert yaml.safe_load(saved.read_text())["optimizer"]
+
     def test_finds_the_data_from_another_folder_too(self, run, tmp_path: Path, monkeypatch):
         run("ssd-train", *GRID, "data=banana", "data.root=Äpfel (1)")
         shutil.rmtree(tmp_path / "sweep/1")
@@ -263,6 +276,36 @@ def test_a_killed_sweep_is_resumed_at_the_first_attempt(run, tmp_path: Path):
     assert (folder / "set_aside/1_1/.hydra/config.yaml").exists()
     assert not [path for path in folder.rglob(".*") if path.suffix == ".part" or path.name == ".running"]
     process.communicate()
+
+
+def test_sweeps_that_start_in_the_same_second_have_folders_of_their_own(run, tmp_path: Path, monkeypatch):
+    class Stopped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Stopped)
+    place, name = tmp_path / "runs/banana_tiny", "sweep_2026-01-02_03-04-05"
+    lock = FolderLock(place / name)  # as of another process that has just begun
+    outcome = run("ssd-train", "-m", "seed=1")
+    lock.release()
+    assert outcome.exit_code == 0, outcome.error
+    outcome = run("ssd-train", "-m", "seed=2,3", "batch_size=3")
+    assert outcome.exit_code == 1
+    outcome = run("ssd-train", "-m", "seed=4")
+    assert outcome.exit_code == 0, outcome.error
+    folders = [place / name, place / f"{name}_2", place / f"{name}_3"]
+    assert sorted(place.iterdir()) == folders
+    assert [column(folder, "folder") for folder in folders] == [["0", "1"], ["0"], ["0"]]
+    assert [summary_of(folder / "0")["parameters"] for folder in folders[1:]]
+    monkeypatch.setenv("REPAIRED", "yes")
+    outcome = run("ssd-train", f"resume_sweep={folders[0]}")
+    assert outcome.exit_code == 0, outcome.error
+    assert column(folders[0], "AP50") == ["0.025", "0.035"]  # of the learning rate and the seed
+    assert sorted(place.iterdir()) == folders
+    chosen = run("ssd-train", "-m", "seed=5", f"hydra.sweep.dir={folders[0]}")
+    assert (chosen.exit_code, sorted(place.iterdir())) == (1, folders)
+    assert str(folders[0]) in chosen.message
 
 
 def test_the_table_holds_no_formulas(tmp_path: Path, monkeypatch):

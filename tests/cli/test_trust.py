@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from ssd_lightning.cli.trust import refuse_untrusted_config, refuse_untrusted_sweep, trusted_packages_in
 from ssd_lightning.detector.presets import CONFIG_FOLDER
+from ssd_lightning.run_folder import config_of_sweep
 
 FILE = Path("run/.hydra/config.yaml")
 
@@ -256,9 +257,10 @@ def test_resume_sweep_reads_no_stranger_s_sweep(run, stand_in, tmp_path: Path):
     assert outcome.exit_code == 1
     assert "ssd-train: resume_sweep: expected " in outcome.message
     assert "got os.mkdir in " in outcome.message
-    config = OmegaConf.load(tmp_path / "sweep/multirun.yaml")
+    file = config_of_sweep(tmp_path / "sweep")
+    config = OmegaConf.load(file)
     config.hydra.overrides.task = ["seed=1", "trusted_packages=[my_project]", "+callbacks.x._target_=my_project.x"]
     del config.callbacks.x
-    OmegaConf.save(config, tmp_path / "sweep/multirun.yaml")
+    OmegaConf.save(config, file)
     outcome = run("ssd-train", "resume_sweep=sweep")
     assert "got my_project.x in " in outcome.message

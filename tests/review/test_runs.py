@@ -182,7 +182,7 @@ class TestLoadRuns:
             ("summary.json", b'{"parameters": 1%s}' % (b"0" * 400), "summary.json: parameters: expected"),
             ("summary.json", b'{"best_epoch": [1]}', "summary.json: best_epoch: expected"),
             ("metrics.csv", b"epoch,val/map_50\n1,1\n", "metrics.csv: expected a column step"),
-            (".hydra/config.yaml", b"a: &a [1]\nb: [*a, *a]\n", "config.yaml: expected a config without aliases"),
+            (".hydra/config.yaml", b"a: &a [1]\nb: [*a, *a]\n", "config.yaml: expected no aliases"),
             (".hydra/config.yaml", b"a: [", "config.yaml: "),
             (".hydra/config.yaml", b"text", "config.yaml: expected a mapping, got str"),
             (".hydra/config.yaml", b"\x00", "config.yaml: "),

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from ssd_lightning.cli.overrides import TAKE_A_VALUE, quote, value_of
 from ssd_lightning.cli.run_folders import hold
 from ssd_lightning.cli.trust import refuse_untrusted_sweep, trusted_packages_in
-from ssd_lightning.run_folder import OF_THE_SWEEP, read_config
+from ssd_lightning.run_folder import OF_THE_SWEEP, SWEEP_FILE, config_of_sweep, read_config
 
 NOT_OF_A_RESUMED_SWEEP = (
     *("hydra.mode", "hydra.sweep.dir", "hydra.output_subdir", "hydra/job_logging"),
@@ -43,13 +43,13 @@ def resumed_arguments(folder: Path, others: list[str]) -> list[str]:
             change its jobs.
     """
     folder = folder.absolute()
-    if not (folder / "multirun.yaml").is_file():
+    if not (folder / SWEEP_FILE).is_file():
         raise ValueError(f"resume_sweep: expected the folder of a sweep, got {folder}, which has no multirun.yaml")
     for other in others:
         key = other.partition("=")[0]
         if not (key in OF_THE_SWEEP or key.startswith("hydra")) or key.startswith("hydra.sweep."):
             raise ValueError(f"resume_sweep: expected only keys of the sweep itself, got {other}. Try a new sweep.")
-    file = folder / "multirun.yaml"
+    file = config_of_sweep(folder)
     try:
         config = OmegaConf.create(read_config(file))
     except ValueError as error:

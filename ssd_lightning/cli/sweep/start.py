@@ -22,7 +22,7 @@ from ssd_lightning.cli.sweep import table
 from ssd_lightning.cli.sweep.jobs import NAME, Jobs
 from ssd_lightning.folder_lock import wait_until_free
 from ssd_lightning.require import require_whole_number
-from ssd_lightning.run_folder import JOB_FILE, SET_ASIDE
+from ssd_lightning.run_folder import JOB_FILE, SET_ASIDE, replace_text
 
 current_jobs: ContextVar[Jobs | None] = ContextVar("current_jobs", default=None)
 """The jobs of the sweep in this process. A variable, since Hydra creates the callback and calls the job."""
@@ -180,7 +180,7 @@ def save_config(config: DictConfig, folder: Path) -> None:
     In a resumed sweep Hydra itself saves nothing, since it would overwrite the files of finished jobs.
     """
     folder.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.merge(config, {"resume_sweep": None}), folder / "config.yaml")
+    replace_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.merge(config, {"resume_sweep": None})))
     hydra_config = OmegaConf.create({"hydra": HydraConfig.get()})
-    OmegaConf.save(hydra_config, folder / "hydra.yaml")
-    OmegaConf.save(hydra_config.hydra.overrides.task, folder / "overrides.yaml")
+    replace_text(folder / "hydra.yaml", OmegaConf.to_yaml(hydra_config))
+    replace_text(folder / "overrides.yaml", OmegaConf.to_yaml(hydra_config.hydra.overrides.task))

@@ -29,6 +29,7 @@ from ssd_lightning.run_folder import (
     OF_THE_SWEEP,
     SCORE_NAMES,
     SET_ASIDE,
+    config_of_sweep,
     natural_order,
     read_config,
     remove_unfinished_files,
@@ -107,7 +108,7 @@ def job_overrides(arguments: Any) -> dict[str, str]:
 
 def planned_jobs(sweep: Path) -> list[dict[str, str]]:
     """Return every job of a grid, begun or not. Empty for Optuna, which chooses the jobs one by one."""
-    file = sweep / "multirun.yaml"
+    file = config_of_sweep(sweep)
     return _jobs_of_grid(file, file.stat().st_mtime_ns)
 
 

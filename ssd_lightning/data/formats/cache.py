@@ -5,6 +5,7 @@ of the data may be read-only. It can be deleted at any time.
 """
 
 import hashlib
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -119,6 +120,9 @@ def _read(source: str, read: Callable[[str], PictureAnnotation]) -> PictureAnnot
         return Finding("unreadable", str(error))
 
 
+AT_ONCE = 32
+"""Largest number of files that a thread reads before the progress is shown."""
+
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 
@@ -126,13 +130,15 @@ Result = TypeVar("Result")
 def in_parallel(function: Callable[[Given], Result], items: Sequence[Given], description: str) -> list[Result]:
     """Apply a function in threads, and return the results in order; a terminal shows a progress bar."""
     console = Console(stderr=True)
+    # A thread takes several items at once, since handing over an item takes longer than reading a small file.
+    size = max(1, min(AT_ONCE, len(items) // 100))
+    parts = [items[first : first + size] for first in range(0, len(items), size)]
     with ThreadPoolExecutor() as pool:
-        results = pool.map(function, items)
-        return list(
-            track(
-                results, description, total=len(items), console=console, transient=True, disable=not console.is_terminal
-            )
+        results = pool.map(lambda part: list(map(function, part)), parts)
+        shown = track(
+            results, description, total=len(parts), console=console, transient=True, disable=not console.is_terminal
         )
+        return list(itertools.chain.from_iterable(shown))
 
 
 def load(key: str) -> Stored | None:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
 from ssd_lightning.records import DetectionRecords, ObjectRecords
-from ssd_lightning.run_folder import JOB_FILE, read_config
+from ssd_lightning.run_folder import JOB_FILE, SWEEP_FILE, config_of_sweep, read_config, replace_text
 from ssd_lightning.training.loggers.dashboard import Dashboard, Results
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 
@@ -144,7 +144,7 @@ class WandbRun(WandbLogger, Dashboard):
         else:
             log.info("wandb: %s", run.url or f"offline; upload it with {self._sync_command()}")
         self._experiment = run
-        id_file.write_text(f"{run.id}\n")
+        replace_text(id_file, f"{run.id}\n")
         with self._attempt():
             run.define_metric("trainer/global_step")
             run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -269,10 +269,10 @@ class WandbRun(WandbLogger, Dashboard):
 
 def sweep_and_job(folder: Path) -> tuple[str | None, str | None]:
     """Return names for the sweep of a run and for its job; both are None if the run is in no sweep."""
-    sweep = next((parent for parent in folder.parents if (parent / "multirun.yaml").exists()), None)
+    sweep = next((parent for parent in folder.parents if (parent / SWEEP_FILE).exists()), None)
     if sweep is None or not (folder / JOB_FILE).exists():
         return None, None
-    of_sweep = read_config(sweep / "multirun.yaml")["hydra"]["overrides"]["task"]
+    of_sweep = read_config(config_of_sweep(sweep))["hydra"]["overrides"]["task"]
     of_job = read_config(folder / ".hydra" / "overrides.yaml")
     varying = [override for override in of_job if override not in of_sweep]
     return sweep.name, " ".join([str(folder.relative_to(sweep)), *varying])[:LONGEST_NAME]
