@@ -64,9 +64,9 @@ def is_running(group: int) -> bool:
     return True
 
 
-def catches(process: subprocess.Popen[str], number: signal.Signals) -> bool:
+def catches(process: int, number: signal.Signals) -> bool:
     """Return True if a process has a handler of its own for a signal."""
-    [mask] = [line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigCgt" in line]
+    [mask] = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if "SigCgt" in line]
     return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 
 

@@ -17,7 +17,7 @@ import torch
 from command_line import QUICK
 from ddp_program import STEPS, VALIDATIONS
 from places import TESTS
-from processes import TRAIN, finish, free_port, is_running, start, wait_for
+from processes import TRAIN, catches, finish, free_port, is_running, start, wait_for
 
 from ssd_lightning.cli import ranks
 from ssd_lightning.data.batches import Key
@@ -362,7 +362,7 @@ def torchrun(folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
     """Start two launchers, as on two machines."""
     here = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     nodes = [["-m", "torch.distributed.run", *here, f"--node_rank={node}"] for node in (0, 1)]
-    return [start(folder, *node, *TRAIN, *arguments, "trainer.devices=1", "+trainer.num_nodes=2") for node in nodes]
+    return [start(folder, *node, *TRAIN, *arguments, "trainer.devices=1", "trainer.num_nodes=2") for node in nodes]
 
 
 @pytest.mark.slow
@@ -379,6 +379,24 @@ def test_torchrun_on_two_machines_gives_one_run(trained, choices: list[str], tmp
     fails = [FAILS, "+callbacks.fails.rank=1", "+callbacks.fails.step=1", '+callbacks.fails.how="user\'s mistake"']
     failed = [finish(process, 1)[1] for process in torchrun(tmp_path, *choices, *fails, "hydra.run.dir=failed")]
     assert "".join(failed).count("ssd-train: rank 1 fails") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "rank"), [("start", 0), ("start", 1), ("sanity_check", 1), ("validate", 1)])
+def test_a_signal_to_one_rank_of_torchrun_ends_all(choices: list[str], tmp_path: Path, moment: str, rank: int):
+    """All ranks have the exit code of the signal, before torchrun would kill them after 30 seconds."""
+    pause = ["+callbacks.pause._target_=added_callbacks.PauseInValidation", f"+callbacks.pause.moment={moment}"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *TRAIN, *choices]
+    process = start(tmp_path, *command, *([] if moment == "start" else pause), "hydra.run.dir=run")
+    wait_for(lambda: len(other_ranks(process)) == 2, process)
+    if moment == "start":
+        wait_for(lambda: all(catches(each, signal.SIGTERM) for each in other_ranks(process)), process)
+    else:
+        wait_for((tmp_path / "paused").exists, process)
+    os.kill(sorted(other_ranks(process))[rank], signal.SIGTERM)
+    _, error = finish(process, exit_code=1)
+    assert set(re.findall(r"exitcode +: (-?\d+)", error)) == {str(128 + signal.SIGTERM)}
+    assert len(re.findall("ssd-train: interrupted by SIGTERM", error)) == 1
 
 
 @pytest.mark.slow

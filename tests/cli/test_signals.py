@@ -33,7 +33,7 @@ def message_of(process, number: signal.Signals) -> str:
 def test_before_anything_is_written(bananas: Path, tmp_path: Path, number: signal.Signals):
     """The signal comes while torch is imported, which takes most of the time of a start."""
     process = start(tmp_path, *TRAIN, "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=run")
-    wait_for(lambda: catches(process, signal.SIGTERM), process)
+    wait_for(lambda: catches(process.pid, signal.SIGTERM), process)
     os.killpg(process.pid, number)
     assert message_of(process, number).startswith(f"interrupted by {number.name}; ")
     assert not (tmp_path / "run").exists()
