@@ -5,7 +5,7 @@
 A few generated pictures are linked many times, so that little is written to the disk. The json files are generated,
 too. Each row is a process of its own: its wall time, its time on all cores, and its largest resident memory. Each row
 is also measured with a tenth of the data, so that the last columns show the growth: 10.0 is linear. Importing the
-package takes about 4 seconds and 900 MB in each row.
+package takes 3 to 6 core seconds and up to 1050 MB in each row.
 """
 
 import argparse
