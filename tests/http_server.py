@@ -67,11 +67,11 @@ def serving() -> Iterator[Server]:
         thread.join()
 
 
-def sending(content: bytes, stop: int | None = None) -> Behaviour:
+def sending(content: bytes, stop: int | None = None, content_type: str = "application/octet-stream") -> Behaviour:
     """A server of ``content`` that closes the connection when it has sent the bytes up to ``stop``."""
 
     def behave(handler: Handler) -> None:
-        handler.head(200, Content_Length=len(content))
+        handler.head(200, Content_Length=len(content), Content_Type=content_type)
         handler.wfile.write(content[:stop])
 
     return behave

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.progress import Progress
 from rich.table import Table
 
-from ssd_lightning.cli.predict import find_pictures
 from ssd_lightning.cli.screen import screen
+from ssd_lightning.cli.sources import find_pictures
 from ssd_lightning.cli.weights import chosen_weights, load_chosen
 from ssd_lightning.deploy.agreement import generated_pictures
 from ssd_lightning.deploy.benchmark import (

@@ -51,12 +51,13 @@ EVALUATE = Command(
 PREDICT = Command(
     "ssd-predict",
     "predict",
-    "detect objects in pictures and folders; write JSON and drawings",
+    "detect objects in pictures, folders, videos and streams; write JSON and drawings",
     [
         "ssd-predict checkpoint=runs/banana_tiny/<time> source=photo.jpg",
         "ssd-predict ssd300_vgg16_coco photo.jpg          a detector of torchvision, without a training",
         "ssd-predict checkpoint=best.ckpt source=photos draw_threshold=0.3",
         "ssd-predict checkpoint=best.ckpt 'source=photos/*.png' draw=false",
+        "ssd-predict best.ckpt clip.mp4 frame_step=2      a video; a number is a camera, and rtsp://… a stream",
     ],
     ("checkpoint", "source"),
     several_words=True,

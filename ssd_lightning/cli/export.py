@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from ssd_lightning.cli.predict import find_pictures
 from ssd_lightning.cli.screen import screen
+from ssd_lightning.cli.sources import find_pictures
 from ssd_lightning.cli.weights import chosen_weights, load_chosen
 from ssd_lightning.deploy.agreement import LEAST_SCORE, LIMIT, Agreement, compare_with_file, generated_pictures
 from ssd_lightning.deploy.detector import Detector

@@ -58,7 +58,10 @@ def named(command: Command, arguments: list[str]) -> list[str]:
     words: list[str] = []
     others: list[str] = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
-        is_word = "=" not in argument and argument[:1] not in ("-", "~") and before not in TAKE_A_VALUE
+        is_option = argument[:1] in ("-", "~") and argument != "-"
+        # An address may have an equals sign in its query.
+        is_pair = "=" in argument.partition("://")[0]
+        is_word = not is_pair and not is_option and before not in TAKE_A_VALUE
         (words if is_word and argument not in command.words else others).append(command.words.get(argument, argument))
     given = {argument.lstrip("+").partition("=")[0] for argument in others}
     keys = [key for key in command.positional if key not in given]

@@ -1,26 +1,32 @@
 """The task of ``ssd-predict``: detect objects in pictures, and write them as JSON and drawings."""
 
-import glob
+import itertools
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import UInt8
 from omegaconf import DictConfig, ListConfig
 from PIL import Image
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn, track
+from rich.text import Text
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_lightning.cli.screen import screen
+from ssd_lightning.cli.sources import PictureFile, find_sources
 from ssd_lightning.cli.weights import chosen_weights, load_chosen
 from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
-from ssd_lightning.data.folders import is_picture, visible_files
 from ssd_lightning.data.pictures import PictureError, read_picture
 from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.prediction import Found, Predictor, Resized, resize
+from ssd_lightning.deploy.video import Frame, Video, VideoWriter, require_av
 from ssd_lightning.devices import free_cores, keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
 from ssd_lightning.require import require_number, require_whole_number
@@ -41,26 +47,44 @@ class Loaded(NamedTuple):
 
 
 def predict(config: DictConfig) -> None:
-    """Detect objects in all pictures of the source, and write ``predictions.json`` and drawings.
+    """Detect objects in everything that the source names, and write JSON, drawings and videos.
 
     Raises:
-        PictureError: with the pictures that could not be read, after all other pictures are done.
+        PictureError: with the pictures that could not be read, after everything else is done.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    paths = find_pictures(list(config.source) if isinstance(config.source, ListConfig) else [config.source])
     require_number("draw_threshold", config.draw_threshold, "[0, 1]")
     require_whole_number("batch_size", config.batch_size, 1)
+    require_whole_number("frame_step", config.frame_step, 1)
     if config.num_workers is not None:
         require_whole_number("num_workers", config.num_workers, 0)
     if config.max_megapixels is not None:
         require_number("max_megapixels", config.max_megapixels, "(0, inf)")
-    checkpoint = chosen_weights(config.checkpoint)
-    detector = load_chosen(checkpoint, config)
-    if isinstance(detector, Detector):
-        detector = detector.to(config.device)
-    elif config.device not in ("auto", "cpu"):
-        raise ValueError(f"device: expected auto or cpu with an exported file, got {config.device}")
-    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as downloads:
+        given = list(config.source) if isinstance(config.source, ListConfig) else [config.source]
+        sources = find_sources(given, Path(downloads))
+        if sources.videos:
+            require_av()
+        checkpoint = chosen_weights(config.checkpoint)
+        detector = load_chosen(checkpoint, config)
+        if isinstance(detector, Detector):
+            detector = detector.to(config.device)
+        elif config.device not in ("auto", "cpu"):
+            raise ValueError(f"device: expected auto or cpu with an exported file, got {config.device}")
+        keep_freed_memory()
+        for source in sources.videos:
+            predict_video(source, folder, detector, config)
+        if sources.pictures:
+            predict_pictures(sources.pictures, folder, detector, config)
+
+
+def predict_pictures(pictures: list[PictureFile], folder: Path, detector: Predictor, config: DictConfig) -> None:
+    """Detect objects in pictures, and write ``predictions.json`` and drawings.
+
+    Raises:
+        PictureError: with the pictures that could not be read, after all other pictures are done.
+    """
+    paths = [picture.path for picture in pictures]
     loader = DataLoader(
         PicturesToPredict(
             paths,
@@ -76,6 +100,7 @@ def predict(config: DictConfig) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     unreadable: list[Loaded] = []
+    names = dict(pictures)
     root = Path(os.path.commonpath([path.parent for path in paths]))
     console = screen()
     for batch in track(loader, description="Detecting", console=console, transient=True):
@@ -84,12 +109,11 @@ def predict(config: DictConfig) -> None:
         for loaded, found in zip(readable, detector.detect([loaded.resized for loaded in readable]), strict=True):
             image_id = len(images) + 1
             height, width = found.size
-            images.append({"id": image_id, "file_name": str(loaded.path), "height": height, "width": width})
+            images.append({"id": image_id, "file_name": names[loaded.path], "height": height, "width": width})
             annotations += found.to_coco(image_id, first_id=len(annotations) + 1)
             if config.draw:
                 _draw(folder / "drawings" / loaded.path.relative_to(root), loaded, found, detector, config)
-    categories = [{"id": label, "name": name} for label, name in enumerate(detector.classes, start=1)]
-    content = {"images": images, "categories": categories, "annotations": annotations}
+    content = {"images": images, "categories": categories(detector), "annotations": annotations}
     replace_text(folder / "predictions.json", json.dumps(content, indent=1) + "\n")
 
     confident = sum(entry["score"] >= config.draw_threshold for entry in annotations)
@@ -102,6 +126,100 @@ def predict(config: DictConfig) -> None:
         # An exception, since sys.exit would also end the jobs of a sweep that come after this one.
         errors = "".join(f"\n  {loaded.error}" for loaded in unreadable)
         raise PictureError(f"{len(unreadable)} of {len(paths)} pictures could not be read:{errors}")
+
+
+def categories(detector: Predictor) -> list[dict[str, Any]]:
+    """Return the classes of a detector as COCO's categories."""
+    return [{"id": label, "name": name} for label, name in enumerate(detector.classes, start=1)]
+
+
+def predict_video(source: str | int, folder: Path, detector: Predictor, config: DictConfig) -> None:
+    """Detect objects in the frames of a video, and write a JSON line for each frame and a video of drawn frames.
+
+    Both files hold what is done when the user or an error stops the command.
+    """
+    name = f"camera_{source}" if isinstance(source, int) else quote(Path(source.rstrip("/")).name, safe=" ")
+    console = screen()
+    counts = {"frames": 0, "broken": 0, "detections": 0}
+    with ExitStack() as stack:
+        video = stack.enter_context(Video(source))
+        lines_path = free_name(folder / "videos" / f"{name}.jsonl")
+        drawn_path = lines_path.with_suffix(".mp4")
+        files = f"{lines_path} and {drawn_path.name}" if config.draw else lines_path
+        # They run last, after the files are closed.
+        stack.callback(lambda: console.print(f"Results: {files}", soft_wrap=True))
+        stack.callback(lambda: console.print(_summary(name, counts, config), soft_wrap=True))
+        with naming(lines_path):
+            lines_path.parent.mkdir(parents=True, exist_ok=True)
+            lines = stack.enter_context(lines_path.open("w", encoding="utf-8"))
+        drawn = stack.enter_context(VideoWriter(drawn_path, video.rate / config.frame_step)) if config.draw else None
+        progress = stack.enter_context(Progress(*PROGRESS, console=console, transient=True))
+        task = progress.add_task(name, total=video.frames)
+        frames = (frame for frame in video if frame.number % config.frame_step == 0)
+        while batch := list(itertools.islice(frames, config.batch_size)):
+            for frame, found in detect_in_frames(batch, detector):
+                counts["frames"] += 1
+                with naming(lines_path):
+                    lines.write(json.dumps(_line(frame, found), ensure_ascii=False) + "\n")
+                    lines.flush()
+                if frame.image is None or found is None:
+                    counts["broken"] += 1
+                    continue
+                shown = found.where(found.scores >= config.draw_threshold)
+                counts["detections"] += len(shown.scores)
+                if drawn is not None:
+                    pixels = draw_boxes(frame.image, shown.boxes, shown.labels, shown.scores, detector.classes)
+                    with naming(drawn_path):
+                        drawn.write(pixels, frame.seconds)
+            progress.update(task, completed=batch[-1].number + 1)
+
+
+def detect_in_frames(frames: list[Frame], detector: Predictor) -> Iterator[tuple[Frame, Found | None]]:
+    """Yield frames of a video with their detections; None for a broken frame."""
+    resized = [
+        resize(frame.image, detector.image_size, detector.antialias) for frame in frames if frame.image is not None
+    ]
+    found = iter(detector.detect(resized))
+    for frame in frames:
+        yield frame, None if frame.image is None else next(found)
+
+
+class FramesPerSecond(ProgressColumn):
+    """The speed of a video."""
+
+    def render(self, task: Task) -> Text:
+        """Return the number of frames per second, once it is known."""
+        return Text("" if task.speed is None else f"{task.speed:.1f} frames/s")
+
+
+PROGRESS = ("{task.description}", BarColumn(), MofNCompleteColumn(), FramesPerSecond(), TimeRemainingColumn())
+"""Columns of the progress of a video."""
+
+
+def free_name(path: Path) -> Path:
+    """Return a path that does not exist: the given one, or one with a number before its suffix."""
+    numbered = (path.with_name(f"{path.stem}_{number}{path.suffix}") for number in itertools.count(2))
+    return path if not path.exists() else next(other for other in numbered if not other.exists())
+
+
+def _line(frame: Frame, found: Found | None) -> dict[str, Any]:
+    """Describe a frame in JSON."""
+    at = {"frame": frame.number, "time": round(frame.seconds, 3)}
+    if found is None:
+        return {**at, "error": frame.error}
+    detections = [
+        {"category_id": entry["category_id"], "name": name, "bbox": entry["bbox"], "score": entry["score"]}
+        for entry, name in zip(found.to_coco(), found.names, strict=True)
+    ]
+    return {**at, "height": found.size[0], "width": found.size[1], "detections": detections}
+
+
+def _summary(name: str, counts: dict[str, int], config: DictConfig) -> str:
+    broken = f", {counts['broken']} of them broken (see the lines with an error)" if counts["broken"] else ""
+    return (
+        f"{name}: {counts['frames']} frames{broken}, {counts['detections']} detections with a score from "
+        f"{config.draw_threshold:g}"
+    )
 
 
 class PicturesToPredict(Dataset):
@@ -137,36 +255,6 @@ class PicturesToPredict(Dataset):
         except PictureError as error:
             return Loaded(path, error=str(error))
         return Loaded(path, resized=resized, canvas=canvas)
-
-
-def find_pictures(sources: list[Any]) -> list[Path]:
-    """Return the picture files of some sources, each file once.
-
-    Args:
-        sources: files, patterns such as ``photos/*.jpg``, and folders, which are searched with their subfolders
-            as :func:`~ssd_lightning.data.folders.visible_files` does.
-
-    Raises:
-        ValueError: with the source that has no pictures.
-    """
-    found: dict[Path, Path] = {}
-    # Hydra turns a file name of digits into a number.
-    if not sources or any(source in ("", None) or not isinstance(source, str | int) for source in sources):
-        raise ValueError(f"source: expected a picture, a folder, a pattern, or a list of them, got {sources}")
-    for source in map(str, sources):
-        path = Path(source).expanduser()
-        if path.is_file():
-            new = [path]
-        elif path.is_dir():
-            new = [path.joinpath(*file.split("/")) for file in visible_files(path, "source") if is_picture(file)]
-        else:
-            new = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-        if not new:
-            what = "a folder with pictures" if path.is_dir() else "a file, folder or pattern that exists"
-            raise ValueError(f"source: expected {what}, got {source}")
-        for file in new:
-            found.setdefault(file.resolve(), file.absolute())
-    return list(found.values())
 
 
 def _draw(path: Path, loaded: Loaded, found: Found, detector: Predictor, config: DictConfig) -> None:

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from run_folder import Trained
 
-from ssd_lightning.cli.predict import PicturesToPredict, find_pictures
+from ssd_lightning.cli.predict import PicturesToPredict
+from ssd_lightning.cli.sources import find_pictures
 from ssd_lightning.training.checkpoint import load_detector
 
 

@@ -1,0 +1,139 @@
+"""The pictures, videos and cameras that ``source`` names."""
+
+import glob
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssd_lightning.data.folders import is_picture, visible_files
+from ssd_lightning.deploy.video import PATIENCE, VIDEO_SUFFIXES
+from ssd_lightning.run_folder import naming
+
+STDIN = "-"
+"""The source that stands for a list of sources on standard input, one a line."""
+
+
+class PictureFile(NamedTuple):
+    """A picture to detect objects in."""
+
+    path: Path
+    name: str
+    """The file, or the address that it was downloaded from."""
+
+
+class Sources(NamedTuple):
+    """Everything to detect objects in."""
+
+    pictures: list[PictureFile]
+    videos: list[str | int]
+    """Files and addresses of videos, and numbers of cameras."""
+
+
+def find_sources(sources: list[Any], downloads: Path) -> Sources:
+    """Sort sources into pictures and videos, and download the pictures among them.
+
+    Args:
+        sources: as :func:`find_pictures` takes them; also videos, numbers of cameras, addresses, and ``-``.
+        downloads: folder for downloaded pictures.
+
+    Raises:
+        ValueError: with the source that has nothing, or cannot be read.
+    """
+    _check(sources)
+    given: list[Any] = []
+    for source in sources:
+        lines = [line for line in sys.stdin.read().splitlines() if line.strip()] if source == STDIN else [source]
+        if not lines:
+            raise ValueError("source: expected a list of pictures on standard input, got none")
+        given += lines
+    pictures: dict[Path, PictureFile] = {}
+    videos: dict[str | int, None] = {}
+    for source in given:
+        text = str(source)
+        if "://" in text:
+            path = download_picture(text, downloads / str(len(pictures)))
+            if path is None:
+                videos.setdefault(text)
+            else:
+                pictures[path] = PictureFile(path, text)
+        elif text.isdecimal() and not Path(text).exists():
+            videos.setdefault(int(text))
+        elif is_video(text):
+            videos.setdefault(text)
+        else:
+            files = find_files(text)
+            videos |= dict.fromkeys(str(file) for file in files if is_video(str(file)))
+            for file in files:
+                if not is_video(str(file)):
+                    pictures.setdefault(file.resolve(), PictureFile(file.absolute(), str(file.absolute())))
+    return Sources(list(pictures.values()), list(videos))
+
+
+def find_pictures(sources: list[Any]) -> list[Path]:
+    """Return the picture files of some sources, each file once.
+
+    Args:
+        sources: files, patterns such as ``photos/*.jpg``, and folders, which are searched with their subfolders
+            as :func:`~ssd_lightning.data.folders.visible_files` does.
+
+    Raises:
+        ValueError: with the source that has no pictures.
+    """
+    _check(sources)
+    found: dict[Path, Path] = {}
+    for source in map(str, sources):
+        for file in find_files(source):
+            found.setdefault(file.resolve(), file.absolute())
+    return list(found.values())
+
+
+def find_files(source: str) -> list[Path]:
+    """Return the files of one source; see :func:`find_pictures`."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [path.joinpath(*file.split("/")) for file in visible_files(path, "source") if is_picture(file)]
+    else:
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    if not found:
+        what = "a folder with pictures" if path.is_dir() else "a file, folder or pattern that exists"
+        raise ValueError(f"source: expected {what}, got {source}")
+    return found
+
+
+def is_video(name: str) -> bool:
+    """Return True for the name of a video file that exists."""
+    path = Path(name).expanduser()
+    return path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+
+
+def download_picture(address: str, folder: Path) -> Path | None:
+    """Download a picture to a folder. Return None for an address of something else, which is left to FFmpeg.
+
+    Raises:
+        ValueError: with the address, if it does not answer.
+    """
+    if not address.lower().startswith(("http://", "https://")):
+        return None
+    try:
+        with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+            if not answer.headers.get_content_type().startswith("image/"):
+                return None
+            path = folder / (urllib.parse.quote(Path(urllib.parse.urlsplit(address).path).name) or "picture")
+            content = answer.read()
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise ValueError(f"source: expected a picture or a stream, got {address} ({error})") from error
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return path
+
+
+def _check(sources: list[Any]) -> None:
+    # Hydra turns a file name of digits into a number.
+    if not sources or any(source in ("", None) or not isinstance(source, str | int) for source in sources):
+        raise ValueError(f"source: expected a picture, a folder, a pattern, or a list of them, got {sources}")
