@@ -4,8 +4,6 @@ import json
 import shlex
 from pathlib import Path
 
-import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import UInt8
 from omegaconf import DictConfig, ListConfig
@@ -17,8 +15,8 @@ from ssd_lightning.cli.weights import chosen_weights, load_chosen
 from ssd_lightning.deploy.agreement import LEAST_SCORE, LIMIT, Agreement, compare_with_file, generated_pictures
 from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.export import export_onnx, require_packages
-from ssd_lightning.deploy.onnx_detector import OnnxDetector
-from ssd_lightning.deploy.prediction import resize
+from ssd_lightning.deploy.onnx_detector import OnnxDetector, whole_levels
+from ssd_lightning.deploy.prediction import batch_of, views_of
 from ssd_lightning.run_folder import replace_text
 
 
@@ -87,5 +85,5 @@ def resized_pictures(
     paths: list[Path], image_size: tuple[int, int], antialias: bool
 ) -> UInt8[Tensor, "number 3 height width"]:
     """Read pictures at the input size, in whole levels, as the exported file takes them."""
-    pictures = [np.rint(resize(path, image_size, antialias).image).astype(np.uint8) for path in paths]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    images = batch_of([view for path in paths for view in views_of(path, image_size, antialias)])
+    return whole_levels(images)

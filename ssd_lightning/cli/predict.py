@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,10 +23,11 @@ from torch.utils.data import DataLoader, Dataset
 from ssd_lightning.cli.screen import screen
 from ssd_lightning.cli.sources import PictureFile, find_sources
 from ssd_lightning.cli.weights import chosen_weights, load_chosen
-from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
+from ssd_lightning.data.augmentation.pipeline import resample
+from ssd_lightning.data.augmentation.windows import WHOLE, Window
 from ssd_lightning.data.pictures import PictureError, read_picture
 from ssd_lightning.deploy.detector import Detector
-from ssd_lightning.deploy.prediction import Found, Predictor, Resized, resize
+from ssd_lightning.deploy.prediction import Found, Predictor, Resized, tile_windows, views_of
 from ssd_lightning.deploy.video import Frame, Video, VideoWriter, require_av
 from ssd_lightning.devices import free_cores, keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
@@ -37,11 +39,11 @@ LARGEST_DRAWING = 1600
 
 
 class Loaded(NamedTuple):
-    """A resized picture, or the reason why it could not be read."""
+    """The resized views of a picture, or the reason why it could not be read."""
 
     path: Path
     error: str = ""
-    resized: Resized | None = None
+    views: tuple[Resized, ...] = ()
     canvas: UInt8[np.ndarray, "height width 3"] | None = None
     """Pixels to draw boxes on."""
 
@@ -56,6 +58,7 @@ def predict(config: DictConfig) -> None:
     require_number("draw_threshold", config.draw_threshold, "[0, 1]")
     require_whole_number("batch_size", config.batch_size, 1)
     require_whole_number("frame_step", config.frame_step, 1)
+    windows = tile_windows(rows_and_columns(config.tiles))
     if config.num_workers is not None:
         require_whole_number("num_workers", config.num_workers, 0)
     if config.max_megapixels is not None:
@@ -73,12 +76,28 @@ def predict(config: DictConfig) -> None:
             raise ValueError(f"device: expected auto or cpu with an exported file, got {config.device}")
         keep_freed_memory()
         for source in sources.videos:
-            predict_video(source, folder, detector, config)
+            predict_video(source, folder, detector, windows, config)
         if sources.pictures:
-            predict_pictures(sources.pictures, folder, detector, config)
+            predict_pictures(sources.pictures, folder, detector, windows, config)
 
 
-def predict_pictures(pictures: list[PictureFile], folder: Path, detector: Predictor, config: DictConfig) -> None:
+def rows_and_columns(tiles: Any) -> tuple[int, int] | None:
+    """Return the numbers in a value such as ``2x3``; None for null.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    if tiles is None:
+        return None
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(tiles))
+    if found is None:
+        raise ValueError(f"tiles: expected <rows>x<columns> or null, got {tiles}. Try tiles=2x2.")
+    return int(found[1]), int(found[2])
+
+
+def predict_pictures(
+    pictures: list[PictureFile], folder: Path, detector: Predictor, windows: list[Window], config: DictConfig
+) -> None:
     """Detect objects in pictures, and write ``predictions.json`` and drawings.
 
     Raises:
@@ -90,6 +109,7 @@ def predict_pictures(pictures: list[PictureFile], folder: Path, detector: Predic
             paths,
             detector.image_size,
             detector.antialias,
+            windows,
             with_canvas=config.draw,
             max_megapixels=config.max_megapixels,
         ),
@@ -104,9 +124,10 @@ def predict_pictures(pictures: list[PictureFile], folder: Path, detector: Predic
     root = Path(os.path.commonpath([path.parent for path in paths]))
     console = screen()
     for batch in track(loader, description="Detecting", console=console, transient=True):
-        readable = [loaded for loaded in batch if loaded.resized is not None]
-        unreadable += [loaded for loaded in batch if loaded.resized is None]
-        for loaded, found in zip(readable, detector.detect([loaded.resized for loaded in readable]), strict=True):
+        readable = [loaded for loaded in batch if loaded.views]
+        unreadable += [loaded for loaded in batch if not loaded.views]
+        detected = detector.detect_views([loaded.views for loaded in readable], windows, config.batch_size)
+        for loaded, found in zip(readable, detected, strict=True):
             image_id = len(images) + 1
             height, width = found.size
             images.append({"id": image_id, "file_name": names[loaded.path], "height": height, "width": width})
@@ -133,7 +154,9 @@ def categories(detector: Predictor) -> list[dict[str, Any]]:
     return [{"id": label, "name": name} for label, name in enumerate(detector.classes, start=1)]
 
 
-def predict_video(source: str | int, folder: Path, detector: Predictor, config: DictConfig) -> None:
+def predict_video(
+    source: str | int, folder: Path, detector: Predictor, windows: list[Window], config: DictConfig
+) -> None:
     """Detect objects in the frames of a video, and write a JSON line for each frame and a video of drawn frames.
 
     Both files hold what is done when the user or an error stops the command.
@@ -157,7 +180,7 @@ def predict_video(source: str | int, folder: Path, detector: Predictor, config: 
         task = progress.add_task(name, total=video.frames)
         frames = (frame for frame in video if frame.number % config.frame_step == 0)
         while batch := list(itertools.islice(frames, config.batch_size)):
-            for frame, found in detect_in_frames(batch, detector):
+            for frame, found in detect_in_frames(batch, detector, windows):
                 counts["frames"] += 1
                 with naming(lines_path):
                     lines.write(json.dumps(_line(frame, found), ensure_ascii=False) + "\n")
@@ -174,12 +197,16 @@ def predict_video(source: str | int, folder: Path, detector: Predictor, config: 
             progress.update(task, completed=batch[-1].number + 1)
 
 
-def detect_in_frames(frames: list[Frame], detector: Predictor) -> Iterator[tuple[Frame, Found | None]]:
+def detect_in_frames(
+    frames: list[Frame], detector: Predictor, windows: list[Window]
+) -> Iterator[tuple[Frame, Found | None]]:
     """Yield frames of a video with their detections; None for a broken frame."""
-    resized = [
-        resize(frame.image, detector.image_size, detector.antialias) for frame in frames if frame.image is not None
+    views = [
+        views_of(frame.image, detector.image_size, detector.antialias, windows)
+        for frame in frames
+        if frame.image is not None
     ]
-    found = iter(detector.detect(resized))
+    found = iter(detector.detect_views(views, windows, len(frames)))
     for frame in frames:
         yield frame, None if frame.image is None else next(found)
 
@@ -230,12 +257,14 @@ class PicturesToPredict(Dataset):
         paths: list[Path],
         image_size: tuple[int, int],
         antialias: bool,
+        windows: list[Window],
         with_canvas: bool,
         max_megapixels: float | None = None,
     ) -> None:
         self.paths = paths
         self.image_size = image_size
         self.antialias = antialias
+        self.windows = windows
         self.with_canvas = with_canvas
         self.max_megapixels = max_megapixels
 
@@ -245,8 +274,8 @@ class PicturesToPredict(Dataset):
     def __getitem__(self, index: int) -> Loaded:
         path = self.paths[index]
         try:
-            resized = resize(path, self.image_size, self.antialias, max_megapixels=self.max_megapixels)
-            height, width = resized.size
+            views = views_of(path, self.image_size, self.antialias, self.windows, max_megapixels=self.max_megapixels)
+            height, width = views[0].size
             scale = min(1.0, LARGEST_DRAWING / max(height, width))
             small = max(1, round(height * scale)), max(1, round(width * scale))
             canvas = None
@@ -254,7 +283,7 @@ class PicturesToPredict(Dataset):
                 canvas = resample(read_picture(path, small, self.max_megapixels), WHOLE, small)
         except PictureError as error:
             return Loaded(path, error=str(error))
-        return Loaded(path, resized=resized, canvas=canvas)
+        return Loaded(path, views=tuple(views), canvas=canvas)
 
 
 def _draw(path: Path, loaded: Loaded, found: Found, detector: Predictor, config: DictConfig) -> None:

@@ -29,6 +29,11 @@ class Detector(Predictor):
     """One of ``32-true``, ``bf16-mixed`` and ``16-mixed``; see :meth:`Detector.to`."""
 
     @property
+    def settings(self) -> PostProcess:
+        """The post-processing, which also merges the detections of tiles."""
+        return self.postprocess
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the network's input in pixels."""
         return self.model.image_size

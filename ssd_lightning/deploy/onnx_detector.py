@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssd_lightning.deploy.export import FINAL_OUTPUTS, INPUT, METADATA_KEY, require_packages
 from ssd_lightning.deploy.prediction import Predictor
+from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.structures import Detections
 
 if TYPE_CHECKING:  # The package is in the extra "export".
@@ -46,6 +47,12 @@ class OnnxDetector(Predictor):
         self.path = Path(path)
         self.metadata = _metadata(self.session.get_modelmeta().custom_metadata_map, path)
         self.classes = tuple(self.metadata["classes"])
+
+    @property
+    def settings(self) -> PostProcess:
+        """The post-processing in the file, which also merges the detections of tiles."""
+        self.require_postprocess()
+        return PostProcess(**self.metadata["postprocess"])
 
     @property
     def image_size(self) -> tuple[int, int]:

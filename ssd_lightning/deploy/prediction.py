@@ -14,8 +14,10 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ssd_lightning.data.augmentation.pipeline import WHOLE, resample
+from ssd_lightning.data.augmentation.pipeline import View, resample
+from ssd_lightning.data.augmentation.windows import WHOLE, Window
 from ssd_lightning.data.pictures import picture_size, pixels_of, read_picture
+from ssd_lightning.detector.postprocess import PostProcess, non_maximum_suppression
 from ssd_lightning.drawing import draw_boxes
 from ssd_lightning.records import DRAW_THRESHOLD
 from ssd_lightning.require import require_number, require_whole_number
@@ -41,9 +43,9 @@ class Decoded(NamedTuple):
     size: tuple[int, int]
     """(height, width) in pixels of the whole picture."""
 
-    def resize(self, image_size: tuple[int, int], antialias: bool) -> Resized:
-        """Resize the picture to the input of a network, as in training."""
-        return Resized(resample(self.image, WHOLE, image_size, antialias), self.size)
+    def resize(self, image_size: tuple[int, int], antialias: bool, window: Window = WHOLE) -> Resized:
+        """Resize a window of the picture to the input of a network, as in training."""
+        return Resized(resample(self.image, window, image_size, antialias), self.size)
 
 
 class Found(NamedTuple):
@@ -113,6 +115,11 @@ class Predictor(ABC):
 
     @property
     @abstractmethod
+    def settings(self) -> PostProcess:
+        """The post-processing, which also merges the detections of tiles."""
+
+    @property
+    @abstractmethod
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the network's input in pixels."""
 
@@ -140,6 +147,7 @@ class Predictor(ABC):
         score_threshold: float = ...,
         classes: Collection[str] | None = ...,
         batch_size: int = ...,
+        tiles: tuple[int, int] | None = ...,
     ) -> Found: ...
 
     @overload
@@ -150,6 +158,7 @@ class Predictor(ABC):
         score_threshold: float = ...,
         classes: Collection[str] | None = ...,
         batch_size: int = ...,
+        tiles: tuple[int, int] | None = ...,
     ) -> list[Found]: ...
 
     def predict(
@@ -159,6 +168,7 @@ class Predictor(ABC):
         score_threshold: float = DRAW_THRESHOLD,
         classes: Any = None,
         batch_size: int = 8,
+        tiles: tuple[int, int] | None = None,
     ) -> Found | list[Found]:
         """Detect objects in one picture or in many.
 
@@ -170,7 +180,9 @@ class Predictor(ABC):
             score_threshold: lowest score of the detections that are returned. Post-processing has a threshold of its
                 own, which comes first.
             classes: names of the classes whose detections are returned. ``None``: all.
-            batch_size: number of pictures that the network gets at once.
+            batch_size: number of pictures, or of tiles, that the network gets at once.
+            tiles: (rows, columns) of tiles, in which small objects of a large picture are found; see
+                :func:`tile_windows`. ``None``: the picture is used as a whole.
 
         Returns:
             The detections of the picture; or a list of them for a list or an iterator.
@@ -185,17 +197,38 @@ class Predictor(ABC):
         is_one = isinstance(pictures, Picture)
         if not is_one and not isinstance(pictures, Iterable):
             raise ValueError(_unexpected("pictures", type(pictures).__name__))
-        batches = self._batches(iter([pictures] if is_one else pictures), batch_size, is_one)
+        windows = tile_windows(tiles)
+        # All views of a picture are in memory at once.
+        several = batch_size if len(windows) == 1 else 1
         results = [
             found.where((found.scores >= score_threshold) & np.isin(found.labels, labels))
-            for batch in batches
-            for found in self.detect(batch)
+            for batch in self._batches(iter([pictures] if is_one else pictures), several, is_one, windows)
+            for found in self.detect_views(batch, windows, batch_size)
         ]
         return results[0] if is_one else results
 
     def detect(self, pictures: Sequence[Resized]) -> list[Found]:
-        """Return all detections that post-processing keeps in pictures of :func:`resize`, which are one batch."""
+        """Return all detections that post-processing keeps in pictures of :func:`views_of`, which are one batch."""
         return self.in_pixels(self.run(batch_of(pictures)), pictures) if pictures else []
+
+    def detect_views(
+        self, pictures: Sequence[Sequence[Resized]], windows: Sequence[Window], batch_size: int
+    ) -> list[Found]:
+        """Detect objects in pictures, each of which is given by the views of its windows.
+
+        Detections of several views are merged by non-maximum suppression with the settings of the detector.
+
+        Args:
+            pictures: views from :func:`views_of`.
+            windows: the windows of the views.
+            batch_size: number of views that the network gets at once, if there are several of a picture.
+        """
+        if len(windows) == 1 or not pictures:
+            return self.detect([view for [view] in pictures])
+        views = [view for views in pictures for view in views]
+        parts = [self.run(batch_of(views[row : row + batch_size])) for row in range(0, len(views), batch_size)]
+        found = Detections(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+        return self.in_pixels(merge_views(found, windows, self.settings), [views[0] for views in pictures])
 
     def in_pixels(self, detections: Detections, pictures: Sequence[Resized]) -> list[Found]:
         """Return the detections of a batch by picture, in pixels of each picture."""
@@ -218,11 +251,19 @@ class Predictor(ABC):
             )
         return Image.fromarray(draw_boxes(image, found.boxes, found.labels, found.scores, self.classes))
 
-    def _batches(self, pictures: Iterator[Any], batch_size: int, is_one: bool) -> Iterator[list[Resized]]:
+    def _batches(
+        self, pictures: Iterator[Any], batch_size: int, is_one: bool, windows: Sequence[Window]
+    ) -> Iterator[list[list[Resized]]]:
         numbered = enumerate(pictures)
         while batch := list(islice(numbered, batch_size)):
             yield [
-                resize(picture, self.image_size, self.antialias, "pictures" if is_one else f"pictures[{position}]")
+                views_of(
+                    picture,
+                    self.image_size,
+                    self.antialias,
+                    windows,
+                    "pictures" if is_one else f"pictures[{position}]",
+                )
                 for position, picture in batch
             ]
 
@@ -257,29 +298,91 @@ def batch_of(
     return torch.from_numpy(np.stack([picture.image for picture in pictures])).permute(0, 3, 1, 2)
 
 
-def resize(
+TILE_OVERLAP = 0.25
+"""Share of the length of a tile that it has in common with the next one."""
+
+
+def tile_windows(tiles: Any) -> list[Window]:
+    """Return the whole picture, and the windows of its tiles.
+
+    The whole picture is among them, since a large object is in no tile as a whole.
+
+    Args:
+        tiles: number of (rows, columns), which overlap by :data:`TILE_OVERLAP`. ``None`` or (1, 1): no tiles.
+
+    Raises:
+        ValueError: if ``tiles`` is something else.
+    """
+    if tiles is None:
+        return [WHOLE]
+    if not isinstance(tiles, Sequence) or len(tiles) != 2:
+        raise ValueError(f"tiles: expected the number of rows and of columns, got {tiles}")
+    for number in tiles:
+        require_whole_number("tiles", number, 1)
+    rows, columns = (_spans(number) for number in tiles)
+    parts = [Window(left, top, right, bottom) for top, bottom in rows for left, right in columns]
+    return [WHOLE] if parts == [WHOLE] else [WHOLE, *parts]
+
+
+def _spans(number: int) -> list[tuple[float, float]]:
+    """Return the start and the end of overlapping parts of a length of 1."""
+    length = 1 / (number - (number - 1) * TILE_OVERLAP)
+    step = length * (1 - TILE_OVERLAP)
+    # Rounding must leave no part beyond the end.
+    return [(row * step, 1.0 if row == number - 1 else row * step + length) for row in range(number)]
+
+
+def merge_views(found: Detections, windows: Sequence[Window], settings: PostProcess) -> Detections:
+    """Merge the detections of the views of each picture by non-maximum suppression.
+
+    Args:
+        found: detections of all views of the first picture, then of the second, and so on, as fractions of the views.
+        windows: the windows of the views of a picture.
+        settings: of suppression, and the number of detections to keep.
+
+    Returns:
+        Detections of the pictures, as fractions of them.
+    """
+    edges = torch.tensor(windows, dtype=found.boxes.dtype, device=found.boxes.device).unsqueeze(1)
+    start, size = edges[..., :2].repeat(1, 1, 2), (edges[..., 2:] - edges[..., :2]).repeat(1, 1, 2)
+    all_boxes, all_labels, all_scores, all_valid = (column.unflatten(0, (-1, len(windows))) for column in found)
+    # Padding has a score of 0, and comes last.
+    scores, order = all_scores.flatten(1).sort(dim=1, descending=True, stable=True)
+    boxes = (all_boxes * size + start).flatten(1, 2).gather(1, order.unsqueeze(-1).expand(-1, -1, 4))
+    labels, valid = all_labels.flatten(1).gather(1, order), all_valid.flatten(1).gather(1, order)
+    groups = torch.zeros_like(labels) if settings.class_agnostic else labels
+    kept = non_maximum_suppression(boxes, groups, valid, settings.nms_threshold, settings.max_detections)
+    return kept.detections(boxes, labels, scores)
+
+
+def views_of(
     picture: Any,
     image_size: tuple[int, int],
     antialias: bool,
+    windows: Sequence[Window] = (WHOLE,),
     key: str = "picture",
     max_megapixels: float | None = None,
-) -> Resized:
-    """Read a picture and resize it to the input of a network, as in training.
+) -> list[Resized]:
+    """Read a picture and resize its windows to the input of a network, as in training.
 
     Args:
         picture: see :data:`Picture`.
         image_size: (height, width) in pixels.
         antialias: see :class:`~ssd_lightning.detector.model.SSD`.
+        windows: parts of the picture.
         key: the argument that gave the picture, for messages.
         max_megapixels: largest picture file; see :func:`~ssd_lightning.data.pictures.read_header`.
     """
-    return decode(picture, image_size if antialias else None, key, max_megapixels).resize(image_size, antialias)
+    sizes = [View(window, False, False).least_size(image_size) for window in windows]
+    least = (max(height for height, _ in sizes), max(width for _, width in sizes)) if antialias else None
+    decoded = decode(picture, least, key, max_megapixels)
+    return [decoded.resize(image_size, antialias, window) for window in windows]
 
 
 def decode(
     picture: Any, least: tuple[int, int] | None, key: str = "picture", max_megapixels: float | None = None
 ) -> Decoded:
-    """Return the pixels of a picture; see :func:`resize`.
+    """Return the pixels of a picture; see :func:`views_of`.
 
     Args:
         picture: see :data:`Picture`.

@@ -92,12 +92,7 @@ class PostProcess:
         )
         if self.class_agnostic:
             labels = likeliest.squeeze(-1).gather(1, box) + 1
-        return Detections(
-            boxes.gather(1, kept.candidate.unsqueeze(-1).expand(-1, -1, 4)) * kept.valid.unsqueeze(-1),
-            labels.gather(1, kept.candidate) * kept.valid,
-            scores.gather(1, kept.candidate) * kept.valid,
-            kept.valid,
-        )
+        return kept.detections(boxes, labels, scores)
 
 
 def class_scores(predictions: Predictions) -> Float[Tensor, "batch boxes classes"]:
@@ -130,6 +125,20 @@ class Kept(NamedTuple):
     candidate: Int[Tensor, "batch detections"]
     """Index of the candidate; 0 where it is not valid."""
     valid: Bool[Tensor, "batch detections"]
+
+    def detections(
+        self,
+        boxes: Float[Tensor, "batch candidates 4"],
+        labels: Int[Tensor, "batch candidates"],
+        scores: Float[Tensor, "batch candidates"],
+    ) -> Detections:
+        """Return the kept candidates."""
+        return Detections(
+            boxes.gather(1, self.candidate.unsqueeze(-1).expand(-1, -1, 4)) * self.valid.unsqueeze(-1),
+            labels.gather(1, self.candidate) * self.valid,
+            scores.gather(1, self.candidate) * self.valid,
+            self.valid,
+        )
 
 
 def non_maximum_suppression(

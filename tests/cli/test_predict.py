@@ -14,6 +14,7 @@ from run_folder import Trained
 
 from ssd_lightning.cli.predict import PicturesToPredict
 from ssd_lightning.cli.sources import find_pictures
+from ssd_lightning.data.augmentation.windows import WHOLE
 from ssd_lightning.training.checkpoint import load_detector
 
 
@@ -86,8 +87,8 @@ def test_unreadable_pictures_are_listed_and_the_others_done(run, trained: Traine
 def test_the_largest_picture_is_an_option(tmp_path: Path):
     path = tmp_path / "a.png"
     Image.new("RGB", (40, 20)).save(path)
-    refused, read = (PicturesToPredict([path], (64, 64), True, True, limit)[0] for limit in (0.0007, 0.0008))
-    assert refused.resized is None
+    refused, read = (PicturesToPredict([path], (64, 64), True, [WHOLE], True, limit)[0] for limit in (0.0007, 0.0008))
+    assert refused.views == ()
     for part in ("a.png", "40×20", "max_megapixels"):
         assert part in refused.error
     assert read.error == ""
