@@ -65,12 +65,14 @@ PREDICT = Command(
 EXPORT = Command(
     "ssd-export",
     "export",
-    "write a detector as one ONNX file, and compare the file with the checkpoint",
+    "write a detector as one file for other programs, and compare the file with the checkpoint",
     [
         "ssd-export checkpoint=runs/banana_tiny/<time>/checkpoints/best.ckpt",
         "ssd-export checkpoint=best.ckpt file=banana.onnx source=photos    compared on your own pictures",
         "ssd-export checkpoint=best.ckpt postprocess.score_threshold=0.3   only detections above this score",
         "ssd-export checkpoint=best.ckpt raw=true                          scores and boxes before suppression",
+        "ssd-export checkpoint=best.ckpt int8=true calibration=photos      convolutions in 8-bit whole numbers",
+        "ssd-export checkpoint=best.ckpt format=torch_export               a program of torch.export",
     ],
     ("checkpoint",),
 )

@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import UInt8
@@ -12,12 +13,23 @@ from torch import Tensor
 from ssd_lightning.cli.screen import screen
 from ssd_lightning.cli.sources import find_pictures
 from ssd_lightning.cli.weights import chosen_weights, load_chosen
-from ssd_lightning.deploy.agreement import LEAST_SCORE, LIMIT, Agreement, compare_with_file, generated_pictures
+from ssd_lightning.deploy.agreement import (
+    LEAST_SCORE,
+    LIMIT,
+    Agreement,
+    compare_with_file,
+    compare_with_program,
+    generated_pictures,
+)
 from ssd_lightning.deploy.detector import Detector
-from ssd_lightning.deploy.export import export_onnx, require_packages
+from ssd_lightning.deploy.export import export_onnx, export_program, require_packages
 from ssd_lightning.deploy.onnx_detector import OnnxDetector, whole_levels
 from ssd_lightning.deploy.prediction import batch_of, views_of
+from ssd_lightning.deploy.quantization import quantize_onnx
 from ssd_lightning.run_folder import replace_text
+
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+"""Kinds of files, and their suffixes."""
 
 
 def export(config: DictConfig) -> None:
@@ -27,14 +39,9 @@ def export(config: DictConfig) -> None:
         ValueError: if the file finds something else than the checkpoint. Both files stay for inspection.
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.format != "onnx":
-        raise ValueError(f"format: expected onnx, got {config.format}")
-    require_packages("onnx", "onnxscript", "onnxruntime")
-    path = folder / "detector.onnx" if config.file is None else Path(str(config.file)).expanduser()
-    if path.suffix != ".onnx":
-        raise ValueError(f"file: expected a name that ends with .onnx, got {path}")
-    sources = list(config.source) if isinstance(config.source, ListConfig) else [config.source]
-    paths = [] if config.source is None else find_pictures(sources)
+    path = _path(config, folder)
+    paths = [] if config.source is None else find_pictures(_as_list(config.source))
+    calibration = find_pictures(_as_list(config.calibration), "calibration") if config.int8 else []
     checkpoint = chosen_weights(config.checkpoint)
     detector = load_chosen(checkpoint, config)
     if not isinstance(detector, Detector):
@@ -45,28 +52,66 @@ def export(config: DictConfig) -> None:
         if paths
         else generated_pictures(detector.image_size)
     )
-    export_onnx(detector, path, with_postprocess=not config.raw)
-    exported = OnnxDetector(path)
-    found = compare_with_file(detector, exported, images)
+    if config.format == "torch_export":
+        export_program(detector, path)
+        found, metadata = compare_with_program(detector, path, images)
+    else:
+        export_onnx(detector, path, with_postprocess=not config.raw)
+        if config.int8:
+            pictures = (resized_pictures([one], detector.image_size, detector.antialias) for one in calibration)
+            quantize_onnx(path, path, pictures)
+        exported = OnnxDetector(path)
+        found, metadata = compare_with_file(detector, exported, images), exported.metadata
     report = path.with_suffix(".json")
     content = {
         "file": str(path),
+        "format": config.format,
+        "int8": config.int8,
         "checkpoint": str(checkpoint),
         "source": [str(picture) for picture in paths] or "generated",
+        "calibration": [str(picture) for picture in calibration] if config.int8 else None,
         **found._asdict(),
         "least_score": LEAST_SCORE,
-        "limit": LIMIT,
+        "limit": None if config.int8 else LIMIT,
         "is_close": found.is_close,
-        "metadata": exported.metadata,
+        "metadata": metadata,
     }
     replace_text(report, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     for line in (*sentences(found), f"Results: {path} (report: {report.name})"):
         screen().print(line, soft_wrap=True)
-    if not found.is_close:
+    if config.int8:
+        # Rounding to 8 bits changes every score. Only scores on pictures with truth say what it costs.
+        data = "data=<the option of a data set>"
+        screen().print(f"Next:    ssd-evaluate {shlex.quote(f'checkpoint={path}')} {data}", soft_wrap=True)
+    elif not found.is_close:
         raise ValueError(
             f"file: expected differences of at most {LIMIT:g} from {shlex.quote(str(checkpoint))}, got "
             f"{found.box_difference:.2g} of a box and {found.score_difference:.2g} of a score in {path}"
         )
+
+
+def _path(config: DictConfig, folder: Path) -> Path:
+    """Return the file to write, and refuse settings that do not fit the format."""
+    if config.format not in SUFFIXES:
+        raise ValueError(f"format: expected one of {', '.join(SUFFIXES)}, got {config.format}")
+    if config.format == "onnx":
+        require_packages("onnx", "onnxscript", "onnxruntime")
+    elif config.int8:
+        raise ValueError(f"int8: expected false with format={config.format}, got true. Try format=onnx.")
+    if config.int8 == (config.calibration is None):
+        raise ValueError(
+            "calibration: expected pictures with int8=true, and null without it, got "
+            f"{config.calibration} with int8={str(config.int8).lower()}"
+        )
+    suffix = SUFFIXES[config.format]
+    path = folder / f"detector{suffix}" if config.file is None else Path(str(config.file)).expanduser()
+    if path.suffix != suffix:
+        raise ValueError(f"file: expected a name that ends with {suffix}, got {path}")
+    return path
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, ListConfig) else [value]
 
 
 def sentences(found: Agreement) -> list[str]:

@@ -23,7 +23,17 @@ IN_ROOT_OR_HERE = (
 PLACES_OF_DATA = (*FOLDERS_OF_DATA, *IN_ROOT_OR_HERE)
 
 PATHS = {
-    *("checkpoint", "source", "detections", "runs", "baseline", "pretrained", "backbone.weights", "file"),
+    *(
+        "checkpoint",
+        "source",
+        "calibration",
+        "detections",
+        "runs",
+        "baseline",
+        "pretrained",
+        "backbone.weights",
+        "file",
+    ),
     *("resume", "resume_sweep", "hydra.run.dir", "hydra.sweep.dir", *PLACES_OF_DATA),
 }
 """Keys whose value is a path even where it looks like a number or like several values."""

@@ -72,36 +72,37 @@ def find_sources(sources: list[Any], downloads: Path) -> Sources:
     return Sources(list(pictures.values()), list(videos))
 
 
-def find_pictures(sources: list[Any]) -> list[Path]:
+def find_pictures(sources: list[Any], key: str = "source") -> list[Path]:
     """Return the picture files of some sources, each file once.
 
     Args:
         sources: files, patterns such as ``photos/*.jpg``, and folders, which are searched with their subfolders
             as :func:`~ssd_lightning.data.folders.visible_files` does.
+        key: the argument that gave them, for messages.
 
     Raises:
         ValueError: with the source that has no pictures.
     """
-    _check(sources)
+    _check(sources, key)
     found: dict[Path, Path] = {}
     for source in map(str, sources):
-        for file in find_files(source):
+        for file in find_files(source, key):
             found.setdefault(file.resolve(), file.absolute())
     return list(found.values())
 
 
-def find_files(source: str) -> list[Path]:
+def find_files(source: str, key: str = "source") -> list[Path]:
     """Return the files of one source; see :func:`find_pictures`."""
     path = Path(source).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [path.joinpath(*file.split("/")) for file in visible_files(path, "source") if is_picture(file)]
+        found = [path.joinpath(*file.split("/")) for file in visible_files(path, key) if is_picture(file)]
     else:
         found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     if not found:
         what = "a folder with pictures" if path.is_dir() else "a file, folder or pattern that exists"
-        raise ValueError(f"source: expected {what}, got {source}")
+        raise ValueError(f"{key}: expected {what}, got {source}")
     return found
 
 
@@ -133,7 +134,7 @@ def download_picture(address: str, folder: Path) -> Path | None:
     return path
 
 
-def _check(sources: list[Any]) -> None:
+def _check(sources: list[Any], key: str = "source") -> None:
     # Hydra turns a file name of digits into a number.
     if not sources or any(source in ("", None) or not isinstance(source, str | int) for source in sources):
-        raise ValueError(f"source: expected a picture, a folder, a pattern, or a list of them, got {sources}")
+        raise ValueError(f"{key}: expected a picture, a folder, a pattern, or a list of them, got {sources}")

@@ -29,7 +29,7 @@ NUMBERS = {
 }
 """Keys of numbers and their intervals."""
 
-SWITCHES = ("augmented", "compile", "design", "draw", "raw", "stop_sweep_on_failure", "why_missed")
+SWITCHES = ("augmented", "compile", "design", "draw", "int8", "raw", "stop_sweep_on_failure", "why_missed")
 """Keys that are true or false."""
 
 REQUIRED = (

@@ -1,7 +1,8 @@
 """Comparison of an exported file with the detector that it was made from."""
 
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssd_lightning.deploy.detector import Detector
-from ssd_lightning.deploy.export import INPUT, RAW_OUTPUTS, RawDetector, Scored
+from ssd_lightning.deploy.export import INPUT, PROGRAM_METADATA, RAW_OUTPUTS, RawDetector, Scored
 from ssd_lightning.deploy.onnx_detector import OnnxDetector
 from ssd_lightning.structures import Detections
 
@@ -68,6 +69,22 @@ def compare_with_file(
         max(before.box_difference, after.box_difference),
         max(before.score_difference, after.score_difference),
     )
+
+
+def compare_with_program(
+    detector: Detector, path: Path, images: UInt8[Tensor, "batch 3 height width"]
+) -> tuple[Agreement, dict[str, Any]]:
+    """Run a detector and its file of :func:`~ssd_lightning.deploy.export.export_program`, and compare them.
+
+    Returns:
+        The largest differences, and the description in the file.
+    """
+    extra = {PROGRAM_METADATA: ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    with torch.inference_mode():
+        return raw_agreement(RawDetector(detector.model)(images), Scored(*program(images))), json.loads(
+            extra[PROGRAM_METADATA]
+        )
 
 
 def raw_outputs(path: Path, images: UInt8[Tensor, "batch 3 height width"]) -> Scored:

@@ -1,4 +1,4 @@
-"""Export of a detector to one ONNX file: pixels in, detections out."""
+"""Export of a detector to one file: pixels in, detections out."""
 
 import importlib.util
 import io
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -104,6 +104,10 @@ def export_onnx(detector: Detector, path: Path | str, with_postprocess: bool = T
         text = suppression_text(detector.postprocess, boxes, classes, proto.ir_version, proto.opset_import[0].version)
         suppression = onnx.parser.parse_model(text)
         proto = onnx.compose.merge_models(proto, suppression, io_map=[(name, name) for name in RAW_OUTPUTS])
+        # Both parts name the version of the operators. Tools such as the quantizer expect it once.
+        versions = {entry.domain: entry.version for entry in proto.opset_import}
+        del proto.opset_import[:]
+        proto.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in versions.items())
     _describe(proto, detector, with_postprocess)
     onnx.checker.check_model(proto)
     path = Path(path)
@@ -112,11 +116,59 @@ def export_onnx(detector: Detector, path: Path | str, with_postprocess: bool = T
         file.write(proto.SerializeToString())
 
 
+class PlainDetector(RawDetector):
+    """The same with a plain tuple, which a program without this project can load."""
+
+    def forward(self, images: UInt8[Tensor, "batch 3 height width"]) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Compute the scores and the boxes of all default boxes."""
+        return tuple(super().forward(images))
+
+
+PROGRAM_METADATA = f"{METADATA_KEY}.json"
+"""Name of the description in a file of :func:`export_program`."""
+
+
+def export_program(detector: Detector, path: Path | str) -> None:
+    """Write a detector without suppression as a program of :func:`torch.export.save`, which needs torch alone to run.
+
+    The input is uint8 (N, 3, H, W), red first, for any N; the outputs are :data:`RAW_OUTPUTS`, in this order. The extra
+    file :data:`PROGRAM_METADATA` describes the detector.
+
+    Args:
+        detector: in evaluation mode. The program computes in float32, on the device of the detector.
+        path: file to write.
+
+    Raises:
+        ValueError: if the network cannot be exported.
+        OSError: if the file cannot be written.
+    """
+    require_evaluation_mode(detector.model)
+    size, device = detector.image_size, detector.model.default_boxes.device
+    pictures = torch.zeros(2, 3, *size, dtype=torch.uint8, device=device)
+    try:
+        with quiet():
+            program = torch.export.export(
+                PlainDetector(detector.model).eval(),
+                (pictures,),
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            )
+    except Exception as error:  # torch raises many types for what it cannot trace.
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model: expected a network that torch.export takes, got an error: {reason}") from error
+    content = io.BytesIO()
+    description = json.dumps(_description(detector, with_postprocess=False), ensure_ascii=False)
+    torch.export.save(program, content, extra_files={PROGRAM_METADATA: description})
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as file:
+        file.write(content.getvalue())
+
+
 def _network(model: SSD) -> "onnx.ModelProto":
     """Return the graph from pictures to the scores and boxes of all default boxes."""
     pictures = torch.zeros(2, 3, *model.image_size, dtype=torch.uint8, device=model.default_boxes.device)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 RawDetector(model).eval(),
                 (pictures,),
@@ -136,9 +188,15 @@ def _network(model: SSD) -> "onnx.ModelProto":
 def _describe(proto: "onnx.ModelProto", detector: Detector, with_postprocess: bool) -> None:
     import onnx
 
-    own_version = version("ssd-lightning")
-    content = {
-        "version": own_version,
+    content = _description(detector, with_postprocess)
+    proto.producer_name, proto.producer_version = "ssd_lightning", content["version"]
+    proto.graph.name = "detector"
+    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(content, ensure_ascii=False)})
+
+
+def _description(detector: Detector, with_postprocess: bool) -> dict[str, Any]:
+    return {
+        "version": version("ssd-lightning"),
         "classes": list(detector.classes),
         "image_size": list(detector.image_size),
         "antialias": detector.antialias,
@@ -147,9 +205,6 @@ def _describe(proto: "onnx.ModelProto", detector: Detector, with_postprocess: bo
         "postprocess": vars(detector.postprocess) if with_postprocess else None,
         "outputs": FINAL_OUTPUTS if with_postprocess else RAW_OUTPUTS,
     }
-    proto.producer_name, proto.producer_version = "ssd_lightning", own_version
-    proto.graph.name = "detector"
-    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(content, ensure_ascii=False)})
 
 
 def suppression_text(settings: PostProcess, boxes: int, classes: int, ir_version: int, opset: int) -> str:
@@ -221,7 +276,7 @@ def suppression_text(settings: PostProcess, boxes: int, classes: int, ir_version
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporter, which reports each step, and prints the network where it fails."""
     former = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -14,17 +14,20 @@ from ssd_lightning.training.checkpoint import load_detector
 @pytest.fixture(autouse=True, scope="session")
 def trace_without_shape_checks():
     """Turn the checks of shapes off while torch traces a network: they would fix the number of pictures."""
-    export = torch.onnx.export
 
-    def unchecked(*arguments, **settings):
-        jaxtyping.config.update("jaxtyping_disable", True)
-        try:
-            return export(*arguments, **settings)
-        finally:
-            jaxtyping.config.update("jaxtyping_disable", False)
+    def unchecked(export):
+        def run(*arguments, **settings):
+            jaxtyping.config.update("jaxtyping_disable", True)
+            try:
+                return export(*arguments, **settings)
+            finally:
+                jaxtyping.config.update("jaxtyping_disable", False)
+
+        return run
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", unchecked)
+        for module in (torch.onnx, torch.export):
+            patch.setattr(module, "export", unchecked(module.export))
         yield
 
 
