@@ -53,8 +53,22 @@ class StoppedBySignal(Exception):
 
     def __init__(self, number: int, outcome: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {outcome}")
+        self.outcome = outcome
         self.code = 128 + number
         """The exit code of the process, as a shell reports the signal."""
+
+
+class Pruned(StoppedBySignal):
+    """The end of a training that the process of its sweep has stopped, since the score was not good enough.
+
+    Args:
+        reason: why, for the message.
+        outcome: what was saved, for the message.
+    """
+
+    def __init__(self, reason: str, outcome: str) -> None:
+        Exception.__init__(self, f"pruned: {reason}. It has no scores and figures of a finished run; {outcome}")
+        self.code = 0
 
 
 @contextlib.contextmanager

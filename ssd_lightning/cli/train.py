@@ -3,7 +3,9 @@
 To read a training from its start, read this file, then ``build.py``, ``training/module.py`` and ``data/datamodule.py``.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,12 @@ from ssd_lightning.cli.overrides import PLACES_OF_DATA
 from ssd_lightning.cli.results import device_name, git_commit, score_and_write_results
 from ssd_lightning.cli.run_folders import chosen_options, run_in_folder
 from ssd_lightning.cli.screen import screen
+from ssd_lightning.cli.sweep import table
 from ssd_lightning.cli.trainer_values import naming_arguments
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.devices import keep_freed_memory
 from ssd_lightning.run_folder import OF_THE_SWEEP, replace_text
+from ssd_lightning.signals import Pruned, StoppedBySignal
 from ssd_lightning.training.loggers.dashboard import dashboards_of, running
 from ssd_lightning.training.loggers.show import ShowOnDashboards
 from ssd_lightning.training.module import SSDModule
@@ -83,10 +87,28 @@ def train(config: DictConfig) -> float:
     ):
         if trainer.is_global_zero:
             screen().print(_first_line(config, trainer, module, datamodule), soft_wrap=True)
-        with errors_of_restoring_named(last), naming_arguments(config.trainer):
+        with errors_of_restoring_named(last), naming_arguments(config.trainer), pruning_named(folder):
             trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
         seconds = timer.time_elapsed("train")
         return score_and_write_results(config, folder, trainer, module, datamodule, seconds, dashboards)
+
+
+@contextlib.contextmanager
+def pruning_named(folder: Path) -> Iterator[None]:
+    """Report the end of a job that its sweep prunes as that, where the callback knows only of a signal.
+
+    Raises:
+        Pruned: with the reason that the sweep has written to the file of the job.
+    """
+    before = table.read_job_file(folder)
+    try:
+        yield
+    except StoppedBySignal as error:
+        job = table.read_job_file(folder)
+        # A pruned job may be resumed as a single run, and then be stopped by a signal of the user.
+        if job.get("status") != "pruned" or job == before:
+            raise
+        raise Pruned(job["reason"], error.outcome) from error
 
 
 def _save_config(config: DictConfig, folder: Path) -> None:

@@ -271,7 +271,8 @@ def _read_files(folder: Path) -> _Run:
     if not has_summary:
         scores = _last_scores(metrics.rows)
         reason = f": {job['reason']}" if job and job.get("reason") else ""
-        status = f"{job['status']}{reason}" if job and job.get("status") in ("failed", "interrupted") else "unfinished"
+        is_named = job is not None and job.get("status") in ("failed", "interrupted", "pruned")
+        status = f"{job['status']}{reason}" if job and is_named else "unfinished"
     if problems:
         status = f"broken: {'; '.join(problems)}"
     return _Run(

@@ -87,6 +87,32 @@ class TestCommand:
             assert chosen["hydra"]["runtime"]["choices"]["matcher"] == trial.params["matcher"]
         assert table(tmp_path / "sweep", "seeds.csv")[0]["seeds"] == "2"
 
+    def test_a_pruned_job_keeps_its_last_score_and_ends_well(self, run, tmp_path: Path):
+        """The better value runs to its end, and the other is pruned at its second validation."""
+        folder = tmp_path / "sweep"
+        outcome = run(
+            *("ssd-train", "-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweep.dir=sweep"),
+            *("hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=1", "name=validates"),
+            *("hydra.sweeper.pruner.n_warmup_steps=2", "optimizer.lr=choice(0.1,0.2)", "hydra.sweeper.sampler.seed=0"),
+        )
+        assert outcome.exit_code == 0, outcome.error
+        study = optuna.load_study(study_name="validates", storage=f"sqlite:///{folder / 'study.db'}")
+        assert [(trial.params["optimizer.lr"], trial.state.name) for trial in study.trials] == [
+            (0.2, "COMPLETE"),
+            (0.1, "PRUNED"),
+        ]
+        assert study.trials[0].intermediate_values == pytest.approx({1: 0.2, 2: 0.4, 3: 0.6, 4: 0.8})
+        assert study.trials[1].intermediate_values == pytest.approx({1: 0.1, 2: 0.2})
+        [finished, pruned] = table(folder)
+        assert (finished["status"], pruned["status"]) == ("finished", "pruned")
+        assert float(pruned["AP50"]) >= 0.2
+        assert pruned["reason"].startswith("validation 2 of trial 1 ")
+        assert (folder / pruned["folder"] / "checkpoints/last.ckpt").exists()
+        assert "1 of 2 jobs finished, 1 pruned" in outcome.out
+        outcome = run("ssd-train", "resume_sweep=sweep")
+        assert outcome.exit_code == 1
+        assert "n_trials" in outcome.message
+
 
 # --- without processes: a launcher whose jobs end at once ---
 
@@ -201,7 +227,9 @@ def test_the_seed_of_a_sampler_repeats_a_search_and_a_resumed_one_draws_new_valu
         ({"objectives": {"map_50": "up"}}, "hydra.sweeper.objectives.map_50"),
         ({"objectives": {"speed": "maximize"}}, "hydra.sweeper.objectives"),
         ({"objectives": {}}, "hydra.sweeper.objectives"),
-        ({"pruner": "median"}, "hydra/sweeper/pruner"),
+        ({"pruner": "median"}, "hydra/sweeper/pruner"),  # The jobs run elsewhere.
+        ({"objectives": {"parameters": "minimize"}, "pruner": "median"}, "hydra/sweeper/pruner"),
+        ({"objectives": {"map_50": "maximize", "map": "maximize"}, "pruner": "median"}, "hydra/sweeper/pruner"),
         ({"resumed": True, "n_trials": 1}, "resume_sweep"),
     ],
 )

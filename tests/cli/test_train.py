@@ -1,6 +1,7 @@
 """``ssd-train``: the run folder, what it prints, and the weights that it starts from."""
 
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from run_folder import COMPLETE, Trained, files_of, summary_of
 from torchvision import models
 
 from ssd_lightning.cli import app, results
+from ssd_lightning.cli.train import pruning_named
 from ssd_lightning.detector import presets
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.scoring.average_precision import voc_average_precision
 from ssd_lightning.scoring.stored_detections import load_detections
+from ssd_lightning.signals import Pruned, StoppedBySignal
 from ssd_lightning.training.checkpoint import load_detector
 
 
@@ -112,3 +115,28 @@ def test_the_commit_is_not_that_of_another_checkout_around_the_package(tmp_path:
     subprocess.run([*git, "commit", "--quiet", "--message", "ours"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     assert results.git_commit() == head
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error"),
+    [
+        ("running", "pruned", Pruned),
+        ("running", "running", StoppedBySignal),
+        # The job was pruned in its sweep, then resumed as a single run, and stopped by its user.
+        ("pruned", "pruned", StoppedBySignal),
+    ],
+)
+def test_a_signal_of_the_sweep_is_told_from_one_of_the_user(tmp_path: Path, before: str, after: str, error: type):
+    write = (tmp_path / "job.json").write_text
+    write(f'{{"status": "{before}", "reason": ""}}')
+
+    def fit() -> None:
+        write(f'{{"status": "{after}", "reason": "{"not good enough" if after != before else ""}"}}')
+        raise StoppedBySignal(signal.SIGTERM, "saved in last.ckpt")
+
+    with pytest.raises(StoppedBySignal, match=r"saved in last\.ckpt") as raised, pruning_named(tmp_path):
+        fit()
+    assert type(raised.value) is error
+    if error is Pruned:
+        assert "not good enough" in str(raised.value)
+        assert raised.value.code == 0

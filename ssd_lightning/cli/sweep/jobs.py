@@ -91,6 +91,12 @@ class Jobs:
         """Return the folders of the jobs that run."""
         return [child.folder for child in self._running]
 
+    def prune(self, folder: Path, reason: str) -> None:
+        """Stop a job that is not worth its time, which first saves a checkpoint."""
+        for child in self._running:
+            if child.folder == folder:
+                child.prune(reason)
+
     def wait(self, is_over: Callable[[], bool] | None = None) -> None:
         """Wait for a condition, or for the end of all jobs."""
         with self._working():
@@ -225,6 +231,13 @@ class Child:
             else:
                 print(self._tail[-1], end="", file=sys.stderr, flush=True)
 
+    def prune(self, reason: str) -> None:
+        """Ask the job to stop. The job finds the reason in its file, and reports it in place of the signal."""
+        if self.status != "pruned":
+            self.status, self.reason = "pruned", reason
+            self._write()
+            self.process.send_signal(signal.SIGTERM)
+
     def finish(self, was_stopped: bool) -> None:
         """Write down how the job ended."""
         # A process that the job started, and that outlives the job, may hold the pipe open.
@@ -232,12 +245,13 @@ class Child:
         code = self.process.returncode
         summary = table.read_summary(self.folder)
         if code == 0 and summary:
-            self.status = "finished"
+            self.status, self.reason = "finished", ""
             self.score = summary["scores"]["val/map_50"]
         else:
-            self.reason = reason_of(list(self._tail), code)
-            stopped = was_stopped or self.reason.startswith("stopped by SIG") or signal_that_ended(code) in STOPPING
-            self.status = "interrupted" if stopped else "failed"
+            reason = reason_of(list(self._tail), code)
+            stopped = was_stopped or reason.startswith("stopped by SIG") or signal_that_ended(code) in STOPPING
+            if self.status != "pruned" or not (stopped or code == 0):
+                self.status, self.reason = "interrupted" if stopped else "failed", reason
         self._write()
         self._lock.release()
         if self._log is not None:

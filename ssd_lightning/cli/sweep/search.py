@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from ssd_lightning.cli.sweep.jobs import Jobs
 from ssd_lightning.cli.sweep.space import Space, read_space
 from ssd_lightning.cli.sweep.start import current_jobs
 from ssd_lightning.require import require_whole_number
-from ssd_lightning.run_folder import SCORE_NAMES, replace_text
+from ssd_lightning.run_folder import SCORE_NAMES, read_metrics, replace_text
 
 OBJECTIVES = (*SCORE_NAMES, "images_per_second", "train_seconds", "parameters", "default_boxes")
 """Names that ``hydra.sweeper.objectives`` may have: scores of the validation, and numbers of ``summary.json``."""
@@ -88,8 +88,11 @@ def search(
     study.pruner = pruner
     # Other launchers run the jobs in processes that they start, or on other machines.
     jobs = current_jobs.get() if isinstance(launcher, BasicLauncher) else None
-    if jobs is None and not isinstance(pruner, optuna.pruners.NopPruner):
-        raise ValueError("hydra/sweeper/pruner: expected none, since the launcher runs the jobs elsewhere")
+    if not isinstance(pruner, optuna.pruners.NopPruner):
+        if jobs is None:
+            raise ValueError("hydra/sweeper/pruner: expected none, since the launcher runs the jobs elsewhere")
+        if _watched(objectives) is None:
+            raise ValueError(f"hydra/sweeper/pruner: expected one score as the objective, got {', '.join(objectives)}")
     Trials(study, space, list(objectives), sweep, stale_after, launcher, jobs).run(left, n_jobs)
     _write_results(study, sweep)
 
@@ -138,6 +141,12 @@ def _number_of_combinations(space: Space) -> int:
         else:
             counts.append(round((found.high - found.low) / found.step) + 1)  # type: ignore[attr-defined]
     return math.prod(counts)
+
+
+def _watched(objectives: Collection[str]) -> str | None:
+    """Return the column of ``metrics.csv`` that a pruner sees; None if there are several, or it is known at the end."""
+    first, *others = objectives
+    return f"val/{first}" if first in SCORE_NAMES and not others else None
 
 
 def _resume(study: Study, total: int, sweep: str | None) -> int:
@@ -207,6 +216,8 @@ class Trial:
         """Folders of the jobs that have begun; None for a job that could not start."""
         self.reported = 0
         """Number of validations that have been reported."""
+        self.read_at = 0
+        self.is_pruned = False
 
 
 class Trials:
@@ -252,6 +263,8 @@ class Trials:
         """
         # A sampler that has tried everything stops the loop of Study.optimize, in whose place this loop stands.
         self._study.stop = self._stop  # type: ignore[method-assign]
+        if self._jobs is not None:
+            self._jobs.watch = self._watch
         with self._heartbeats(), self._failing_the_rest():
             while count > 0 and not self._is_exhausted:
                 if self._jobs is None:
@@ -294,14 +307,47 @@ class Trials:
             if job.return_value not in trial.folders:
                 trial.folders.append(job.return_value)
 
+    def _watch(self) -> None:
+        """Report the validations of the jobs that run, and stop the jobs of a trial that is to be pruned.
+
+        Only the first job of a trial is reported: its score is compared with those of other trials for the same seed.
+        """
+        assert self._jobs is not None
+        for folder in self._jobs.folders():
+            trial = next((trial for trial in self._trials if folder in trial.folders), self._launching)
+            assert trial is not None
+            if folder not in trial.folders:
+                trial.folders.append(folder)
+            if trial.folders[0] == folder and not trial.is_pruned:
+                trial.is_pruned = self._report(trial, folder)
+            if trial.is_pruned:
+                reason = f"validation {trial.reported} of trial {trial.asked.number} was not good enough"
+                self._jobs.prune(folder, reason)
+
+    def _report(self, trial: Trial, folder: Path) -> bool:
+        """Report the new validations of a job, and return True if the trial is to be pruned."""
+        key = _watched(self._objectives)
+        file = folder / "metrics.csv"
+        changed_at = file.stat().st_mtime_ns if file.exists() else 0
+        if key is None or changed_at == trial.read_at:
+            return False
+        trial.read_at = changed_at
+        scores = [row[key] for _, row in sorted(read_metrics(file).items()) if key in row]
+        for score in scores[trial.reported :]:
+            trial.reported += 1
+            trial.asked.report(score, trial.reported)
+            if trial.asked.should_prune():
+                return True
+        return False
+
     def _has_ended(self, trial: Trial) -> bool:
         running = self._jobs.folders() if self._jobs is not None else []
         return not trial.waiting and not any(folder in running for folder in trial.folders)
 
     def _is_decided(self, trial: Trial) -> bool:
-        """Return True if a job of a trial has ended other than finished, after which no other job can help."""
+        """Return True if a job of a trial was pruned or has failed, after which no other job can help."""
         running = self._jobs.folders() if self._jobs is not None else []
-        return any(_state(folder) != "finished" for folder in trial.folders if folder not in running)
+        return trial.is_pruned or any(_state(folder) != "finished" for folder in trial.folders if folder not in running)
 
     def _tell_ended(self) -> None:
         """Tell the study the values of the trials that have ended."""

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import statistics
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from ssd_lightning.run_folder import (
     config_of_sweep,
     natural_order,
     read_config,
+    read_metrics,
     remove_unfinished_files,
     replace_text,
 )
@@ -165,9 +167,17 @@ def rows_of_jobs(jobs: list[Job], sweep: Path) -> list[dict[str, Any]]:
 
 
 def scores_of(job: Job) -> dict[str, float | None]:
-    """Return the scores of a job by column. None for a job that is not finished."""
+    """Return the scores of a job by column: the best ones, or the last ones of a pruned job. None for other jobs."""
     found = job.summary.get("scores", {}) if job.status == "finished" else {}
+    if job.status == "pruned" and job.folder is not None:
+        found = last_scores(job.folder)
     return {column: found.get(key) for column, key in SCORES.items()}
+
+
+def last_scores(folder: Path) -> dict[str, float]:
+    """Return the scores of the last validation of a run. Empty if there was none."""
+    rows = [row for _, row in sorted(read_metrics(folder / "metrics.csv").items()) if "val/map_50" in row]
+    return rows[-1] if rows else {}
 
 
 def rows_over_seeds(jobs: list[Job]) -> list[dict[str, Any]]:
@@ -216,7 +226,9 @@ def show(sweep: Path) -> list[Job]:
     rows = rows_of_jobs(jobs, sweep)
     for row in rows:
         del row["reason"]
-    _print_table(rows, f"{sum(job.status == 'finished' for job in jobs)} of {len(jobs)} jobs finished")
+    counts = Counter(job.status for job in jobs)
+    pruned = f", {counts['pruned']} pruned" if counts["pruned"] else ""
+    _print_table(rows, f"{counts['finished']} of {len(jobs)} jobs finished{pruned}")
     over_seeds = rows_over_seeds(jobs)
     for row in over_seeds:
         for column in SCORES:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import TEST_SCORES, read_config
 from ssd_lightning.scoring.csv_tables import read_table
+from ssd_lightning.signals import Pruned
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures
 
 EMPTY_IS_NAN: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
@@ -71,6 +72,10 @@ class Dashboard(Logger):
         """Show the results of the finished run."""
 
     @abstractmethod
+    def show_reason(self, reason: str) -> None:
+        """Show why the run ended before its last epoch."""
+
+    @abstractmethod
     def end(self, exit_code: int) -> None:
         """End the run; the exit code 0 means success."""
 
@@ -89,6 +94,11 @@ def running(dashboards: Sequence[Dashboard], config: dict[str, Any], git_commit:
             dashboard.begin(config, git_commit)
         yield
         exit_code = 0
+    except Pruned as error:
+        exit_code = error.code
+        for dashboard in dashboards:
+            dashboard.show_reason(str(error))
+        raise
     except KeyboardInterrupt:
         exit_code = 130
         raise

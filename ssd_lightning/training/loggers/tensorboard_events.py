@@ -67,6 +67,9 @@ class TensorBoardEvents(TensorBoardLogger, Dashboard):
         for name, path in results.figures.items():
             self.experiment.add_image(f"figures/{name}", read_picture(path), step, dataformats="HWC")
 
+    def show_reason(self, reason: str) -> None:
+        self.experiment.add_text("ended", reason)
+
     def end(self, exit_code: int) -> None:
         if self._experiment is not None:
             self._experiment.close()

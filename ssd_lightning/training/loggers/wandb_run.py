@@ -244,6 +244,10 @@ class WandbRun(WandbLogger, Dashboard):
             artifact.add_file(str(results.checkpoint))
             self.experiment.log_artifact(artifact, aliases=["best"])
 
+    def show_reason(self, reason: str) -> None:
+        with self._attempt():
+            self.experiment.summary["ended"] = reason
+
     def end(self, exit_code: int) -> None:
         if self._experiment is None:
             return

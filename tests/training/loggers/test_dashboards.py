@@ -36,10 +36,12 @@ from ssd_lightning.records import DetectionRecords, ObjectRecords, Sample, selec
 from ssd_lightning.review import load_runs
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.scoring.stored_detections import load_detections
+from ssd_lightning.signals import Pruned
 from ssd_lightning.structures import Batch, Objects
-from ssd_lightning.training.loggers.dashboard import Dashboard, Results
+from ssd_lightning.training.loggers.dashboard import Dashboard, Results, running
 from ssd_lightning.training.loggers.show import ShowOnDashboards
 from ssd_lightning.training.loggers.shown_pictures import ShownPictures, rows_to_show, worth_showing
+from ssd_lightning.training.loggers.tensorboard_events import TensorBoardEvents
 from ssd_lightning.training.loggers.wandb_run import WandbRun, sweep_and_job, thinned
 
 STEP = "trainer/global_step"
@@ -402,6 +404,24 @@ def test_what_cannot_be_shown_does_not_end_a_run(tmp_path: Path, caplog: pytest.
     board.end(0)
 
 
+def test_a_pruned_run_ends_well_and_says_why(tmp_path: Path):
+    boards = [WandbRun(tmp_path, "bananas", offline=True), TensorBoardEvents(tmp_path)]
+    with pytest.raises(Pruned), running(boards, {"name": "run"}, None):
+        for board in boards:
+            board.log_metrics({"val/map_50": 0.5}, 1)
+        raise Pruned("validation 2 was not good enough", "saved in last.ckpt")
+    [shown] = runs_in(tmp_path)
+    assert shown.exit_codes == [0]
+    ended = [
+        json.loads(item.value_json) for each in shown.of_type("summary") for item in each.update if item.key == "ended"
+    ]
+    text = read_events(tmp_path).Tensors("ended/text_summary")[0].tensor_proto.string_val[0].decode()
+    for told in (*ended, text):
+        assert "pruned: validation 2 was not good enough" in told
+        assert "saved in last.ckpt" in told
+    assert len(ended) == 1
+
+
 class TestServers:
     """Runs with a server on this machine instead of the server of Weights & Biases."""
 
@@ -590,6 +610,8 @@ class Recorder(Dashboard):
     def show_pictures(self, *arguments: Any) -> None: ...
 
     def show_results(self, *arguments: Any) -> None: ...
+
+    def show_reason(self, *arguments: Any) -> None: ...
 
     def end(self, *arguments: Any) -> None: ...
 
