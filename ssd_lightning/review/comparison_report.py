@@ -33,6 +33,7 @@ from ssd_lightning.review.runs import (
     learning_curves,
     load_runs,
     more_is_better,
+    objectives_of,
     run_labels,
     settings_of,
     shown_value,
@@ -65,7 +66,7 @@ RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 """Further columns of the table of runs: title and format."""
 
 COSTS = ("train_seconds", "parameters")
-"""Columns that the score is drawn against."""
+"""Columns that the score is drawn against, beside the other objectives of a search."""
 
 
 class Findings(NamedTuple):
@@ -171,7 +172,8 @@ def write_comparison(
     # A dollar sign in a class or folder does not start a formula.
     with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "comparison"}):
         curves = _curves(runs, labels if by_setting is None else by_setting, score)
-        fronts = [_image(draw_pareto(finished, score, cost, labels)) for cost in COSTS if finished[cost].nunique() > 1]
+        costs = [name for name in dict.fromkeys([*COSTS, *objectives_of(runs)]) if name != score]
+        fronts = [_image(draw_pareto(finished, score, cost, labels)) for cost in costs if finished[cost].nunique() > 1]
         mattered = _importance(finished, score)
         bars = _image(draw_importance(mattered, score)) if mattered is not None else None
         classes = _image(draw_class_differences(two.classes)) if two is not None and len(two.classes) > 1 else None

@@ -4,6 +4,7 @@ Only files are read, so the runs can come from other machines. ``settings.py`` r
 ``run_figures.py`` draws them.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -174,6 +175,20 @@ def pareto(runs: pd.DataFrame, score: str = "map_50", cost: str = "parameters") 
     mine, others = values[:, :, None], values[:, None, :]
     is_beaten = np.any(np.all(others >= mine, axis=0) & np.any(others > mine, axis=0), axis=1)
     return kept[~is_beaten].sort_values([cost, score], ascending=not more_is_better(cost), kind="stable")
+
+
+def objectives_of(runs: pd.DataFrame) -> list[str]:
+    """Return what the searches that the runs are from have optimized, named as the columns of :func:`load_runs`.
+
+    Args:
+        runs: the table of :func:`load_runs`.
+    """
+    files = dict.fromkeys(folder / "multirun.yaml" for run in runs.index for folder in Path(run).parents[:2])
+    names: list[str] = []
+    for file in files:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # Another kind of sweep, or a damaged file.
+            names += read_config(file)["hydra"]["sweeper"]["objectives"]
+    return [name for name in dict.fromkeys(names) if name in runs.columns]
 
 
 def more_is_better(column: str) -> bool:

@@ -1,6 +1,7 @@
 """Sweeps by Optuna. A stand-in takes the place of training."""
 
 import json
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +14,12 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.plugins.launcher import Launcher
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from places import TESTS
+from processes import finish, start, wait_for
 from sweep_folder import column, table
 
 from ssd_lightning.cli.sweep.search import open_study, search
+from ssd_lightning.cli.sweep.table import update
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.run_folder import SCORE_NAMES
 
@@ -113,6 +117,33 @@ class TestCommand:
         assert outcome.exit_code == 1
         assert "n_trials" in outcome.message
 
+    def test_two_sweeps_share_a_study_and_repeat_the_trial_of_a_killed_one(self, tmp_path: Path):
+        def begin(name: str, *arguments: str) -> subprocess.Popen[str]:
+            storage = f"hydra.sweeper.storage={tmp_path / 'study.log'}"
+            shared = ["hydra/sweeper/sampler=random", storage, "hydra.sweeper.study_name=shared"]
+            space = ["-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.1,0.9)", f"hydra.sweep.dir={name}"]
+            return start(tmp_path, str(TESTS / "sweep_program.py"), *space, *shared, *arguments)
+
+        killed = begin("killed", "name=slow")
+        wait_for((tmp_path / "killed/0/trains").exists, killed)
+        killed.kill()
+        killed.communicate()
+        study = open_study(str(tmp_path / "study.log"), "shared", {"map_50": "maximize"})
+        [lost] = study.trials
+        assert lost.state.name == "RUNNING"
+        study._storage.set_trial_user_attr(lost._trial_id, "heartbeat", 0.0)  # As if five minutes had passed.
+        for process in [begin(name, "hydra.sweeper.n_trials=2") for name in ("one", "two")]:
+            finish(process)
+        ended = study.trials[1:]
+        assert study.trials[0].state.name == "FAIL"
+        assert [trial.state.name for trial in ended] == ["COMPLETE"] * 4
+        rates = [trial.params["optimizer.lr"] for trial in ended]
+        assert len(set(rates)) == 4
+        assert rates.count(lost.params["optimizer.lr"]) == 1
+        assert sorted(rates) == sorted(
+            float(rate) for name in ("one", "two") for rate in column(tmp_path / name, "optimizer.lr")
+        )
+
 
 # --- without processes: a launcher whose jobs end at once ---
 
@@ -147,7 +178,8 @@ class Jobs(Launcher):
         a = float(values.get("a", 0))
         score = 0.1 * a + 0.01 * int(values.get("seed", 0))
         scores = {f"val/{name}": score for name in SCORE_NAMES}
-        (folder / "summary.json").write_text(json.dumps({"scores": scores, "parameters": int(a)}))
+        summary = {"scores": scores, "parameters": int(a), "default_boxes": 5 if values.get("loss") == "y" else 9}
+        (folder / "summary.json").write_text(json.dumps(summary))
         return Returned(folder)
 
     @property
@@ -167,9 +199,8 @@ def run_search(folder: Path, *arguments: str, launcher: Jobs | None = None, **se
     launcher = launcher or Jobs(folder)
     folder.mkdir(exist_ok=True)
     resumed = settings.pop("resumed", False)
-    config = OmegaConf.create(
-        {"hydra": {"sweep": {"dir": str(folder)}}, "resume_sweep": str(folder) if resumed else None}
-    )
+    hydra = {"sweep": {"dir": str(folder)}, "launcher": {"_target_": "SlurmLauncher"}}
+    config = OmegaConf.create({"hydra": hydra, "resume_sweep": str(folder) if resumed else None})
     plain = {
         **composed(),
         "storage": f"sqlite:///{folder}/study.db",
@@ -273,6 +304,36 @@ def test_a_launcher_gets_as_many_trials_as_may_run_at_once(tmp_path: Path):
 
 def column_of_folders(sweep: Path) -> list[str]:
     return sorted((path.parent.name for path in sweep.glob("*/job.json")), key=int)
+
+
+OBJECTIVES = {"map_50": "maximize", "parameters": "minimize", "default_boxes": "maximize"}
+
+
+@pytest.mark.parametrize("seeds", [[], ["seed=0,2"]])
+def test_the_front_of_several_objectives_is_in_the_table(tmp_path: Path, seeds: list[str]):
+    """A larger ``a`` has the better score and more parameters; loss=y has fewer default boxes."""
+    objectives = OBJECTIVES
+    sweep = tmp_path / "sweep"
+    run_search(sweep, "a=range(2)", "loss=choice(x,y)", *seeds, sampler="grid", objectives=objectives)
+    found = trials(sweep)
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 4
+    of_seeds = 0.01 if seeds else 0
+    for trial in found:
+        a, loss = trial.params["a"], trial.params["loss"]
+        assert trial.values == pytest.approx([0.1 * a + of_seeds, a, 9 if loss == "x" else 5])
+    results = yaml.safe_load((sweep / "optimization_results.yaml").read_text())
+    assert sorted(solution["params"]["a"] for solution in results["solutions"]) == [0, 1]
+    hydra = {"sweeper": {"_target_": "hydra_plugins.ssd_optuna.OptunaSweeper", "objectives": objectives}}
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
+    update(sweep)
+    rows = table(sweep, "seeds.csv" if seeds else "sweep.csv")
+    assert {(row["a"], row["loss"]): (row["front"], float(row["default_boxes"])) for row in rows} == {
+        ("0", "x"): ("yes", 9),
+        ("0", "y"): ("", 5),
+        ("1", "x"): ("yes", 9),
+        ("1", "y"): ("", 5),
+    }
+    assert ("front" in table(sweep)[0]) == (not seeds)
 
 
 @pytest.mark.parametrize("storage", ["sqlite:///{}/shared.db", "{}/journal.log"])

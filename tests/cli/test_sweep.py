@@ -311,10 +311,25 @@ def test_sweeps_that_start_in_the_same_second_have_folders_of_their_own(run, tmp
 def test_the_table_holds_no_formulas(tmp_path: Path, monkeypatch):
     jobs = [sweep_table.Job({"name": name, "optimizer.lr": "-1"}, "failed", "=reason") for name in ("=a", "@b")]
     monkeypatch.setattr(sweep_table, "all_jobs", lambda sweep: jobs)
+    monkeypatch.setattr(sweep_table, "objectives_of", lambda sweep: {})
     sweep_table.update(tmp_path)
     assert column(tmp_path, "name") == ["'=a", "'@b"]
     assert column(tmp_path, "reason") == ["'=reason"] * 2
     assert read_table(tmp_path / "sweep.csv")["name"].tolist() == ["=a", "@b"]
+
+
+@pytest.mark.parametrize(
+    ("values", "directions", "front"),
+    [
+        ([(1, 5), (2, 4), (1, 4), (3, 1), None], ("maximize", "maximize"), [True, True, False, True, False]),
+        ([(1, 5), (2, 4), (1, 4), (3, 1), None], ("maximize", "minimize"), [False, False, False, True, False]),
+        ([(1, 1), (1, 1)], ("minimize", "maximize"), [True, True]),
+        ([(1, 2, 3), (1, 2, 2), (0, 9, 3)], ("minimize", "minimize", "maximize"), [True, False, True]),
+        ([], ("minimize",), []),
+    ],
+)
+def test_the_front_is_what_no_other_row_beats_in_all_values(values, directions, front):
+    assert sweep_table.on_front(values, directions) == front
 
 
 @pytest.mark.parametrize(

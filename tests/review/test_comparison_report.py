@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+import yaml
 from html_page import Page
 from made_up_sweep import CLASSES, detected, write_run, write_sweep
 from PIL import Image
@@ -142,6 +143,31 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_the_score_is_drawn_against_the_objectives_of_a_search(truth: StoredDetections, tmp_path: Path):
+    write_sweep(tmp_path, truth, seeds=1)
+    summary = json.loads((tmp_path / "0/summary.json").read_text())
+    (tmp_path / "0/summary.json").write_text(json.dumps({**summary, "images_per_second": 9.0}))
+    (tmp_path / "1/summary.json").unlink()
+    (tmp_path / "1/job.json").write_text(json.dumps({"status": "pruned", "reason": "validation 2 was not good enough"}))
+    shutil.copytree(tmp_path / "0", tmp_path / "2")
+    (tmp_path / "2/summary.json").write_text(json.dumps(summary))
+
+    def figures() -> int:
+        write_comparison(tmp_path, tmp_path / "comparison.html")
+        return (tmp_path / "comparison.html").read_text().count("The finished runs by score and cost")
+
+    before = figures()
+    file = tmp_path / "multirun.yaml"
+    file.write_text(yaml.safe_dump({"hydra": {"sweeper": {"objectives": {"map_50": "maximize"}}}}))
+    assert figures() == before
+    more = {"map_50": "maximize", "images_per_second": "maximize", "unknown": "minimize"}
+    file.write_text(yaml.safe_dump({"hydra": {"sweeper": {"objectives": more}}}))
+    assert figures() == before + 1
+    assert "pruned: validation 2 was not good enough" in Page(tmp_path / "comparison.html").text
+    file.write_text("[")
+    assert figures() == before
+
+
 class TestWhatGoesWrong:
     def report(self, folder: Path, **arguments) -> Page:
         write_comparison(folder, folder / "comparison.html", **arguments)

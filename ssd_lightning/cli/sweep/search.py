@@ -9,7 +9,6 @@ import contextlib
 import math
 import os
 import socket
-import statistics
 import threading
 import time
 import warnings
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
@@ -87,7 +85,8 @@ def search(
     study.sampler = _seeded(sampler, study, f"{socket.gethostname()}{sweep}" if is_shared else "")
     study.pruner = pruner
     # Other launchers run the jobs in processes that they start, or on other machines.
-    jobs = current_jobs.get() if isinstance(launcher, BasicLauncher) else None
+    is_here = str(config.hydra.launcher._target_).endswith(".BasicLauncher")
+    jobs = current_jobs.get() if is_here else None
     if not isinstance(pruner, optuna.pruners.NopPruner):
         if jobs is None:
             raise ValueError("hydra/sweeper/pruner: expected none, since the launcher runs the jobs elsewhere")
@@ -212,6 +211,7 @@ class Trial:
     def __init__(self, asked: optuna.Trial, arguments: list[list[str]]) -> None:
         self.asked = asked
         self.waiting = arguments
+        self.count = len(arguments)
         self.folders: list[Path | None] = []
         """Folders of the jobs that have begun; None for a job that could not start."""
         self.reported = 0
@@ -353,15 +353,15 @@ class Trials:
         """Tell the study the values of the trials that have ended."""
         for trial in [trial for trial in self._trials if self._has_ended(trial)]:
             self._trials.remove(trial)
-            states = [_state(folder) for folder in trial.folders]
-            if set(states) == {"finished"}:
-                summaries = [table.read_summary(folder) for folder in trial.folders if folder is not None]
-                values = [statistics.fmean(value_of(each, name) for each in summaries) for name in self._objectives]
-                self._tell(trial, None, values)
+            jobs = [table.read_job(folder) for folder in trial.folders if folder is not None]
+            values = table.mean_values(jobs, self._objectives) if len(jobs) == trial.count else None
+            if values is not None:
+                self._tell(trial, TrialState.COMPLETE, values)
             else:
-                self._tell(trial, TrialState.PRUNED if "pruned" in states else TrialState.FAIL)
+                is_pruned = trial.is_pruned or any(job.status == "pruned" for job in jobs)
+                self._tell(trial, TrialState.PRUNED if is_pruned else TrialState.FAIL)
 
-    def _tell(self, trial: Trial, state: TrialState | None, values: Sequence[float] | None = None) -> None:
+    def _tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
         try:
             self._study.tell(trial.asked, values, state)
         except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
@@ -416,11 +416,6 @@ class Trials:
 
 def _state(folder: Path | None) -> str:
     return table.read_job(folder).status if folder is not None else "interrupted"
-
-
-def value_of(summary: Mapping[str, Any], objective: str) -> float:
-    """Return the value of an objective in a summary: a score of the validation, or a number beside the scores."""
-    return float(summary["scores"][f"val/{objective}"] if objective in SCORE_NAMES else summary[objective])
 
 
 def _write_results(study: Study, sweep: Path) -> None:

@@ -8,9 +8,11 @@ import csv
 import functools
 import io
 import json
+import math
 import re
 import statistics
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,22 +112,38 @@ def job_overrides(arguments: Any) -> dict[str, str]:
 
 def planned_jobs(sweep: Path) -> list[dict[str, str]]:
     """Return every job of a grid, begun or not. Empty for Optuna, which chooses the jobs one by one."""
+    return _plan(sweep).jobs
+
+
+def objectives_of(sweep: Path) -> dict[str, str]:
+    """Return what a search by Optuna optimizes, each with ``maximize`` or ``minimize``. Empty for a grid."""
+    return _plan(sweep).objectives
+
+
+class _Plan(NamedTuple):
+    """What the file of a sweep says about its jobs."""
+
+    jobs: list[dict[str, str]]
+    objectives: dict[str, str]
+
+
+def _plan(sweep: Path) -> _Plan:
     file = config_of_sweep(sweep)
-    return _jobs_of_grid(file, file.stat().st_mtime_ns)
+    return _read_plan(file, file.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
-def _jobs_of_grid(file: Path, changed_at: int) -> list[dict[str, str]]:
-    """Return the jobs of a grid from a file, which takes long to read, and which every update of a table needs."""
+def _read_plan(file: Path, changed_at: int) -> _Plan:
+    """Return the plan in a file, which takes long to read, and which every update of a table needs."""
     config = OmegaConf.create(read_config(file)).hydra
     if not str(config.sweeper._target_).endswith(".BasicSweeper"):
-        return []
+        return _Plan([], dict(config.sweeper.get("objectives") or {}))
     arguments = [f"{key}={value}" for key, value in (config.sweeper.get("params") or {}).items()]
     hydra = GlobalHydra.instance()
     parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)
     overrides = parser.parse_overrides([*arguments, *config.overrides.task])
     [jobs] = BasicSweeper.split_arguments(overrides, None)
-    return [job_overrides(job) for job in jobs]
+    return _Plan([job_overrides(job) for job in jobs], {})
 
 
 def all_jobs(sweep: Path) -> list[Job]:
@@ -146,23 +164,67 @@ def varying_keys(jobs: list[Job]) -> list[str]:
     return [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
 
 
-def rows_of_jobs(jobs: list[Job], sweep: Path) -> list[dict[str, Any]]:
+def values_of(job: Job, objectives: Iterable[str]) -> list[float] | None:
+    """Return the values of a finished job: scores of its validation, or numbers beside the scores in its summary.
+
+    None for a job that is not finished, or whose summary lacks one.
+    """
+    scores = job.summary.get("scores", {})
+    found: list[Any] = [
+        scores.get(f"val/{name}") if name in SCORE_NAMES else job.summary.get(name) for name in objectives
+    ]
+    are_numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in found)
+    return [float(value) for value in found] if job.status == "finished" and are_numbers else None
+
+
+def mean_values(jobs: Sequence[Job], objectives: Iterable[str]) -> list[float] | None:
+    """Return the mean of each value over the seeds. None without jobs, or if a job has no values."""
+    values = [values_of(job, list(objectives)) for job in jobs]
+    known = [each for each in values if each is not None]
+    return [statistics.fmean(each) for each in zip(*known, strict=True)] if known and len(known) == len(jobs) else None
+
+
+def on_front(values: Sequence[Sequence[float] | None], directions: Sequence[str]) -> list[bool]:
+    """Return for each row True if no other row is at least as good in all values and better in one.
+
+    Args:
+        values: the objectives of each row; None for a row without results, which is not on the front.
+        directions: ``maximize`` or ``minimize`` for each objective.
+    """
+    signs = [1 if direction == "maximize" else -1 for direction in directions]
+    signed = [None if row is None else [s * value for s, value in zip(signs, row, strict=True)] for row in values]
+    found = [row for row in signed if row is not None]
+    return [
+        row is not None
+        and not any(other != row and all(a >= b for a, b in zip(other, row, strict=True)) for other in found)
+        for row in signed
+    ]
+
+
+def rows_of_jobs(jobs: list[Job], objectives: Mapping[str, str], sweep: Path) -> list[dict[str, Any]]:
     """Return a row for each job: values that differ, scores (0 … 1), results, status, reason, folder.
+
+    With several objectives, ``front`` is yes for the jobs that no other job beats in all of them. Where ``seed``
+    varies, :func:`rows_over_seeds` has this column.
 
     ``job seconds`` are those of the whole process: more than the ``train_seconds`` of a run, which leave out its start.
     """
     keys = varying_keys(jobs)
+    fronts = on_front([values_of(job, objectives) for job in jobs], list(objectives.values()))
+    has_front = len(objectives) > 1 and "seed" not in keys
     return [
         {
             **{key: job.overrides.get(key) for key in keys},
             **scores_of(job),
             "job seconds": job.seconds,
             "parameters": job.summary.get("parameters"),
+            **{name: job.summary.get(name) for name in objectives if name not in (*SCORE_NAMES, "parameters")},
+            **({"front": "yes" if is_on_front else None} if has_front else {}),
             "status": job.status,
             "reason": job.reason,
             "folder": str(job.folder.relative_to(sweep)) if job.folder else None,
         }
-        for job in jobs
+        for job, is_on_front in zip(jobs, fronts, strict=True)
     ]
 
 
@@ -180,8 +242,11 @@ def last_scores(folder: Path) -> dict[str, float]:
     return rows[-1] if rows else {}
 
 
-def rows_over_seeds(jobs: list[Job]) -> list[dict[str, Any]]:
-    """Return the mean and the sample standard deviation (n − 1) over the finished seeds. Empty if no seed varies."""
+def rows_over_seeds(jobs: list[Job], objectives: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the mean and the sample standard deviation (n − 1) over the finished seeds. Empty if no seed varies.
+
+    With several objectives, ``front`` is yes for the rows that no other row beats in all of their means.
+    """
     keys = varying_keys(jobs)
     if "seed" not in keys:
         return []
@@ -199,6 +264,12 @@ def rows_over_seeds(jobs: list[Job]) -> list[dict[str, Any]]:
             row[f"{column} mean"] = statistics.fmean(scores) if scores else None
             row[f"{column} std"] = statistics.stdev(scores) if len(scores) > 1 else None
         rows.append(row)
+    if len(objectives) > 1:
+        means = [mean_values(of_group, objectives) for of_group in groups.values()]
+        fronts = on_front(means, list(objectives.values()))
+        for row, of_row, is_on_front in zip(rows, means, fronts, strict=True):
+            row |= {name: of_row and of_row[place] for place, name in enumerate(objectives) if name not in SCORE_NAMES}
+            row["front"] = "yes" if is_on_front else None
     return rows
 
 
@@ -210,7 +281,9 @@ def update(sweep: Path) -> list[Job]:
     with FileLock(sweep / ".table_lock"):
         remove_unfinished_files(sweep)
         jobs = all_jobs(sweep)
-        for name, rows in (("sweep.csv", rows_of_jobs(jobs, sweep)), ("seeds.csv", rows_over_seeds(jobs))):
+        objectives = objectives_of(sweep)
+        of_jobs, over_seeds = rows_of_jobs(jobs, objectives, sweep), rows_over_seeds(jobs, objectives)
+        for name, rows in (("sweep.csv", of_jobs), ("seeds.csv", over_seeds)):
             if rows:
                 written = io.StringIO()
                 writer = csv.DictWriter(written, list(rows[0]))
@@ -223,13 +296,14 @@ def update(sweep: Path) -> list[Job]:
 def show(sweep: Path) -> list[Job]:
     """Print the current table, and return its jobs."""
     jobs = update(sweep)
-    rows = rows_of_jobs(jobs, sweep)
+    objectives = objectives_of(sweep)
+    rows = rows_of_jobs(jobs, objectives, sweep)
     for row in rows:
         del row["reason"]
     counts = Counter(job.status for job in jobs)
     pruned = f", {counts['pruned']} pruned" if counts["pruned"] else ""
     _print_table(rows, f"{counts['finished']} of {len(jobs)} jobs finished{pruned}")
-    over_seeds = rows_over_seeds(jobs)
+    over_seeds = rows_over_seeds(jobs, objectives)
     for row in over_seeds:
         for column in SCORES:
             mean, std = row.pop(f"{column} mean"), row.pop(f"{column} std")

@@ -406,15 +406,18 @@ def test_what_cannot_be_shown_does_not_end_a_run(tmp_path: Path, caplog: pytest.
 
 def test_a_pruned_run_ends_well_and_says_why(tmp_path: Path):
     boards = [WandbRun(tmp_path, "bananas", offline=True), TensorBoardEvents(tmp_path)]
-    with pytest.raises(Pruned), running(boards, {"name": "run"}, None):
+
+    def fit() -> None:
         for board in boards:
             board.log_metrics({"val/map_50": 0.5}, 1)
         raise Pruned("validation 2 was not good enough", "saved in last.ckpt")
+
+    with pytest.raises(Pruned), running(boards, {"name": "run"}, None):
+        fit()
     [shown] = runs_in(tmp_path)
     assert shown.exit_codes == [0]
-    ended = [
-        json.loads(item.value_json) for each in shown.of_type("summary") for item in each.update if item.key == "ended"
-    ]
+    updates = [item for each in shown.of_type("summary") for item in each.update]
+    ended = [json.loads(item.value_json) for item in updates if item.key == "ended"]
     text = read_events(tmp_path).Tensors("ended/text_summary")[0].tensor_proto.string_val[0].decode()
     for told in (*ended, text):
         assert "pruned: validation 2 was not good enough" in told
