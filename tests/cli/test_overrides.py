@@ -21,7 +21,7 @@ from run_folder import Trained
 from ssd_lightning.cli import overrides as paths
 from ssd_lightning.cli import train as train_run
 from ssd_lightning.cli.commands import TRAIN
-from ssd_lightning.cli.overrides import with_model_of_weights, without_log_file
+from ssd_lightning.cli.overrides import for_search, with_model_of_weights, without_log_file
 from ssd_lightning.data.bananas import dataset as banana
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.detector.weights import CONFIG_KEY
@@ -244,3 +244,19 @@ def test_published_weights_choose_their_model(arguments: list[str], added: list[
 def test_published_weights_with_another_model_are_refused(arguments: list[str]):
     with pytest.raises(ValueError, match=r"^(model|pretrained): expected .*got .*Try "):
         with_model_of_weights(TRAIN, arguments)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("hydra.sweeper.params.optimizer.lr=interval(0,1)", '++hydra.sweeper.params.optimizer.lr="interval(0,1)"'),
+        ("+hydra.sweeper.params.loss=a,b", '++hydra.sweeper.params.loss="a,b"'),
+        ("hydra.sweeper.params.loss='choice(a,b)'", "++hydra.sweeper.params.loss='choice(a,b)'"),
+        ("hydra.sweeper.sampler.n_startup_trials=5", "++hydra.sweeper.sampler.n_startup_trials=5"),
+        ("hydra.sweeper.objectives.parameters=minimize", "++hydra.sweeper.objectives.parameters=minimize"),
+        ("hydra.sweeper.n_trials=3", "hydra.sweeper.n_trials=3"),
+        ("optimizer.lr=interval(0,1)", "optimizer.lr=interval(0,1)"),
+    ],
+)
+def test_settings_of_a_search_may_be_new_keys(typed: str, meant: str):
+    assert for_search([typed]) == [meant]
