@@ -21,6 +21,7 @@ from ssd_lightning.run_folder import (
     SCORE_NAMES,
     SET_ASIDE,
     Metrics,
+    config_of_sweep,
     flatten,
     natural_order,
     parse_metrics,
@@ -183,7 +184,7 @@ def objectives_of(runs: pd.DataFrame) -> list[str]:
     Args:
         runs: the table of :func:`load_runs`.
     """
-    files = dict.fromkeys(folder / "multirun.yaml" for run in runs.index for folder in Path(run).parents[:2])
+    files = dict.fromkeys(config_of_sweep(folder) for run in runs.index for folder in Path(run).parents[:2])
     names: list[str] = []
     for file in files:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # Another kind of sweep, or a damaged file.

@@ -216,7 +216,7 @@ class Trial:
         """Folders of the jobs that have begun; None for a job that could not start."""
         self.reported = 0
         """Number of validations that have been reported."""
-        self.read_at = 0
+        self.read_version: tuple[int, int] | None = None
         self.is_pruned = False
 
 
@@ -328,10 +328,10 @@ class Trials:
         """Report the new validations of a job, and return True if the trial is to be pruned."""
         key = _watched(self._objectives)
         file = folder / "metrics.csv"
-        changed_at = file.stat().st_mtime_ns if file.exists() else 0
-        if key is None or changed_at == trial.read_at:
+        version = (file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None
+        if key is None or version == trial.read_version:
             return False
-        trial.read_at = changed_at
+        trial.read_version = version
         scores = [row[key] for _, row in sorted(read_metrics(file).items()) if key in row]
         for score in scores[trial.reported :]:
             trial.reported += 1
