@@ -324,8 +324,14 @@ class Trials:
                 reason = f"validation {trial.reported} of trial {trial.asked.number} was not good enough"
                 self._jobs.prune(folder, reason)
 
-    def _report(self, trial: Trial, folder: Path) -> bool:
-        """Report the new validations of a job, and return True if the trial is to be pruned."""
+    def _report(self, trial: Trial, folder: Path, may_prune: bool = True) -> bool:
+        """Report the new validations of a job, up to one at which the trial is to be pruned, and return True for that.
+
+        Args:
+            trial: the trial.
+            folder: the folder of its first job.
+            may_prune: False to report all validations.
+        """
         key = _watched(self._objectives)
         file = folder / "metrics.csv"
         version = (file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None
@@ -336,7 +342,7 @@ class Trials:
         for score in scores[trial.reported :]:
             trial.reported += 1
             trial.asked.report(score, trial.reported)
-            if trial.asked.should_prune():
+            if may_prune and trial.asked.should_prune():
                 return True
         return False
 
@@ -353,6 +359,9 @@ class Trials:
         """Tell the study the values of the trials that have ended."""
         for trial in [trial for trial in self._trials if self._has_ended(trial)]:
             self._trials.remove(trial)
+            if not trial.is_pruned and trial.folders[0] is not None:
+                # The job may have ended soon after its last validation, or have run elsewhere.
+                self._report(trial, trial.folders[0], may_prune=False)
             jobs = [table.read_job(folder) for folder in trial.folders if folder is not None]
             values = table.mean_values(jobs, self._objectives) if len(jobs) == trial.count else None
             if values is not None:
