@@ -18,17 +18,19 @@ from ssd_lightning.deploy.agreement import (
     LIMIT,
     Agreement,
     compare_with_file,
+    compare_with_openvino,
     compare_with_program,
     generated_pictures,
+    worst_of,
 )
 from ssd_lightning.deploy.detector import Detector
-from ssd_lightning.deploy.export import export_onnx, export_program, require_packages
+from ssd_lightning.deploy.export import convert_to_openvino, export_onnx, export_program, require_packages
 from ssd_lightning.deploy.onnx_detector import OnnxDetector, whole_levels
 from ssd_lightning.deploy.prediction import batch_of, views_of
 from ssd_lightning.deploy.quantization import quantize_onnx
 from ssd_lightning.run_folder import replace_text
 
-SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
 """Kinds of files, and their suffixes."""
 
 
@@ -56,12 +58,16 @@ def export(config: DictConfig) -> None:
         export_program(detector, path)
         found, metadata = compare_with_program(detector, path, images)
     else:
-        export_onnx(detector, path, with_postprocess=not config.raw)
+        onnx_path = path.with_suffix(SUFFIXES["onnx"])
+        export_onnx(detector, onnx_path, with_postprocess=not config.raw)
         if config.int8:
             pictures = (resized_pictures([one], detector.image_size, detector.antialias) for one in calibration)
-            quantize_onnx(path, path, pictures)
-        exported = OnnxDetector(path)
+            quantize_onnx(onnx_path, onnx_path, pictures)
+        exported = OnnxDetector(onnx_path)
         found, metadata = compare_with_file(detector, exported, images), exported.metadata
+        if config.format == "openvino":
+            convert_to_openvino(onnx_path, path)
+            found = worst_of(found, compare_with_openvino(path, exported, images))
     report = path.with_suffix(".json")
     content = {
         "file": str(path),
@@ -81,8 +87,8 @@ def export(config: DictConfig) -> None:
         screen().print(line, soft_wrap=True)
     if config.int8:
         # Rounding to 8 bits changes every score. Only scores on pictures with truth say what it costs.
-        data = "data=<the option of a data set>"
-        screen().print(f"Next:    ssd-evaluate {shlex.quote(f'checkpoint={path}')} {data}", soft_wrap=True)
+        weights = shlex.quote(f"checkpoint={path.with_suffix('.onnx')}")
+        screen().print(f"Next:    ssd-evaluate {weights} data=<the option of a data set>", soft_wrap=True)
     elif not found.is_close:
         raise ValueError(
             f"file: expected differences of at most {LIMIT:g} from {shlex.quote(str(checkpoint))}, got "
@@ -94,9 +100,11 @@ def _path(config: DictConfig, folder: Path) -> Path:
     """Return the file to write, and refuse settings that do not fit the format."""
     if config.format not in SUFFIXES:
         raise ValueError(f"format: expected one of {', '.join(SUFFIXES)}, got {config.format}")
-    if config.format == "onnx":
+    if config.format != "torch_export":
         require_packages("onnx", "onnxscript", "onnxruntime")
-    elif config.int8:
+    if config.format == "openvino":
+        require_packages("openvino", extra="openvino")
+    if config.format == "torch_export" and config.int8:
         raise ValueError(f"int8: expected false with format={config.format}, got true. Try format=onnx.")
     if config.int8 == (config.calibration is None):
         raise ValueError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.export import INPUT, PROGRAM_METADATA, RAW_OUTPUTS, RawDetector, Scored
-from ssd_lightning.deploy.onnx_detector import OnnxDetector
+from ssd_lightning.deploy.onnx_detector import OnnxDetector, detections_in
 from ssd_lightning.structures import Detections
 
 LEAST_SCORE = 0.05
@@ -62,12 +62,14 @@ def compare_with_file(
     chosen = detector.postprocess.choose(
         found.scores, lambda candidates: found.boxes.gather(1, candidates.unsqueeze(-1).expand(-1, -1, 4))
     )
-    after = agreement(chosen, exported.run(images))
-    return Agreement(
-        after.pictures,
-        after.detections,
-        max(before.box_difference, after.box_difference),
-        max(before.score_difference, after.score_difference),
+    return worst_of(agreement(chosen, exported.run(images)), before)
+
+
+def worst_of(one: Agreement, other: Agreement) -> Agreement:
+    """Return the first agreement with the larger differences of both."""
+    return one._replace(
+        box_difference=max(one.box_difference, other.box_difference),
+        score_difference=max(one.score_difference, other.score_difference),
     )
 
 
@@ -85,6 +87,30 @@ def compare_with_program(
         return raw_agreement(RawDetector(detector.model)(images), Scored(*program(images))), json.loads(
             extra[PROGRAM_METADATA]
         )
+
+
+def compare_with_openvino(
+    path: Path, exported: OnnxDetector, images: UInt8[Tensor, "batch 3 height width"]
+) -> Agreement:
+    """Run a file of :func:`~ssd_lightning.deploy.export.convert_to_openvino`, and compare it with its ONNX file.
+
+    Both get the same pictures one by one, on the CPU and in float32.
+    """
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    results = []
+    for image in images.split(1):
+        expected = exported.outputs(image)
+        answer = compiled(np.ascontiguousarray(image))
+        found = {name: np.array(answer[name]) for name in expected}
+        if exported.metadata["postprocess"] is None:
+            raw = (Scored(*map(torch.from_numpy, outputs.values())) for outputs in (expected, found))
+            results.append(raw_agreement(*raw))
+        else:
+            results.append(agreement(detections_in(expected), detections_in(found)))
+    numbers = np.array(results)
+    return Agreement(len(images), int(numbers[:, 1].sum()), *numbers[:, 2:].max(axis=0).tolist())
 
 
 def raw_outputs(path: Path, images: UInt8[Tensor, "batch 3 height width"]) -> Scored:

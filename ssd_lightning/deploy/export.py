@@ -19,7 +19,7 @@ from ssd_lightning.deploy.detector import Detector, require_evaluation_mode
 from ssd_lightning.detector.boxes import decode
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess, class_scores
-from ssd_lightning.run_folder import written_whole
+from ssd_lightning.run_folder import naming, written_whole
 
 if TYPE_CHECKING:  # The package is in the extra "export".
     import onnx
@@ -41,15 +41,15 @@ RAW_OUTPUTS = {
 """Outputs without post-processing."""
 
 
-def require_packages(*names: str) -> None:
-    """Refuse to continue without some packages of the extra ``export``.
+def require_packages(*names: str, extra: str = "export") -> None:
+    """Refuse to continue without some packages of an extra.
 
     Raises:
         ValueError: naming those that are missing.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"format: expected the package {missing[0]}, got none. Try uv sync --extra export.")
+        raise ValueError(f"format: expected the package {missing[0]}, got none. Try uv sync --extra {extra}.")
 
 
 class Scored(NamedTuple):
@@ -162,6 +162,28 @@ def export_program(detector: Detector, path: Path | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
         file.write(content.getvalue())
+
+
+def convert_to_openvino(path: Path | str, target: Path | str) -> None:
+    """Write an exported ONNX file again in the format of OpenVINO, with the same inputs, outputs and description.
+
+    Args:
+        path: a file of :func:`export_onnx`.
+        target: file to write, which ends with ``.xml``. The weights are written beside it, with the suffix ``.bin``.
+
+    Raises:
+        ValueError: if OpenVINO is missing.
+    """
+    require_packages("openvino", extra="openvino")
+    import onnx
+    import openvino
+
+    model = openvino.convert_model(path)
+    about = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    model.set_rt_info(about[METADATA_KEY], METADATA_KEY)
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    with naming(target):
+        openvino.save_model(model, target, compress_to_fp16=False)
 
 
 def _network(model: SSD) -> "onnx.ModelProto":

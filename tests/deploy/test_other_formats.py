@@ -1,12 +1,15 @@
 """``ssd-export`` to programs of torch and to 8-bit whole numbers."""
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from processes import finish, start
 from random_detector import CLASSES, photo, random_detector
 from run_folder import Trained
 
@@ -95,6 +98,30 @@ def test_the_command_writes_a_program(run, trained: Trained, tmp_path: Path):
     assert (tmp_path / "my.pt2").is_file()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is an extra, and large")
+@pytest.mark.parametrize("raw", ["false", "true"])
+def test_a_file_of_openvino_gives_the_same(trained: Trained, tmp_path: Path, raw: str):
+    """In a process of its own, since OpenVINO and pytest's capture of output do not work together."""
+    program = "from ssd_lightning.cli.commands import export; export()"
+    arguments = [str(trained.best), "format=openvino", "file=my.xml", f"raw={raw}", "hydra.run.dir=out"]
+    finish(start(tmp_path, "-c", program, *arguments))
+    assert {path.name for path in tmp_path.glob("my.*")} == {"my.xml", "my.bin", "my.onnx", "my.json"}
+    # The command compares the detections of OpenVINO with those of the ONNX file, and these with the checkpoint.
+    report = json.loads((tmp_path / "my.json").read_text())
+    assert report["is_close"] is True
+    assert report["detections"] > 0
+    assert "<ssd_lightning value=" in (tmp_path / "my.xml").read_text()
+
+
+def test_openvino_that_is_missing(run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    outcome = run("ssd-export", str(trained.best), "format=openvino")
+    assert outcome.exit_code == 1
+    assert "expected the package openvino" in outcome.message
+    assert "uv sync --extra openvino" in outcome.message
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [
@@ -105,7 +132,7 @@ def test_the_command_writes_a_program(run, trained: Trained, tmp_path: Path):
         (["int8=true", "calibration=a.png", "format=torch_export"], "int8"),
         (["format=torch_export", "file=a.onnx"], "file"),
         (["format=onnx", "file=a.pt2"], "file"),
-        (["format=openvino"], "format"),
+        (["format=tflite"], "format"),
     ],
 )
 def test_mistakes(run, trained: Trained, arguments: list[str], key: str, tmp_path: Path):
