@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import yaml
 
-from ssd_lightning.stored_yaml import parse_yaml
+from ssd_lightning.require import parse_yaml
 
 JOB_FILE = "job.json"
 """The file in a sweep job's folder that holds the state of the job."""

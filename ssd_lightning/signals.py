@@ -171,8 +171,30 @@ def end_with_the_process_that_started_this(can_save: bool) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-# A forked process, such as a worker of a data loader, would report its signals as those of this process.
-os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+class _Fork:
+    """Keep the file of :func:`_watched` from forked processes, whose signals would count as those of this process.
+
+    A signal to the forked process may arrive before Python runs there. So the file is away before the fork, in the main
+    thread, which alone may set it. A fork of another thread becomes a main thread.
+    """
+
+    def __init__(self) -> None:
+        self._file = -1
+
+    def before(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._file = signal.set_wakeup_fd(-1)
+
+    def after_in_parent(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._file, warn_on_full_buffer=False)
+
+    def after_in_child(self) -> None:
+        signal.set_wakeup_fd(-1)
+
+
+_fork = _Fork()
+os.register_at_fork(before=_fork.before, after_in_parent=_fork.after_in_parent, after_in_child=_fork.after_in_child)
 
 
 class _Interrupt:

@@ -90,7 +90,7 @@ def test_commands_name_keys_and_options_that_exist(page: Path, monkeypatch: pyte
         check_keys(COMMANDS[name], arguments)
         for group, _, options in (argument.partition("=") for argument in arguments):
             if group in GROUPS and "--config-dir" not in arguments:
-                for option in options.strip("[]").split(","):
+                for option in options.removeprefix("choice(").strip("[])").split(","):
                     assert (CONFIG_FOLDER / group / f"{option}.yaml").exists(), line
 
 

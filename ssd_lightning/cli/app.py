@@ -21,12 +21,12 @@ from omegaconf import DictConfig
 
 from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import explain, fail, require_plugins
+from ssd_lightning.cli.folder_lock import LOCK_FILE
 from ssd_lightning.cli.help import Command, help_text
 from ssd_lightning.cli.keys import check_keys
 from ssd_lightning.cli.run_folders import holding_folders, naming_held_folder, resume_in_run_folder, state_of
 from ssd_lightning.cli.values import check_values
 from ssd_lightning.detector.presets import CONFIG_FOLDER
-from ssd_lightning.folder_lock import LOCK_FILE
 from ssd_lightning.signals import (
     Interrupted,
     StoppedBySignal,

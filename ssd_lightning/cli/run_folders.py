@@ -15,9 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssd_lightning.cli import overrides, ranks
 from ssd_lightning.cli.errors import fail
+from ssd_lightning.cli.folder_lock import STALE_SECONDS, FolderInUseError, FolderLock, InheritedLock
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.cli.trust import refuse_untrusted_config, trusted_packages_in
-from ssd_lightning.folder_lock import STALE_SECONDS, FolderInUseError, FolderLock, InheritedLock
 from ssd_lightning.run_folder import (
     FIRST_START,
     SWEEP_FILE,

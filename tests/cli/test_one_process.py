@@ -13,7 +13,7 @@ from processes import TRAIN, finish, start, wait_for
 from run_folder import COMPLETE, files_of, summary_of
 from sweep_folder import column
 
-from ssd_lightning.folder_lock import LOCK_FILE
+from ssd_lightning.cli.folder_lock import LOCK_FILE
 
 PAUSE = ["+callbacks.pause._target_=added_callbacks.PauseAtStep", "+callbacks.pause.step=4"]
 TRUST = "trusted_packages=[added_callbacks]"

@@ -16,7 +16,7 @@ from command_line import QUICK
 from run_folder import COMPLETE, Trained, files_of
 
 from ssd_lightning.cli.run_folders import holding_folders, resume_in_run_folder
-from ssd_lightning.training import checkpoint
+from ssd_lightning.training import checkpoint_files
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +160,7 @@ def test_a_disk_that_is_full_at_the_first_checkpoint(run, bananas: Path, tmp_pat
 
     command = ["ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "hydra.run.dir=run", "resume=auto"]
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_save", refuse)
+        patch.setattr(checkpoint_files, "_save", refuse)
         outcome = run(*command)
     assert outcome.exit_code == 1
     assert "No space left on device" in outcome.message
@@ -171,7 +171,7 @@ def test_a_disk_that_is_full_at_the_first_checkpoint(run, bananas: Path, tmp_pat
 
 def test_auto_waits_for_the_end_of_the_former_process(folder: Path):
     """SLURM may queue a job again while its former process still saves the run."""
-    program = "import sys, time, pathlib; from ssd_lightning.folder_lock import FolderLock\n"
+    program = "import sys, time, pathlib; from ssd_lightning.cli.folder_lock import FolderLock\n"
     program += "lock = FolderLock(pathlib.Path(sys.argv[1])); print(flush=True); time.sleep(1.5); lock.release()"
     former = subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE)
     assert former.stdout is not None

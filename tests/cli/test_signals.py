@@ -237,9 +237,9 @@ import ctypes, os, sys
 from ssd_lightning import signals
 signals.PATIENCE = 0.5
 with signals.interruptible(lambda error: print(error, file=sys.stderr, flush=True)):
-    print("waits", flush=True)
     mutex, library = ctypes.create_string_buffer(64), ctypes.CDLL(None)
     library.pthread_mutex_lock(mutex)
+    print("waits", flush=True)
     library.pthread_mutex_lock(mutex)  # waits for ever, also after a signal
 """
 
@@ -249,6 +249,7 @@ def test_a_process_that_waits_outside_of_python_ends_after_some_patience(tmp_pat
     process = start(tmp_path, "-c", BLOCKED)
     assert process.stdout is not None
     process.stdout.readline()
+    wait_for(lambda: "(sleeping)" in Path(f"/proc/{process.pid}/status").read_text(), process)
     os.kill(process.pid, number)
     _, error = finish(process, exit_code=128 + number)
     assert error == f"interrupted by {number.name}\n"
@@ -260,11 +261,18 @@ def test_the_signals_of_a_forked_process_are_its_own(monkeypatch: pytest.MonkeyP
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     reported = []
     with interruptible(reported.append):
+        reads, writes = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(writes, b"w")
             time.sleep(60)
             os._exit(1)
+        os.read(reads, 1)
         os.kill(child, signal.SIGTERM)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGTERM
+        # This process still watches its own signals.
+        file = signal.set_wakeup_fd(-1)
+        assert file != -1
+        signal.set_wakeup_fd(file)
         time.sleep(0.1)
     assert reported == []

@@ -17,10 +17,10 @@ from run_folder import summary_of
 from sweep_folder import column, table
 
 from ssd_lightning.cli import run_folders
+from ssd_lightning.cli.folder_lock import FolderLock
 from ssd_lightning.cli.sweep import jobs as sweep
 from ssd_lightning.cli.sweep import start as start_of_sweep
 from ssd_lightning.cli.sweep import table as sweep_table
-from ssd_lightning.folder_lock import FolderLock
 from ssd_lightning.scoring.csv_tables import read_table
 
 pytestmark = pytest.mark.usefixtures("stand_in")

@@ -11,7 +11,7 @@ from processes import TRAIN, finish, start, wait_for
 from run_folder import summary_of
 from sweep_folder import column, table
 
-from ssd_lightning.folder_lock import holder_of
+from ssd_lightning.cli.folder_lock import holder_of
 from ssd_lightning.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow

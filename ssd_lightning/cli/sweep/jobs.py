@@ -23,9 +23,9 @@ from types import FrameType
 from typing import IO, Any, NoReturn
 
 from ssd_lightning.cli.errors import fail
+from ssd_lightning.cli.folder_lock import INHERITED, FolderInUseError, FolderLock
 from ssd_lightning.cli.run_folders import run_in_folder
 from ssd_lightning.cli.sweep import table
-from ssd_lightning.folder_lock import INHERITED, FolderInUseError, FolderLock
 from ssd_lightning.run_folder import JOB_FILE, remove_unfinished_files, replace_text
 from ssd_lightning.signals import STARTED_BY, STOPPING, heard, leave_closed_terminal, signal_that_ended
 

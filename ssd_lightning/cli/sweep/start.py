@@ -17,10 +17,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from ssd_lightning.cli.errors import fail
+from ssd_lightning.cli.folder_lock import wait_until_free
 from ssd_lightning.cli.run_folders import PATIENCE
 from ssd_lightning.cli.sweep import table
 from ssd_lightning.cli.sweep.jobs import NAME, Jobs
-from ssd_lightning.folder_lock import wait_until_free
 from ssd_lightning.require import require_whole_number
 from ssd_lightning.run_folder import JOB_FILE, SET_ASIDE, replace_text
 

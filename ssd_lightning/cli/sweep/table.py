@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from ssd_lightning.folder_lock import holder_of
+from ssd_lightning.cli.folder_lock import holder_of
 from ssd_lightning.run_folder import (
     JOB_FILE,
     OF_THE_SWEEP,

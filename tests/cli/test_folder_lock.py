@@ -12,13 +12,20 @@ from typing import Any
 
 import pytest
 
-from ssd_lightning import folder_lock
-from ssd_lightning.folder_lock import LOCK_FILE, STALE_SECONDS, FolderInUseError, FolderLock, InheritedLock, holder_of
+from ssd_lightning.cli import folder_lock
+from ssd_lightning.cli.folder_lock import (
+    LOCK_FILE,
+    STALE_SECONDS,
+    FolderInUseError,
+    FolderLock,
+    InheritedLock,
+    holder_of,
+)
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from ssd_lightning.folder_lock import FolderLock
+from ssd_lightning.cli.folder_lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 if sys.argv[2] == "forks" and os.fork() == 0:
     os.setsid()
@@ -159,7 +166,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch, process: str, 
 
 
 def test_the_heartbeat_is_renewed_and_a_loss_ends_the_process(tmp_path: Path):
-    program = "from ssd_lightning import folder_lock; folder_lock.HEARTBEAT_SECONDS = 0.1\n" + HOLD
+    program = "from ssd_lightning.cli import folder_lock; folder_lock.HEARTBEAT_SECONDS = 0.1\n" + HOLD
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path), "alone", "60"],
         text=True,

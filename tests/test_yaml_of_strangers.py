@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ssd_lightning import stored_yaml
+from ssd_lightning import require
 from ssd_lightning.data.formats.yolo_files import read_description
+from ssd_lightning.require import parse_yaml
 from ssd_lightning.run_folder import read_config
-from ssd_lightning.stored_yaml import parse_yaml
 
 SLOW = {
     "nested lists": f"{'[' * 5000}{']' * 5000}",
@@ -64,15 +64,15 @@ def test_the_content_is_that_of_the_reader_in_python(text: str, as_text: bool):
 
 
 def test_limits_count_from_one_too_many(monkeypatch: pytest.MonkeyPatch):
-    depth = stored_yaml.DEEPEST
+    depth = require.DEEPEST
     assert parse_yaml(b"[" * depth + b"]" * depth)
     with pytest.raises(ValueError, match=f"at most {depth} levels"):
         parse_yaml(b"[" * (depth + 1) + b"]" * (depth + 1))
-    assert parse_yaml(b"x" * stored_yaml.LONGEST_VALUE)
-    assert len(parse_yaml(b"'" + b"x" * 2 * stored_yaml.LONGEST_VALUE + b"'")) == 2 * stored_yaml.LONGEST_VALUE
-    with pytest.raises(ValueError, match=f"at most {stored_yaml.LONGEST_VALUE} characters"):
-        parse_yaml(b"x" * (stored_yaml.LONGEST_VALUE + 1))
-    monkeypatch.setattr(stored_yaml, "MOST_VALUES", 20)
+    assert parse_yaml(b"x" * require.LONGEST_VALUE)
+    assert len(parse_yaml(b"'" + b"x" * 2 * require.LONGEST_VALUE + b"'")) == 2 * require.LONGEST_VALUE
+    with pytest.raises(ValueError, match=f"at most {require.LONGEST_VALUE} characters"):
+        parse_yaml(b"x" * (require.LONGEST_VALUE + 1))
+    monkeypatch.setattr(require, "MOST_VALUES", 20)
     assert parse_yaml(b"[1, 2, 3]") == [1, 2, 3]
     with pytest.raises(ValueError, match="at most 20 values"):
         parse_yaml(b"[" + b"1, " * 20 + b"]")
