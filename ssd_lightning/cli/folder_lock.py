@@ -83,6 +83,8 @@ class FolderLock:
     def __init__(self, folder: Path, patience: float = 0.0) -> None:
         self.path = folder / LOCK_FILE
         self._is_released = threading.Event()
+        # The number of a closed file can be that of another file at once, into which a heartbeat must not be written.
+        self._descriptor_in_use = threading.Lock()
         self._holder = this_process()
         began = time.monotonic()
         is_announced = patience <= PROBE_SECONDS
@@ -104,21 +106,25 @@ class FolderLock:
     def _renew(self) -> None:
         """Renew the heartbeat, and end this process if a process on another machine has taken the folder over."""
         while not self._is_released.wait(HEARTBEAT_SECONDS):
-            found = _read(self.descriptor)
-            if found is not None and found[:3] != self._holder[:3] and not self._is_released.is_set():
-                print(f"{self.path.parent} was taken over by a process {found}", file=sys.stderr, flush=True)
-                os._exit(1)
-            _write(self.descriptor)
+            with self._descriptor_in_use:
+                if self._is_released.is_set():
+                    return
+                found = _read(self.descriptor)
+                if found is not None and found[:3] != self._holder[:3]:
+                    print(f"{self.path.parent} was taken over by a process {found}", file=sys.stderr, flush=True)
+                    os._exit(1)
+                _write(self.descriptor)
 
     def release(self) -> None:
         """Remove the lock file and drop the lock. A forked process leaves both to its parent."""
         if self._is_released.is_set() or os.getpid() != self._holder.process:
             return
-        self._is_released.set()
-        if _is_at(self.descriptor, self.path):
-            self.path.unlink(missing_ok=True)
-        _descriptors.discard(self.descriptor)
-        os.close(self.descriptor)
+        with self._descriptor_in_use:
+            self._is_released.set()
+            if _is_at(self.descriptor, self.path):
+                self.path.unlink(missing_ok=True)
+            _descriptors.discard(self.descriptor)
+            os.close(self.descriptor)
 
 
 class InheritedLock:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -211,3 +212,29 @@ def test_a_folder_that_is_removed_meanwhile(tmp_path: Path):
     assert holder_of(folder) is not None
     other.release()
     assert list(folder.iterdir()) == []
+
+
+def test_a_heartbeat_is_not_written_into_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A released lock closes its file, whose number the next opened file gets."""
+    monkeypatch.setattr(folder_lock, "HEARTBEAT_SECONDS", 0.01)
+    lock = FolderLock(tmp_path / "run")
+    read, beats, goes_on = folder_lock._read, threading.Event(), threading.Event()
+
+    def read_slowly(descriptor: int) -> folder_lock.Holder | None:
+        beats.set()
+        goes_on.wait(10)
+        return read(descriptor)
+
+    monkeypatch.setattr(folder_lock, "_read", read_slowly)
+    beats.wait()
+    release = threading.Thread(target=lock.release)
+    release.start()
+    release.join(0.2)
+    with (tmp_path / "other").open("wb") as other:
+        other.write(b"of the user")
+        other.flush()
+        goes_on.set()
+        release.join()
+        time.sleep(0.1)
+    assert (tmp_path / "other").read_bytes() == b"of the user"
+    assert not (tmp_path / "run" / LOCK_FILE).exists()
