@@ -57,9 +57,12 @@ class Cost(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--share", type=float, default=1.0, help="share of the data, for a quick look")
+    parser.add_argument("--part", type=int, default=10, help="growth is measured from this part of the data; 1: not")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        small, large = (measure(Path(name) / str(parts), arguments.share / parts) for parts in (10, 1))
+        parts = dict.fromkeys((arguments.part, 1))
+        costs = {part: measure(Path(name) / str(part), arguments.share / part) for part in parts}
+        small, large = costs[arguments.part], costs[1]
     print("| work | seconds | core seconds | memory (MB) | growth of core seconds | growth of memory |")
     print("|---|---|---|---|---|---|")
     for work, cost in large.items():

@@ -20,7 +20,7 @@ VOC = BENCHMARKS.parents[1] / "shared" / "data" / "VOCdevkit" / "VOC2007"
 ONCE = {
     "average_precision.py": (["--repeats", "1"], "pycocotools, COCO"),
     "family.py": (["tiny_ssd", "--repeats", "1"], "5444"),
-    "large_data.py": (["--share", "0.002"], "`ssd-compare` of all runs"),
+    "large_data.py": (["--share", "0.002", "--part", "1"], "`ssd-compare` of all runs"),
     "pruning.py": (["--trials", "1", "--epochs", "1", "--pruners", "median", "--", "debug=fast"], "| median | "),
     "ssd300_parts.py": (["--repeats", "1"], "times as fast"),
     "tiny_training_step.py": (["--repeats", "1"], "ours, as ssd-train runs it"),

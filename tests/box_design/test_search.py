@@ -212,6 +212,7 @@ class TestCommand:
         assert classes.loc["all", ["present", "designed", "gain"]].tolist() == [0, 1, 1]
         assert (tmp_path / "a folder/figures/design.png").stat().st_size > 10_000
 
+    @pytest.mark.slow
     def test_boxes_that_reach_no_more_objects_are_not_recommended(self, run, bananas: Path):
         arguments = [
             "data=banana",

@@ -147,6 +147,7 @@ def maps_of(backbone: str, size: tuple[int, int]) -> MapsOf:
 
 
 @pytest.mark.parametrize("backbone", OPTIONS["backbone"])
+@pytest.mark.slow
 def test_every_backbone_takes_every_box_config_with_few_enough_levels(backbone: str):
     """An impossible combination is refused with both sides named. The whole product is tried with one backbone."""
     # The shapes of the maps suffice, so that the backbone is run only once.

@@ -9,7 +9,7 @@ from voc_xml import write_picture, write_xml
 
 RECIPES = (
     pytest.param("ssd300_vgg16_voc0712", marks=pytest.mark.slow),
-    "ssdlite320_mobilenet_v3_voc0712",
+    pytest.param("ssdlite320_mobilenet_v3_voc0712", marks=pytest.mark.slow),
     "ssdlite_mobilenet_v2_finetune",
     pytest.param("ssd300_vgg16_voc07", marks=pytest.mark.slow),
     pytest.param("ssd512_vgg16_voc0712", marks=pytest.mark.slow),

@@ -91,6 +91,7 @@ def test_the_way_of_resizing_stays_with_the_weights(run, folder: Path, data: Pat
         assert load_detector(path).model.antialias is False
 
 
+@pytest.mark.slow
 def test_a_run_and_its_resumption_print_no_warning_of_lightning(run, bananas: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

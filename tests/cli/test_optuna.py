@@ -117,6 +117,7 @@ class TestCommand:
         assert outcome.exit_code == 1
         assert "n_trials" in outcome.message
 
+    @pytest.mark.slow
     def test_two_sweeps_share_a_study_and_repeat_the_trial_of_a_killed_one(self, tmp_path: Path):
         def begin(name: str, *arguments: str) -> subprocess.Popen[str]:
             storage = f"hydra.sweeper.storage={tmp_path / 'study.log'}"

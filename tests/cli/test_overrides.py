@@ -163,6 +163,7 @@ class TestStrangeNames:
     def no_download(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(banana, "download_and_extract", lambda *args, **kwargs: pytest.fail("a download"))
 
+    @pytest.mark.slow
     def test_the_next_command_can_be_pasted(self, run, trained: Trained, tmp_path: Path):
         told = trained.out.strip().splitlines()[-1]
         (tmp_path / STRANGE).mkdir()

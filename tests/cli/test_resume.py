@@ -224,6 +224,7 @@ def test_a_moved_run_keeps_its_best(run, trained, tmp_path: Path, recwarn: pytes
 
 
 @pytest.mark.usefixtures("empty_figures")
+@pytest.mark.slow
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -278,6 +278,7 @@ def test_a_killed_sweep_is_resumed_at_the_first_attempt(run, tmp_path: Path):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_sweeps_that_start_in_the_same_second_have_folders_of_their_own(run, tmp_path: Path, monkeypatch):
     class Stopped(datetime):
         @classmethod

@@ -161,6 +161,7 @@ def test_the_command_names_values_that_do_not_fit_devices_and_data(
 
 
 @pytest.mark.usefixtures("empty_figures")
+@pytest.mark.slow
 def test_a_duration_by_its_units_ends_a_training(run, bananas: Path):
     arguments = ["+trainer.max_time={seconds:1}", "trainer.max_epochs=-1", "trainer.max_steps=100000"]
     settings = [setting for setting in QUICK if "max_epochs" not in setting]

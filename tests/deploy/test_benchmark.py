@@ -197,6 +197,7 @@ def test_own_pictures_and_a_detector_without_weights(run, photos: list[Path], tm
     assert result["threads"] == torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_for_onnx_runtime(run, trained: Trained, tmp_path: Path):
     outcome = run(
         "ssd-benchmark", str(trained.best), "runtimes=[eager,onnxruntime]", "precisions=[32-true,16-mixed]",

@@ -225,6 +225,7 @@ def test_the_command_writes_the_file_and_a_report(run, trained: Trained, tmp_pat
     assert OnnxDetector(tmp_path / "sub/my.onnx").metadata["postprocess"]["max_detections"] == 9
 
 
+@pytest.mark.slow
 def test_a_file_that_finds_something_else_is_an_error(run, trained: Trained, tmp_path: Path, monkeypatch):
     decode = export_module.decode
     # Only the export gets wrong boxes.

@@ -74,6 +74,7 @@ def test_8_bit_files(detector: Detector, tmp_path: Path):
     assert difference.abs().mean() < 0.02
 
 
+@pytest.mark.slow
 def test_the_command_writes_8_bit_files_and_reports_the_difference(run, trained: Trained, tmp_path: Path):
     (tmp_path / "photos").mkdir()
     for number in range(3):

@@ -35,7 +35,9 @@ def test_a_model_can_be_built_inside_a_command():
         assert "model" in compose("train")
 
 
-@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "512" in name else []) for name in model_names()]
+)
 def test_each_comes_back_from_a_checkpoint(name: str, tmp_path: Path):
     choices = [f"model={name}", "+model.num_classes=2", "model.frozen_batch_norm=true"]
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):

@@ -542,6 +542,7 @@ def test_another_optimizer_trains(run, bananas: Path, tmp_path: Path):
 # --- callbacks, by the command line ---
 
 
+@pytest.mark.slow
 def test_options_of_callbacks_go_together(run, bananas: Path, tmp_path: Path):
     outcome = run(
         "ssd-train", *QUICK, f"data.root={bananas}", "trainer.max_epochs=3", "trainer.log_every_n_steps=1",
@@ -564,6 +565,7 @@ def test_options_of_callbacks_go_together(run, bananas: Path, tmp_path: Path):
     assert summary["scores"]["val/loss"] in [row["val/loss"] for row in validated]
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_a_run_that_gets_no_better(run, bananas: Path, tmp_path: Path):
     arguments = ["trainer.max_epochs=9", "callbacks=early_stopping", "callbacks.early_stopping.patience=2"]
     outcome = run("ssd-train", *QUICK, f"data.root={bananas}", *arguments, "optimizer.lr=0")

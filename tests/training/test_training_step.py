@@ -47,8 +47,13 @@ def test_a_fake_tensor_cannot_be_read(read):
         read(torch.ones(1))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("name", ["tiny_ssd", "ssd300_vgg16", "ssd300_resnet18", "ssdlite320_mobilenet_v2"])
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        *(("tiny_ssd", objective) for objective in OBJECTIVES),
+        *((name, "multibox") for name in ("ssd300_vgg16", "ssd300_resnet18", "ssdlite320_mobilenet_v2")),
+    ],
+)
 def test_nothing_is_read_in_a_step(name: str, objective: str):
     """Fake tensors have no values: whatever would make a GPU wait fails here, forward and backward."""
     with FakeTensorMode():

@@ -111,6 +111,7 @@ def read_events(folder: Path) -> EventAccumulator:
 
 
 class TestWandb:
+    @pytest.mark.slow
     def test_has_all_metrics_at_their_steps(self, shown: Run, offline: tuple[Path, str]):
         rows = read_metrics(offline[0] / "metrics.csv")
         known = {(row[STEP], key): value for row in shown.history for key, value in row.items()}
