@@ -206,6 +206,7 @@ class TestCommand:
         assert (tmp_path / "boxes/figures/coverage.png").stat().st_size > 10_000
         assert "12 objects of 1 classes in 12 training pictures, model=tiny_ssd: 344 default boxes" in outcome.out
 
+    @pytest.mark.slow
     def test_scales_and_augmentation_change_what_is_reached(self, run, bananas: Path, tmp_path: Path):
         small = "model.default_boxes.scales=[0.04,0.06,0.08,0.1,0.12,0.14]"
         best = []

@@ -159,6 +159,7 @@ def test_what_fix_deals_with_is_no_problem(run, folder: Path, tmp_path: Path, fi
         assert (f"Left to fix={fix}, {kind}: 1" in outcome.out) == (exit_code == 0)
 
 
+@pytest.mark.slow
 def test_the_advice_is_what_helps(run, folder: Path):
     objects(("dog", 30, 5, 90, 9))(folder)
     assert "Try data.fix=clip or data.fix=skip." in check(run, folder).error

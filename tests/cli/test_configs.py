@@ -170,6 +170,7 @@ def test_every_backbone_takes_every_box_config_with_few_enough_levels(backbone: 
 
 @pytest.mark.parametrize("extra_layers", OPTIONS["extra_layers"])
 @pytest.mark.parametrize("backbone", OPTIONS["backbone"])
+@pytest.mark.slow
 def test_every_backbone_goes_with_every_kind_of_layers(backbone: str, extra_layers: str):
     default_boxes = DefaultBoxes([0.1, 0.2, 0.4, 0.6, 0.8, 1.0], part("aspect_ratios", "paper"))
     network = maps_of(backbone, (320, 256))

@@ -295,7 +295,7 @@ def test_a_signal_to_one_rank_while_ranks_start_ends_all(choices: list[str], tmp
     os.kill([process.pid, *other_ranks(process)][rank], signal.SIGTERM)
     began = time.monotonic()
     _, error = finish(process, exit_code=128 + signal.SIGTERM)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     [line] = [line for line in error.splitlines() if line.startswith("ssd-train: ")]
     assert line.startswith("ssd-train: interrupted by SIGTERM")
 
@@ -395,7 +395,10 @@ def test_a_signal_to_one_rank_of_torchrun_ends_all(choices: list[str], tmp_path:
         wait_for((tmp_path / "paused").exists, process)
     os.kill(sorted(other_ranks(process))[rank], signal.SIGTERM)
     _, error = finish(process, exit_code=1)
-    assert set(re.findall(r"exitcode +: (-?\d+)", error)) == {str(128 + signal.SIGTERM)}
+    codes = set(re.findall(r"exitcode +: (-?\d+)", error))
+    # torchrun's own signal may meet a rank that is ending already, and that no longer handles signals.
+    assert str(128 + signal.SIGTERM) in codes
+    assert codes <= {str(128 + signal.SIGTERM), str(-signal.SIGTERM)}
     assert len(re.findall("ssd-train: interrupted by SIGTERM", error)) == 1
 
 

@@ -57,6 +57,7 @@ class TestCommand:
         best = yaml.safe_load((folder / "optimization_results.yaml").read_text())
         assert best["best_value"] == max(trial.value for trial in found)
 
+    @pytest.mark.slow
     def test_a_failed_trial_is_recorded_and_repeated(self, run, tmp_path: Path, monkeypatch):
         folder = tmp_path / "sweep"
         outcome = run("ssd-train", *SEARCH, "batch_size=3")

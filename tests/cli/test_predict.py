@@ -36,6 +36,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_json_is_in_coco_style_for_pictures_of_all_kinds(run, trained: Trained, photos: Path, tmp_path: Path):
     outcome = run("ssd-predict", trained.checkpoint, f"source={photos}", "hydra.run.dir=out", "batch_size=4")
     assert outcome.exit_code == 0, outcome.error

@@ -157,6 +157,7 @@ def test_the_arguments_of_a_job_train_what_the_sweep_says(run, bananas: Path, tm
 
 
 class TestResume:
+    @pytest.mark.slow
     def test_runs_only_the_jobs_that_failed_or_are_missing(self, run, tmp_path: Path, monkeypatch):
         run("ssd-train", *GRID, "batch_size=3,4")
         folder = tmp_path / "sweep"

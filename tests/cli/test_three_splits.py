@@ -49,6 +49,7 @@ def tested(three: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return folder, outcome.out
 
 
+@pytest.mark.slow
 def test_a_run_scores_its_test_in_files_of_their_own(tested: tuple[Path, str], three: Path):
     folder, out = tested
     content = json.loads((folder / "test_scores.json").read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import QUICK
+from processes import wait_for
 from run_folder import summary_of
 from slurm_cluster import Cluster, cluster, reason_not_to_run, ssd_train, words
 from sweep_folder import column
@@ -100,7 +101,7 @@ class TestRequeue:
     def test_the_time_limit_ends_a_run_that_has_saved(self, slurm: Cluster, arguments, tmp_path: Path):
         train = ssd_train(*arguments, *PAUSE, "trainer.max_epochs=2")
         job = slurm.submit(tmp_path, f"srun --ntasks-per-node=1 {train}; echo code=$?", "--time=1", "--signal=USR1@30")
-        slurm.wait(job)
+        wait_for(lambda: "code=" in slurm.output(job))
         assert f"code={128 + signal.SIGUSR1}" in slurm.output(job)
         assert last_step(tmp_path / "run") == 5
 

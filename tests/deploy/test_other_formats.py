@@ -51,6 +51,7 @@ def test_a_program_gives_the_boxes_and_scores_of_the_network(detector: Detector,
     assert description == content
 
 
+@pytest.mark.slow
 def test_8_bit_files(detector: Detector, tmp_path: Path):
     whole, quantized = tmp_path / "whole.onnx", tmp_path / "int8.onnx"
     export_onnx(detector, whole)

@@ -205,6 +205,7 @@ class TestWhatGoesWrong:
         write_run(tmp_path / "b", detected(truth, 2), {"seed": 1}, {})
         assert self.report(tmp_path).tags["svg"] == 14
 
+    @pytest.mark.slow
     def test_runs_on_other_pictures_are_not_paired(self, truth: StoredDetections, tmp_path: Path):
         other = truth._replace(paths=tuple(path.replace(".png", "_.png") for path in truth.paths))
         write_run(tmp_path / "best", detected(other, 0), {"lr": 1}, {})

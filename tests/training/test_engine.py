@@ -470,6 +470,7 @@ def test_schedules_go_by_steps_of_the_optimizer(
     assert logged == pytest.approx(recorder.rates)
 
 
+@pytest.mark.slow
 def test_accumulated_batches_and_rates_by_the_command_line(
     run, bananas: Path, tmp_path: Path, recorder: type[Recorder]
 ):
@@ -612,6 +613,7 @@ def test_a_compiled_network_trains_and_its_checkpoint_is_an_ordinary_one(bananas
     assert load_detector(paths[1]).model(images).logits.shape == (1, 344, 2)
 
 
+@pytest.mark.slow
 def test_compiling_is_asked_of_the_network_alone(run, bananas: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **settings: compiled.append(type(self)))

@@ -81,6 +81,7 @@ ADVICE = ". Try trusted_packages=[my_project] if you trust that code.\n"
 
 
 @pytest.mark.usefixtures("my_project", "empty_figures")
+@pytest.mark.slow
 def test_a_backbone_of_the_user_trains_and_its_checkpoint_loads_by_name(run, bananas: Path, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     data = ["data=banana", f"data.root={bananas}"]
