@@ -85,7 +85,8 @@ class Cluster:
             for line in self.run("scontrol", "show", "job", job, cwd=self.folder).stdout.split()
             if line.startswith("StdOut=")
         ]
-        return Path(line.removeprefix("StdOut=")).read_text()
+        file = Path(line.removeprefix("StdOut="))
+        return file.read_text() if file.exists() else ""
 
 
 CONFIG = """

@@ -118,6 +118,14 @@ class COCO(SplitData):
 
         ``None`` in the second place: the pictures to score on are drawn. ``None`` in the last place: there is no test.
         """
+        try:
+            return self._json_files()
+        except PermissionError as error:
+            raise ValueError(
+                f"data.root: expected a readable folder, got {Path(error.filename).parent} ({error.strerror})"
+            ) from error
+
+    def _json_files(self) -> tuple[Path, Path | None, Path | None]:
         if not self.root.is_dir():
             raise ValueError(f"data.root: expected a folder, got {self.root}, which does not exist")
         given = {key: None if name is None else _below(self.root, name) for key, name in self.files.items()}

@@ -1,5 +1,6 @@
 """COCO-style json: what is read from it, where its pictures are looked for, how it is split, and what is refused."""
 
+import errno
 import json
 import logging
 import os
@@ -705,3 +706,13 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, cache_folder: Path, caplog
     with caplog.at_level(logging.WARNING):
         assert truths(COCO(tmp_path, path, path).train()) == told
     assert [message.split(" (")[0] for message in caplog.messages] == [f"{cached}: cannot be read and is written again"]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ValueError, match=rf"^data\.root: .* {tmp_path}/data.* \(Permission denied\)$"):
+        COCO(tmp_path / "data").prepare()
