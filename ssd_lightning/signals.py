@@ -19,7 +19,7 @@ STARTED_BY = "SSD_STARTED_BY"
 
 POLL_SECONDS = 0.2
 
-PATIENCE = 5.0
+PATIENCE = 3.0
 """Seconds for Python to call the handler of a signal. torchrun and SLURM kill a process after 30 seconds."""
 
 IMPATIENCE = 1.0

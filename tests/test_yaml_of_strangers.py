@@ -40,7 +40,7 @@ SLOW = {
 
 @pytest.mark.parametrize("read", [read_config, lambda path: read_description(str(path))], ids=["config", "description"])
 @pytest.mark.parametrize("name", SLOW)
-def test_a_slow_file_is_read_or_refused_in_time(tmp_path: Path, name: str, read: Callable[[Path], Any]):
+def test_a_slow_file_is_read_or_refused_within_a_second(tmp_path: Path, name: str, read: Callable[[Path], Any]):
     path = tmp_path / "data.yaml"
     path.write_text(SLOW[name])
     assert path.stat().st_size < 2**18
@@ -51,8 +51,7 @@ def test_a_slow_file_is_read_or_refused_in_time(tmp_path: Path, name: str, read:
         read(path)
     except ValueError as error:
         message = str(error)
-    # The slowest takes 0.4 s here; without limits some take 8 s and more. Other machines are slower.
-    assert time.process_time() - began < 3
+    assert time.process_time() - began < 1
     assert message.startswith(f"{path}: ")
     assert "\n" not in message
 

@@ -76,7 +76,6 @@ def search(
     space = read_space(config, params or {}, arguments, OverridesParser.create(config_loader))
     study = open_study(storage, study_name, objectives)
     is_shared = storage != f"sqlite:///{config.hydra.sweep.dir}/study.db"
-    is_resumed = config.get("resume_sweep") is not None
     total = n_trials
     if sampler.func is BruteForceSampler:
         total = min(total, _number_of_combinations(space))

@@ -25,7 +25,7 @@ class Drawn(NamedTuple):
 
 
 class Space(NamedTuple):
-    """What the jobs of a search are composed from."""
+    """The fixed arguments, the drawn values and the seeds of a search, from which its jobs are composed."""
 
     fixed: list[str]
     """Arguments of every job."""

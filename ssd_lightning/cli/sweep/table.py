@@ -121,7 +121,7 @@ def objectives_of(sweep: Path) -> dict[str, str]:
 
 
 class _Plan(NamedTuple):
-    """What the file of a sweep says about its jobs."""
+    """The jobs and the objectives that the file of a sweep names."""
 
     jobs: list[dict[str, str]]
     objectives: dict[str, str]
