@@ -1,11 +1,14 @@
 """Signals that ask a command to stop, outside of training steps. Nothing here takes long to import."""
 
+import atexit
 import contextlib
+import math
 import os
 import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -28,6 +31,10 @@ IMPATIENCE = 1.0
 ``uv run`` and schedulers forward a signal that the terminal sends to the whole process group too, so that one request
 arrives twice.
 """
+
+
+RAISE_AGAIN = 0
+"""Byte that says that an error was passed over. It is the number of no signal."""
 
 
 class Interrupted(SystemExit):
@@ -75,8 +82,13 @@ class Pruned(StoppedBySignal):
 def interruptible(report: Callable[[Interrupted], None] = lambda error: None) -> Iterator[None]:
     """Raise Interrupted on signals that ask to stop inside the block, unless another handler is set already.
 
+    Some code swallows any exception, such as Python's own where it deletes an object. Interrupted is then raised again.
+
     Python calls no handler while the process waits in another language, as for another rank that never comes. After
     PATIENCE the process ends without cleaning up.
+
+    A signal ends the process. So the handlers stay after the block if a signal has ended it: another signal, such as
+    that of torchrun to all ranks, would otherwise change the exit code.
 
     Args:
         report: reports the signal before the process ends in this way.
@@ -85,20 +97,35 @@ def interruptible(report: Callable[[Interrupted], None] = lambda error: None) ->
         yield
         return
     handler = _Interrupt()
-    former = {n: old for n, old in heard().items() if old in (signal.SIG_DFL, signal.default_int_handler)}
+    replaced = (signal.SIG_DFL, signal.default_int_handler)
+    former = {n: old for n, old in heard().items() if old in replaced or isinstance(old, _Interrupt)}
     for number in former:
         signal.signal(number, handler)
+    atexit.register(_ignore_signals)
+    stop_watching = _watch(handler, report)
     try:
-        with _watched(handler, report):
-            yield
+        yield
+    except (Interrupted, StoppedBySignal):
+        handler.end()
+        raise
     finally:
-        for number, old in former.items():
-            signal.signal(number, old)
+        if not handler.is_over:
+            stop_watching()
+            for number, old in former.items():
+                signal.signal(number, old)
 
 
-@contextlib.contextmanager
-def _watched(handler: "_Interrupt", report: Callable[[Interrupted], None]) -> Iterator[None]:
-    """End this process where a signal arrives for a handler that is not called."""
+def _ignore_signals() -> None:
+    """Ignore signals while the process is ending, when Python would restore the handlers that kill it.
+
+    ``atexit`` calls this after the functions of libraries that are imported later. These may still wait and be stopped.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _watch(handler: "_Interrupt", report: Callable[[Interrupted], None]) -> Callable[[], None]:
+    """End this process where a signal arrives for a handler that is not called. Return what stops watching."""
     ours, of_python = socket.socketpair()
     of_python.setblocking(False)
 
@@ -106,20 +133,33 @@ def _watched(handler: "_Interrupt", report: Callable[[Interrupted], None]) -> It
         with ours:
             # Python writes the number of each signal at once, also where it cannot call the handler.
             while received := ours.recv(1):
+                arrived = time.monotonic()
                 number = received[0]
+                if number == RAISE_AGAIN:
+                    time.sleep(0.05)  # for the code that has passed over the error to end
+                    if signal.getsignal(handler.number) is handler:
+                        os.kill(os.getpid(), handler.number)
+                    continue
                 is_handled_here = number in STOPPING and signal.getsignal(number) is handler
-                if is_handled_here and not handler.was_called.wait(PATIENCE):
-                    error = Interrupted(number)
-                    report(error)
-                    os._exit(error.code)
+                # One call may be for several signals.
+                while is_handled_here and handler.called_at < arrived - IMPATIENCE:
+                    if time.monotonic() >= arrived + PATIENCE:
+                        error = Interrupted(number)
+                        if not handler.is_over:
+                            report(error)
+                        os._exit(error.code)
+                    time.sleep(0.05)
+
+    def stop() -> None:
+        signal.set_wakeup_fd(former)
+        handler.file = -1
+        os.close(file)
 
     threading.Thread(target=watch, daemon=True).start()
-    former = signal.set_wakeup_fd(of_python.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(former)
-        of_python.close()
+    # The file stays open without the object, until it is closed here or the process ends.
+    file = handler.file = of_python.detach()
+    former = signal.set_wakeup_fd(file, warn_on_full_buffer=False)
+    return stop
 
 
 def heard() -> dict[signal.Signals, Any]:
@@ -202,8 +242,16 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._received_at: float | None = None
-        self.was_called = threading.Event()
+        self._received_at = -math.inf
+        self._raised: weakref.ref[Interrupted] | None = None
+        self.number = 0
+        """The signal that was received."""
+        self.file = -1
+        """File of the thread that watches, where a byte RAISE_AGAIN sends the signal again; -1 if it is closed."""
+        self.called_at = -math.inf
+        """Time of the last call, of ``time.monotonic``."""
+        self.is_over = False
+        """True after a signal has ended the block in which signals are raised."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -211,9 +259,30 @@ class _Interrupt:
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return
-        self.was_called.set()
+        self.called_at = time.monotonic()
         if number == signal.SIGHUP:
             leave_closed_terminal()
-        if self._received_at is None or time.monotonic() - self._received_at >= IMPATIENCE:
-            self._received_at = time.monotonic()
-            raise Interrupted(number)
+        if self.called_at - self._received_at >= IMPATIENCE:
+            self._received_at = self.called_at
+            raise self._error(number)
+
+    def end(self) -> None:
+        """Say that a signal has ended the block. It may arrive twice here too."""
+        self.is_over = True
+        self._received_at = time.monotonic()
+
+    def _error(self, number: int) -> Interrupted:
+        """Return an error that asks to be raised again if it is deleted inside the block: nothing raises it then.
+
+        No variable of the handler may hold the error, or its traceback would keep it.
+        """
+        self.number = number
+        error = Interrupted(number)
+        self._raised = weakref.ref(error, self._raise_again)
+        return error
+
+    def _raise_again(self, _: "weakref.ref[Interrupted]") -> None:
+        # A signal that is sent here would be raised here, where Python passes over all errors.
+        if not self.is_over and self.file != -1 and os.getpid() == self._process:
+            self._received_at = -math.inf
+            os.write(self.file, bytes([RAISE_AGAIN]))

@@ -1,11 +1,14 @@
 """Signals that ask to stop, in and outside the steps of training."""
 
+import contextlib
+import gc
 import os
 import pty
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -108,10 +111,88 @@ def handlers():
 @pytest.mark.parametrize("number", STOPPING)
 def test_a_signal_is_raised_within_and_not_after(number: signal.Signals):
     signal.signal(number, signal.SIG_DFL)
+    with interruptible():
+        pass
+    assert signal.getsignal(number) == signal.SIG_DFL
     with pytest.raises(Interrupted, match=f"interrupted by {number.name}") as caught, interruptible():
         os.kill(os.getpid(), number)
     assert caught.value.code == 128 + number
-    assert signal.getsignal(number) == signal.SIG_DFL
+    os.kill(os.getpid(), number)  # the same request again
+
+
+def pass_over() -> None:
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Deleted:
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def pass_over_another_error() -> None:
+    try:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            raise KeyError
+    except KeyError:
+        pass
+
+
+@pytest.mark.parametrize("pass_over", [pass_over, Deleted, pass_over_another_error])
+def test_a_signal_that_other_code_passes_over_is_raised_again(pass_over: Callable[[], object], monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # pytest's keeps the error
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    began = time.monotonic()
+
+    def work() -> None:
+        pass_over()
+        pass_over()
+        time.sleep(30)
+
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        work()
+    assert time.monotonic() - began < 10
+
+
+def test_a_signal_that_ends_the_block_late_is_raised_once():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    tidied = []
+
+    def work() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted:
+            gc.collect()
+            time.sleep(0.1)
+            tidied.append(1)
+            raise
+        finally:
+            gc.collect()
+            tidied.append(2)
+
+    with pytest.raises(Interrupted), interruptible():
+        work()
+    assert tidied == [1, 2]
+
+
+ENDING = """
+import atexit, os
+from ssd_lightning.signals import interruptible
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid()):
+        kill(process, 15)  # Python has restored the handlers of signals
+late = Late()
+with interruptible():
+    atexit.register(os.kill, os.getpid(), 15)
+    os.kill(os.getpid(), 15)
+"""
+
+
+def test_another_signal_to_a_process_that_is_ending_changes_nothing(tmp_path: Path):
+    """torchrun signals all ranks when the first of them has ended."""
+    finish(start(tmp_path, "-c", ENDING), exit_code=128 + signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", STOPPING)

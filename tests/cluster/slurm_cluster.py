@@ -63,10 +63,19 @@ class Cluster:
             "sbatch", "--parsable", "--output=%j.out", "--open-mode=append", *options, file.name, cwd=folder
         ).stdout.strip()
 
+    def shown(self, job: str, key: str) -> str:
+        """Return what SLURM shows for a key of a job."""
+        words = self.run("scontrol", "show", "job", job, cwd=self.folder).stdout.split()
+        [value] = [word.removeprefix(f"{key}=") for word in words if word.startswith(f"{key}=")]
+        return value
+
     def state(self, job: str) -> str:
         """Return SLURM's name of the state of a job, such as RUNNING."""
-        line = self.run("scontrol", "show", "job", job, cwd=self.folder).stdout
-        return line.partition("JobState=")[2].split()[0]
+        return self.shown(job, "JobState")
+
+    def minutes(self, job: str) -> int:
+        """Return how many whole minutes a job has run, if less than an hour."""
+        return int(self.shown(job, "RunTime").split(":")[1])
 
     def wait(self, job: str) -> str:
         """Wait until a job has ended, and return its state."""
@@ -80,12 +89,7 @@ class Cluster:
 
     def output(self, job: str) -> str:
         """Return what a job of :meth:`submit` has printed."""
-        [line] = [
-            line
-            for line in self.run("scontrol", "show", "job", job, cwd=self.folder).stdout.split()
-            if line.startswith("StdOut=")
-        ]
-        file = Path(line.removeprefix("StdOut="))
+        file = Path(self.shown(job, "StdOut"))
         return file.read_text() if file.exists() else ""
 
 

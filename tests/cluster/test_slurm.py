@@ -100,7 +100,11 @@ class TestRequeue:
 
     def test_the_time_limit_ends_a_run_that_has_saved(self, slurm: Cluster, arguments, tmp_path: Path):
         train = ssd_train(*arguments, *PAUSE, "trainer.max_epochs=2")
-        job = slurm.submit(tmp_path, f"srun --ntasks-per-node=1 {train}; echo code=$?", "--time=1", "--signal=USR1@30")
+        script = f"srun --ntasks-per-node=1 {train}; echo code=$?"
+        job = slurm.submit(tmp_path, script, "--time=30", "--signal=USR1@60")
+        slurm.wait_for(tmp_path / "run/paused", job)
+        # The limit is a number of whole minutes. SLURM sends the signal at some time in the last of them, or before.
+        slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={slurm.minutes(job) + 2}", cwd=tmp_path)
         wait_for(lambda: "code=" in slurm.output(job))
         assert f"code={128 + signal.SIGUSR1}" in slurm.output(job)
         assert last_step(tmp_path / "run") == 5
