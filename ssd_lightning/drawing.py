@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -396,6 +395,8 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
     """Return the mean of the last ``window`` values at each value; values that are not finite are left out of means."""
     if window == 1:
         return list(values)
+    import pandas as pd
+
     finite = pd.Series(values, dtype=float).replace([np.inf, -np.inf], np.nan)
     return finite.rolling(window, min_periods=1).mean().tolist()
 

@@ -137,8 +137,7 @@ def _watch(handler: "_Interrupt", report: Callable[[Interrupted], None]) -> Call
                 number = received[0]
                 if number == RAISE_AGAIN:
                     time.sleep(0.05)  # for the code that has passed over the error to end
-                    if signal.getsignal(handler.number) is handler:
-                        os.kill(os.getpid(), handler.number)
+                    handler.send_again()
                     continue
                 is_handled_here = number in STOPPING and signal.getsignal(number) is handler
                 # One call may be for several signals.
@@ -244,8 +243,7 @@ class _Interrupt:
         self._process = os.getpid()
         self._received_at = -math.inf
         self._raised: weakref.ref[Interrupted] | None = None
-        self.number = 0
-        """The signal that was received."""
+        self._number = 0
         self.file = -1
         """File of the thread that watches, where a byte RAISE_AGAIN sends the signal again; -1 if it is closed."""
         self.called_at = -math.inf
@@ -271,12 +269,18 @@ class _Interrupt:
         self.is_over = True
         self._received_at = time.monotonic()
 
+    def send_again(self) -> None:
+        """Send the signal that was received to this process again."""
+        is_handled_here = signal.getsignal(self._number) == self
+        if is_handled_here:
+            os.kill(os.getpid(), self._number)
+
     def _error(self, number: int) -> Interrupted:
         """Return an error that asks to be raised again if it is deleted inside the block: nothing raises it then.
 
         No variable of the handler may hold the error, or its traceback would keep it.
         """
-        self.number = number
+        self._number = number
         error = Interrupted(number)
         self._raised = weakref.ref(error, self._raise_again)
         return error

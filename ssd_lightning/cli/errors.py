@@ -10,12 +10,12 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 PLUGINS = {
-    r"hparams_search=(?!null)\w|hydra/sweeper=optuna": "optuna",
-    r"hydra/sweeper/sampler=cmaes": "cmaes",
-    r"hydra/sweeper/sampler=(gp|qmc)": "scipy",
-    r"hydra/launcher=submitit": "hydra_plugins.hydra_submitit_launcher",
+    r"hparams_search=(?!null)\w|hydra/sweeper=optuna": ("optuna", "sweep"),
+    r"hydra/sweeper/sampler=cmaes": ("cmaes", "sweep"),
+    r"hydra/sweeper/sampler=(gp|qmc)": ("scipy", "sweep --extra gp"),
+    r"hydra/launcher=submitit": ("hydra_plugins.hydra_submitit_launcher", "sweep"),
 }
-"""Modules of the extra ``sweep``, by the arguments that need them."""
+"""Modules and the extras that have them, by the arguments that need them."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -40,16 +40,16 @@ def explain(error: BaseException) -> str | None:
 
 
 def require_plugins(arguments: list[str]) -> None:
-    """Refuse arguments whose package of the extra ``sweep`` is not installed.
+    """Refuse arguments whose package, of an extra, is not installed.
 
     Raises:
         ValueError: naming the argument and the command that installs the plugin.
     """
     for argument in arguments:
-        for pattern, module in PLUGINS.items():
+        for pattern, (module, extra) in PLUGINS.items():
             if re.match(pattern, argument) and importlib.util.find_spec(module) is None:
                 package = module.rpartition(".")[2].replace("_", "-")
-                raise ValueError(f"{argument}: expected the package {package}, got none. Try uv sync --extra sweep.")
+                raise ValueError(f"{argument}: expected the package {package}, got none. Try uv sync --extra {extra}.")
 
 
 def fail(name: str, message: str, exit_code: int = 1) -> NoReturn:

@@ -1,5 +1,6 @@
 """Sweeps by Optuna. A stand-in takes the place of training."""
 
+import importlib.util
 import json
 import subprocess
 from functools import cache
@@ -224,8 +225,14 @@ def run_search(folder: Path, *arguments: str, launcher: Jobs | None = None, **se
 SPACE = ("a=interval(0,1)", "loss=choice(x,y)")
 
 
+def sampler(name: str) -> Any:
+    """Return a parameter of a test, which is skipped without the package of the extra ``gp``."""
+    is_missing = name in ("gp", "qmc") and importlib.util.find_spec("scipy") is None
+    return pytest.param(name, marks=pytest.mark.skipif(is_missing, reason="scipy, of the extra gp, is not installed"))
+
+
 @pytest.mark.parametrize(
-    "sampler", sorted(path.stem for path in (CONFIG_FOLDER / "hydra/sweeper/sampler").glob("*.yaml"))
+    "sampler", [sampler(path.stem) for path in sorted((CONFIG_FOLDER / "hydra/sweeper/sampler").glob("*.yaml"))]
 )
 def test_each_sampler_finds_new_values(tmp_path: Path, sampler: str):
     space = ("a=range(4)", "loss=choice(x,y)") if sampler == "grid" else SPACE
@@ -237,7 +244,7 @@ def test_each_sampler_finds_new_values(tmp_path: Path, sampler: str):
     assert [trial.state.name for trial in trials(tmp_path / "sweep")] == ["COMPLETE"] * len(jobs)
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("sampler", [sampler("tpe"), sampler("random"), sampler("qmc")])
 def test_the_seed_of_a_sampler_repeats_a_search_and_a_resumed_one_draws_new_values(tmp_path: Path, sampler: str):
     first, same = (
         [job["a"] for job in run_search(tmp_path / name, *SPACE, sampler=sampler, n_trials=2).jobs]
