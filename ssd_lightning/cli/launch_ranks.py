@@ -34,7 +34,7 @@ PATIENCE = 10.0
 """Seconds for a rank to notice the failure of another rank. A rank that waits on a GPU never notices it."""
 
 PATIENCE_AFTER_SIGNAL = 2.0
-"""Seconds for the first rank to end after a signal has ended another rank, which has nothing to report."""
+"""Seconds for a rank to end, or to get the signal too, after a signal has ended another rank."""
 
 
 @contextlib.contextmanager
@@ -56,6 +56,9 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
     except Exception as error:
         # A request to stop reaches all ranks at the same step, and is no failure.
         if not isinstance(error, StoppedBySignal):
+            if ranks.is_one_of_several_started_alike():
+                # A rank that a signal has ended makes others lose it, before torchrun or SLURM sends them the signal.
+                time.sleep(PATIENCE_AFTER_SIGNAL)
             is_first_to_fail = collectives.is_first_to_fail()
             others.refuse_if_ended_by_signal()
             if not is_first_to_fail:

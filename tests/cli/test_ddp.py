@@ -396,7 +396,7 @@ def test_a_signal_to_one_rank_of_torchrun_ends_all(choices: list[str], tmp_path:
     os.kill(sorted(other_ranks(process))[rank], signal.SIGTERM)
     _, error = finish(process, exit_code=1)
     codes = set(re.findall(r"exitcode +: (-?\d+)", error))
-    assert codes == {str(128 + signal.SIGTERM)}
+    assert codes == {str(128 + signal.SIGTERM)}, error
     assert len(re.findall("ssd-train: interrupted by SIGTERM", error)) == 1
 
 

@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
 import lightning
 import pytest
 
-from ssd_lightning.cli import launch_ranks
+from ssd_lightning.cli import launch_ranks, ranks
 from ssd_lightning.cli.launch_ranks import OtherRanks, together
 from ssd_lightning.cli.ranks import FailedElsewhere
 from ssd_lightning.signals import Interrupted, interruptible
@@ -67,6 +68,18 @@ def test_the_failure_of_the_first_is_that_of_the_second(trainer, monkeypatch, pr
         lose_the_other()
 
 
+def test_the_signal_of_torchrun_comes_after_the_loss_of_another_rank(trainer, monkeypatch):
+    second_rank(monkeypatch, "pass")
+    monkeypatch.setattr(ranks, "is_one_of_several_started_alike", lambda: True)
+
+    def lose_the_other() -> None:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise ConnectionError("lost")
+
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible(), together(trainer, []):
+        lose_the_other()
+
+
 @pytest.mark.parametrize(("program", "error"), [("os._exit(1)", FailedElsewhere), ("os._exit(143)", Interrupted)])
 def test_the_second_fails_after_the_first_is_done(trainer, monkeypatch, program: str, error):
     second_rank(monkeypatch, program)
@@ -94,7 +107,7 @@ def test_a_signal_to_the_first_ends_all_at_once(trainer, monkeypatch):
 WAITS_FOR_EVER = """
 import signal, sys, time
 import lightning
-from ssd_lightning.cli import launch_ranks
+from ssd_lightning.cli import launch_ranks, ranks
 launch_ranks.CHILD = [sys.executable, "-c", "import os; os._exit(143)"]
 launch_ranks.PATIENCE_AFTER_SIGNAL = 0.2
 signal.signal(signal.SIGTERM, lambda *arguments: None)

@@ -24,25 +24,24 @@ def choices(bananas: Path) -> list[str]:
 
 
 def test_the_number_of_devices_varies_and_one_rank_fails(choices: list[str], tmp_path: Path):
-    """Ranks would repeat the sweep, jobs would mix and devices=1,2,1 would hang if one process ran all jobs."""
+    """Ranks would repeat the sweep, jobs would mix and devices=2,1 would hang if one process ran all jobs."""
     fail = [f"+callbacks.fail.{item}" for item in ("rank=1", "step=0", 'how="user\'s mistake"', "unless=repaired")]
     fail = ["+callbacks.fail._target_=added_callbacks.Fail", *fail]
-    _, error = finish(start(tmp_path, *TRAIN, "-m", *choices, *fail, "trainer.devices=1,2,1"), exit_code=1)
+    _, error = finish(start(tmp_path, *TRAIN, "-m", *choices, *fail, "trainer.devices=2,1"), exit_code=1)
     folder = tmp_path / "sweep"
-    assert column(folder, "trainer.devices") == ["1", "2", "1"]
-    assert column(folder, "status") == ["finished", "failed", "finished"], error
-    assert "rank 1 fails" in column(folder, "reason")[1]
-    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2"]
+    assert column(folder, "trainer.devices") == ["2", "1"]
+    assert column(folder, "status") == ["failed", "finished"], error
+    assert "rank 1 fails" in column(folder, "reason")[0]
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1"]
 
     (tmp_path / "repaired").touch()
     finish(start(tmp_path, *TRAIN, "resume_sweep=sweep", "trusted_packages=[added_callbacks]"))
-    assert column(folder, "status") == ["finished"] * 3
-    jobs = [summary_of(folder / name) for name in ("0", "1", "2")]
-    assert jobs[0]["scores"] == jobs[2]["scores"]
-    assert [job["choices"]["trainer"] for job in jobs] == ["ddp_cpu"] * 3
+    assert column(folder, "status") == ["finished"] * 2
+    jobs = [summary_of(folder / name) for name in ("0", "1")]
+    assert [job["choices"]["trainer"] for job in jobs] == ["ddp_cpu"] * 2
     # 12 pictures in batches of 4; on two devices, 6 pictures each.
-    assert [job["steps"] for job in jobs] == [3, jobs[1]["steps"], 3]
-    assert 1 <= jobs[1]["steps"] <= 2
+    assert jobs[0]["steps"] in (1, 2)
+    assert jobs[1]["steps"] == 3
 
 
 def test_both_ranks_of_a_trial_train_what_optuna_chose(choices: list[str], tmp_path: Path):
