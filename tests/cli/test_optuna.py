@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+import postgresql_server
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
@@ -32,6 +34,18 @@ def trials(folder: Path) -> list[Any]:
 
 
 # --- with the command, and a process for each job ---
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The storage of a study for several machines."""
+    if request.param == "journal":
+        yield str(tmp_path / "study.log")
+        return
+    if reason := postgresql_server.reason_not_to_run():
+        pytest.skip(reason)
+    with postgresql_server.server() as url:
+        yield url
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -120,18 +134,18 @@ class TestCommand:
         assert "n_trials" in outcome.message
 
     @pytest.mark.slow
-    def test_two_sweeps_share_a_study_and_repeat_the_trial_of_a_killed_one(self, tmp_path: Path):
+    def test_two_sweeps_share_a_study_and_repeat_the_trial_of_a_killed_one(self, tmp_path: Path, shared: str):
         def begin(name: str, *arguments: str) -> subprocess.Popen[str]:
-            storage = f"hydra.sweeper.storage={tmp_path / 'study.log'}"
-            shared = ["hydra/sweeper/sampler=random", storage, "hydra.sweeper.study_name=shared"]
+            storage = f"hydra.sweeper.storage={shared}"
+            study = ["hydra/sweeper/sampler=random", storage, "hydra.sweeper.study_name=shared"]
             space = ["-m", "hydra/sweeper=optuna", "optimizer.lr=interval(0.1,0.9)", f"hydra.sweep.dir={name}"]
-            return start(tmp_path, str(TESTS / "sweep_program.py"), *space, *shared, *arguments)
+            return start(tmp_path, str(TESTS / "sweep_program.py"), *space, *study, *arguments)
 
         killed = begin("killed", "name=slow")
         wait_for((tmp_path / "killed/0/trains").exists, killed)
         killed.kill()
         killed.communicate()
-        study = open_study(str(tmp_path / "study.log"), "shared", {"map_50": "maximize"})
+        study = open_study(shared, "shared", {"map_50": "maximize"})
         [lost] = study.trials
         assert lost.state.name == "RUNNING"
         study._storage.set_trial_user_attr(lost._trial_id, "heartbeat", 0.0)  # As if five minutes had passed.
