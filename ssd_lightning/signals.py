@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Signals that ask a command to stop: Ctrl-C, the end of a job or a machine, a terminal that is closed, and the warning
-of a scheduler before its time limit."""
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that ask a command to stop: Ctrl-C, the end of a job or a machine, a terminal that is closed, and two
+warnings of a scheduler before its time limit. The second is for jobs of submitit."""
 
 STARTED_BY = "SSD_STARTED_BY"
 """Environment variable with the id of the process that started this one, and that this one must not outlive."""

@@ -150,7 +150,7 @@ class _Launched:
 
 
 class StopOnSignal(Checkpoint):
-    """Callback that saves a checkpoint and ends the run at Ctrl-C, SIGTERM, SIGHUP or SIGUSR1.
+    """Callback that saves a checkpoint and ends the run at Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
 
     A second Ctrl-C ends the run at once. A signal that the process ignores, as under ``nohup``, is left alone.
 

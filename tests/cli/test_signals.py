@@ -214,20 +214,20 @@ def tidy_in_spite_of_a_second_signal() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os.kill(os.getpid(), signal.SIGINT)
-            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
 def test_a_request_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch):
-    for number in (*STOPPING, signal.SIGUSR2):
+    for number in (*STOPPING, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     with pytest.raises(Interrupted, match="SIGTERM"):
         tidy_in_spite_of_a_second_signal()
-    assert signal.signal(signal.SIGUSR2, signal.SIG_DFL) == signal.SIG_IGN
+    assert signal.signal(signal.SIGALRM, signal.SIG_DFL) == signal.SIG_IGN
 
     monkeypatch.setattr(interruption, "IMPATIENCE", 0.0)
     with pytest.raises(Interrupted, match="SIGINT"):
         tidy_in_spite_of_a_second_signal()
-    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 7), (signal.SIGTERM, 128 + signal.SIGTERM)])

@@ -55,6 +55,12 @@ class Cluster:
         assert exit_code is None or done.returncode == exit_code, done.stdout + done.stderr
         return done
 
+    def start(self, *command: str, cwd: Path) -> subprocess.Popen[str]:
+        """Start a command."""
+        return subprocess.Popen(
+            command, cwd=cwd, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
     def submit(self, folder: Path, script: str, *options: str) -> str:
         """Submit a batch script, whose output goes to ``<id>.out`` in its folder, and return the id of the job."""
         file = folder / "job.sh"

@@ -1,13 +1,14 @@
 """Trainings and sweeps on a real SLURM: two nodes on this machine. Skipped where SLURM is not installed."""
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import QUICK
-from processes import wait_for
+from processes import PATIENCE, wait_for
 from run_folder import summary_of
 from slurm_cluster import Cluster, cluster, reason_not_to_run, ssd_train, words
 from sweep_folder import column
@@ -78,7 +79,9 @@ class TestRequeue:
         train = ssd_train(
             *arguments, *PAUSE, "trainer.max_epochs=2", "resume=auto", "trusted_packages=[added_callbacks]"
         )
-        script = f'srun --ntasks-per-node=1 {train}\nif [ $? -eq 138 ]; then scontrol requeue "$SLURM_JOB_ID"; fi'
+        is_preempted = 'scontrol show job "$SLURM_JOB_ID" | grep -q "PreemptTime=[0-9]"'
+        requeue = f'if [ $? -eq 138 ] || {is_preempted}; then scontrol requeue "$SLURM_JOB_ID"; fi'
+        script = f"srun --ntasks-per-node=1 {train}\n{requeue}"
         job = slurm.submit(tmp_path, script, "--requeue")
         slurm.wait_for(tmp_path / "run/paused", job)
         slurm.run("scancel", "--signal=USR1", job, cwd=tmp_path)
@@ -121,3 +124,40 @@ class TestSweep:
         assert column(tmp_path / "sweep", "status") == ["finished", "failed", "finished"], done.stdout + done.stderr
         assert "batch_size: expected a whole number of at least 1, got 0" in column(tmp_path / "sweep", "reason")[1]
         assert "2 of 3 jobs finished" in done.stdout
+
+    def start(self, slurm: Cluster, arguments: list[str], folder: Path) -> tuple[subprocess.Popen[str], str]:
+        """Start two jobs that train alike. Return the process and SLURM's id of the first job, when that job pauses."""
+        pause = [PAUSE[0], "+callbacks.pause.step=4,99", "trusted_packages=[added_callbacks]"]
+        sweep = [*arguments[:-1], *pause, "trainer.max_epochs=2", "hydra.sweep.dir=sweep", "-m"]
+        process = slurm.start(*words([*sweep, *self.LAUNCHER, "hydra.launcher.max_num_timeout=1"]), cwd=folder)
+        jobs = folder / "sweep"
+        wait_for(lambda: (jobs / "0/paused").exists() and (jobs / "1/summary.json").exists(), process)
+        shown = slurm.run("squeue", "--noheader", "--format=%i", cwd=folder).stdout.split()
+        [first] = [job for job in shown if job.endswith("_0")]
+        return process, first
+
+    def test_a_job_that_is_cancelled_saves_itself(self, slurm: Cluster, arguments, tmp_path: Path):
+        process, job = self.start(slurm, arguments, tmp_path)
+        slurm.run("scancel", job, cwd=tmp_path)
+        out, error = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1, out + error
+        assert column(tmp_path / "sweep", "status") == ["interrupted", "finished"]
+        assert last_step(tmp_path / "sweep/0") == 5
+        assert "resume_sweep=" in out
+
+    @pytest.mark.parametrize("why", ["time limit", "preemption"])
+    def test_a_job_is_queued_again_and_resumes(self, slurm: Cluster, arguments, tmp_path: Path, why: str):
+        """It trains what the other job trains, which is not disturbed."""
+        process, job = self.start(slurm, arguments, tmp_path)
+        if why == "time limit":
+            slurm.run("scancel", "--signal=USR2", job, cwd=tmp_path)
+        else:
+            slurm.submit(tmp_path, "true", "--nodes=2", "--exclusive", "--partition=urgent")
+        out, error = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, out + error
+        assert column(tmp_path / "sweep", "status") == ["finished"] * 2
+        jobs = [tmp_path / "sweep" / name for name in ("0", "1")]
+        first, second = (torch.load(job / "checkpoints/last.ckpt", weights_only=True) for job in jobs)
+        assert first["global_step"] == second["global_step"] == 6
+        assert all(torch.equal(value, second["state_dict"][name]) for name, value in first["state_dict"].items())
+        assert read_metrics(jobs[0] / "metrics.csv") == read_metrics(jobs[1] / "metrics.csv")

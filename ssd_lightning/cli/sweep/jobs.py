@@ -58,7 +58,8 @@ class Jobs:
         self.watch: Callable[[], object] = lambda: None
         """Called again and again while jobs run."""
         self._running: list[Child] = []
-        self._received: signal.Signals | None = None
+        self.received: signal.Signals | None = None
+        """The signal that has ended the jobs."""
         self._failed: Child | None = None
         self._works = False
         self._former: dict[signal.Signals, Any] = {}
@@ -117,15 +118,15 @@ class Jobs:
         child = Child(folder, slot, environment, self.at_once == 1, trusted_packages)
         self._running.append(child)
         table.update(self.folder)
-        if self._received is not None:  # The signal came while the job was started.
-            child.process.send_signal(self._received)
+        if self.received is not None:  # The signal came while the job was started.
+            child.process.send_signal(self.received)
         return child
 
     def _wait(self, is_over: Callable[[], bool]) -> None:
         """Wait for a condition. Exit if no other job may start and all jobs have ended."""
         while True:
             self._collect()
-            ends = self._received is not None or (self.stop_on_failure and self._failed is not None)
+            ends = self.received is not None or (self.stop_on_failure and self._failed is not None)
             if ends and not self._running:
                 self._stop_sweep()
             self.watch()
@@ -138,7 +139,7 @@ class Jobs:
         for child in list(self._running):
             if child.process.poll() is None:
                 continue
-            child.finish(was_stopped=self._received is not None)
+            child.finish(was_stopped=self.received is not None)
             self._running.remove(child)
             if child.status == "failed":
                 self._failed = child
@@ -149,13 +150,13 @@ class Jobs:
 
     def _stop_sweep(self) -> NoReturn:
         # Exits, since Hydra would take an exception for the failure of one job and start the next.
-        if self._received is not None:
-            self._fail_interrupted(self._received)
+        if self.received is not None:
+            self._fail_interrupted(self.received)
         assert self._failed is not None
         fail(NAME, f"stop_sweep_on_failure: {self._failed.folder} failed, and no other job starts")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
+        self.received = signal.Signals(number)
         if number == signal.SIGHUP:
             leave_closed_terminal()
         for child in self._running:
@@ -163,7 +164,7 @@ class Jobs:
             child.process.send_signal(number)
         if not self._works:
             # Hydra is composing, or waits for jobs that run elsewhere.
-            self._fail_interrupted(self._received)
+            self._fail_interrupted(self.received)
 
     def _fail_interrupted(self, number: signal.Signals) -> NoReturn:
         fail(NAME, f"the sweep was interrupted by {number.name}", 128 + number)

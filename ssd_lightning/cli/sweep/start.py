@@ -4,8 +4,12 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -112,7 +116,37 @@ def run_job(config: DictConfig) -> Path | None:
             jobs.run(folder, config.trusted_packages)
         finally:
             jobs.end()
+    _queue_again(jobs.received)
     return folder
+
+
+def _queue_again(received: signal.Signals | None) -> None:
+    """Let submitit or SLURM queue this job again if it was stopped for that, as it has saved its step now.
+
+    Args:
+        received: the signal that has stopped the job, if any.
+    """
+    if received == signal.SIGUSR2 and "submitit" in sys.modules:
+        from submitit.core.utils import UncompletedJobError
+
+        # submitit ends this process, except if the job has reached its time limit too often.
+        with contextlib.suppress(UncompletedJobError):
+            os.kill(os.getpid(), received)
+    elif received == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+        job = os.environ["SLURM_JOB_ID"]
+        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False).stdout
+        # A job of a greater priority takes its place. SLURM would queue this job again only if it did not end itself.
+        if re.search(r"PreemptTime=\d", shown):
+            subprocess.run(["scontrol", "requeue", job], check=False)
+            time.sleep(600)  # SLURM ends this process.
+
+
+def _is_queued_again(folder: Path, overrides: dict[str, str], sweep: Path) -> bool:
+    """Return True if SLURM has queued this job again, which has begun to write its folder already."""
+    if current_jobs.get() is not None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
+        return False
+    known = _known_job(sweep, overrides)
+    return known is not None and known.folder == folder
 
 
 def find_folder(config: DictConfig, sweep: Path) -> tuple[Path | None, bool]:
@@ -125,8 +159,8 @@ def find_folder(config: DictConfig, sweep: Path) -> tuple[Path | None, bool]:
     folder = Path(hydra_config.runtime.output_dir)
     if sweep.resolve() not in folder.resolve().parents:
         raise ValueError(f"hydra.sweep.subdir: expected a folder inside that of the sweep, got {folder}")
-    if config.resume_sweep is not None:
-        overrides = table.job_overrides(hydra_config.overrides.task)
+    overrides = table.job_overrides(hydra_config.overrides.task)
+    if config.resume_sweep is not None or _is_queued_again(folder, overrides, sweep):
         known = _known_job(sweep, overrides)
         if known is not None and known.status == "running":
             # A job ends itself soon after the process of its sweep was killed.
