@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from places import TESTS
@@ -18,11 +18,18 @@ PATIENCE = 300.0
 """Seconds after which something that should happen counts as hanging."""
 
 
-def start(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """Start Python in a folder, as the first of a new group of processes that can import what tests can."""
+def start(folder: Path, *arguments: str, inside: Sequence[str] = (), **variables: str) -> subprocess.Popen[str]:
+    """Start Python in a folder, as the first of a new group of processes that can import what tests can.
+
+    Args:
+        folder: the working folder.
+        arguments: arguments of Python.
+        inside: words before the command, of a program that starts it somewhere else.
+        variables: environment variables.
+    """
     importable = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *arguments],
+        [*inside, sys.executable, *arguments],
         cwd=folder,
         env=os.environ | importable | variables,
         text=True,

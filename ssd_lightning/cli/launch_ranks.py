@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,7 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
     Raises:
         FailedElsewhere: if the block failed because another rank failed.
         ChildProcessError: if another rank was killed.
+        ConnectionError: if a rank on another machine is gone.
         Interrupted: if another rank was asked to stop before the training.
     """
     others = OtherRanks(trainer, arguments)
@@ -64,6 +66,10 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
             if not is_first_to_fail:
                 raise FailedElsewhere from error
             patience = 0  # The other ranks wait for this one, and have nothing to report.
+            if lost := re.search(r"Connection (closed|reset) by peer( \S*\w)?", str(error)):
+                raise ConnectionError(
+                    f"ranks: expected all to run, lost one ({lost[0]}). Try resume=<run folder> on all machines."
+                ) from error
         raise
     else:
         others.wait()
