@@ -45,6 +45,22 @@ NEVER_PROPOSED = {
 }
 """Packages that no message proposes to trust: they are not a user's own, and much of their code is unsafe to call."""
 
+PARTS = {
+    *("Augmentation", "BrightnessContrast", "MinIoUCrop", "PhotometricDistortion", "ZoomIn", "ZoomOut"),
+    *("Bananas", "COCO", "CSV", "GeneratedBananas", "VOC", "VOCFolder", "YOLO"),
+    *("ExtraLayers", "SSD", "Tiny", "TorchvisionFeatures", "VGG16", "DepthwiseHead", "Head", "PostProcess"),
+    *("AspectRatios", "BoxMatcher", "DefaultBoxes", "LinearScales"),
+    *("BoxIoULoss", "FocalLoss", "L1", "MeanOverBoxesLoss", "MinedCrossEntropy", "MultiBoxLoss", "SmoothL1"),
+}
+"""Public names that a checkpoint, perhaps of a stranger, may build: parts that write nothing and run no other code."""
+
+PARTS_OF_TRAINING = {
+    *("AveragedWeights", "HeadsFirst", "RunCheckpoint", "SaveEverySteps", "StopOnNonFiniteLoss", "StopOnSignal"),
+    *("MetricsFile", "ProgressLines", "TensorBoardEvents", "WandbRun", "choose_progress"),
+    *("ParameterGroups", "constant", "one_cycle", "warmup_cosine", "warmup_multistep"),
+}
+"""Further public names that the config of a run may build. Some of them write to a folder."""
+
 SCORE_NAMES = {"map_50": "AP50", "map_75": "AP75", "map": "AP", "map_voc07": "VOC07", "map_voc12": "VOC12"}
 """Names of the scores in tables. In ``metrics.csv`` and ``summary.json`` the keys are prefixed with ``val/``."""
 

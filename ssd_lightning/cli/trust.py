@@ -14,13 +14,25 @@ from hydra.errors import HydraException
 import ssd_lightning
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.cli.overrides import PARSER
-from ssd_lightning.run_folder import NEVER_PROPOSED
+from ssd_lightning.run_folder import NEVER_PROPOSED, PARTS, PARTS_OF_TRAINING
 
 LISTED = re.compile(
     r"torch\.optim(\.lr_scheduler)?\.[A-Z]\w*|lightning\.(pytorch\.)?Trainer|"
-    r"lightning\.pytorch\.(callbacks|loggers|profilers|strategies)\.[A-Z]\w*"
+    r"lightning\.pytorch\.callbacks\.(DeviceStatsMonitor|EarlyStopping|EMAWeightAveraging|GradientAccumulationScheduler|"
+    r"LearningRateMonitor|ModelCheckpoint|ModelSummary|RichModelSummary|RichProgressBar|StochasticWeightAveraging|"
+    r"ThroughputMonitor|TQDMProgressBar|Timer|WeightAveraging)|"
+    r"lightning\.pytorch\.profilers\.[A-Z]\w*|lightning\.pytorch\.strategies\.[A-Z]\w*"
 )
-"""Classes of other packages that a saved config may name."""
+"""Classes of other packages that a saved config may name. Loggers of Lightning write anywhere, or send data away."""
+
+FOLDERS = ("checkpoint", "default_root_dir", "dir", "dirpath", "folder", "log_dir", "save_dir")
+"""Arguments that name a folder or file to write."""
+
+IN_THE_RUN_FOLDER = re.compile(r"\$\{hydra:runtime\.output_dir\}(/[\w-]+(\.\w+)?)*")
+"""Places that a saved config may write to."""
+
+VARIABLES = re.compile(r"SSD_\w+|SLURM_\w+|CUDA_VISIBLE_DEVICES|USER|HOME|HOSTNAME|SCRATCH|TMPDIR|(LOCAL_)?RANK")
+"""Environment variables that a saved config may read. Others may be secrets, which a dashboard would show."""
 
 LISTED_OF_HYDRA = re.compile(
     r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)|"
@@ -69,10 +81,13 @@ def refuse_untrusted_config(config: Any, path: Path | str, key: str, trusted_pac
     for section in ("hydra", "defaults"):
         if isinstance(config, Mapping) and section in config:
             raise ValueError(f"{key}: expected the config of a run, got {path} with a section {section!r}; refused")
+    for node in _mappings(config):
+        _refuse_other_places(node, path, key, trusted_packages)
     for name, value in _leaves(config):
         if name == "_target_" and not _is_listed(value, trusted_packages):
             package, _, rest = str(value).partition(".")
-            if package == "ssd_lightning" and rest.rpartition(".")[2] in dir(ssd_lightning):
+            of_a_module, _, public = rest.rpartition(".")
+            if package == "ssd_lightning" and of_a_module and public in dir(ssd_lightning):
                 raise ValueError(
                     f"{key}: expected a file of ssd_lightning 0.2 or later, got {path}, which names {value}. "
                     "Try training again, or the version that wrote the file."
@@ -82,6 +97,30 @@ def refuse_untrusted_config(config: Any, path: Path | str, key: str, trusted_pac
                 advice = f". Try trusted_packages=[{package}] if you trust that code."
             raise ValueError(f"{key}: expected only names that a saved config may use, got {value} in {path}{advice}")
         _refuse_resolvers(value, path, key)
+
+
+def _refuse_other_places(
+    node: Mapping[str, Any], path: Path | str, key: str, trusted_packages: Collection[str]
+) -> None:
+    """Refuse a part that would write outside the run folder."""
+    target = str(node.get("_target_", ""))
+    package = target.partition(".")[0]
+    if package in ("", "torch", *trusted_packages) or target.removeprefix("ssd_lightning.") in PARTS:
+        return
+    for name, value in node.items():
+        if name == "_args_" or _is_other_place(name, value):
+            raise ValueError(
+                f"{key}: expected {target} to write inside ${{hydra:runtime.output_dir}}, got {name}={value} in "
+                f"{path}. Try trusted_packages=[{package}] if you trust that file."
+            )
+
+
+def _is_other_place(name: str, value: Any) -> bool:
+    """Return True for an argument with a place to write that is not known to be in the run folder."""
+    if name == "filename":
+        return re.fullmatch(r"[^/\\]*", str(value)) is None
+    is_inside = value is None or (isinstance(value, str) and IN_THE_RUN_FOLDER.fullmatch(value))
+    return name in FOLDERS and not is_inside
 
 
 def refuse_untrusted_sweep(
@@ -129,6 +168,8 @@ def _refuse_untrusted_argument(argument: str, path: Path | str, key: str, truste
     # The name of an option is a path below conf/, and must not lead out of there.
     is_group = name in GROUPS or "/" in name or override.package is not None
     for value in values:
+        if _is_other_place(name.rpartition(".")[2], value):
+            raise ValueError(f"{key}: expected a place inside the folder of the job, got {argument} in {path}; refused")
         options = value if isinstance(value, list) else [value]
         if is_group and not all(re.fullmatch(r"[\w-]+(/[\w-]+)*", str(option)) for option in options):
             raise ValueError(f"{key}: expected the name of an option, got {argument} in {path}; refused")
@@ -155,7 +196,17 @@ def _plain(value: Any) -> Any:
 def _refuse_resolvers(value: Any, path: Path | str, key: str) -> None:
     if isinstance(value, str) and (resolver := _resolver_not_listed(value)) is not None:
         allowed = ", ".join(RESOLVERS)
-        raise ValueError(f"{key}: expected only the resolvers {allowed}, got ${{{resolver}:…}} in {path}; refused")
+        raise ValueError(f"{key}: expected only the resolvers {allowed}, got ${{{resolver}…}} in {path}; refused")
+
+
+def _mappings(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield all dictionaries of a config."""
+    if isinstance(node, Mapping):
+        yield node
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _mappings(child)
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -175,13 +226,15 @@ def _is_listed(target: Any, trusted_packages: Collection[str]) -> bool:
         return False
     package, _, rest = target.partition(".")
     if package == "ssd_lightning":
-        return rest in dir(ssd_lightning)
+        return rest in PARTS or rest in PARTS_OF_TRAINING
     return LISTED.fullmatch(target) is not None or (package in trusted_packages and rest != "")
 
 
 def _resolver_not_listed(text: str) -> str | None:
     """Return the first resolver in a text that is not listed; a computed name counts as not listed."""
-    for name, colon in re.findall(r"\$\{([^:}]*)(:?)", text):
+    for name, colon, argument in re.findall(r"\$\{([^:}]*)(:?)([^,}]*)", text):
         if "$" in name or (colon and name.strip() not in RESOLVERS):
             return str(name)
+        if name.strip() == "oc.env" and not VARIABLES.fullmatch(argument.strip()):
+            return f"{name}:{argument}"
     return None

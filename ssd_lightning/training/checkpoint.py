@@ -12,7 +12,7 @@ from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import PUBLISHED, Published, build_model
 from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite
-from ssd_lightning.run_folder import NEVER_PROPOSED
+from ssd_lightning.run_folder import NEVER_PROPOSED, PARTS
 from ssd_lightning.training.pretrained import COCO_CLASSES, load_pretrained, weights_file
 
 
@@ -165,8 +165,8 @@ def _names(names: list[str], most: int = 3) -> str:
 def rebuild(config: dict[str, Any], path: Path | str, trusted_packages: Collection[str] = ()) -> Any:
     """Build an object from the plain config in a checkpoint.
 
-    A config names the classes to build, and a file from a stranger could name anything. So only classes that are
-    defined in ``ssd_lightning`` or in a trusted package are built, never functions.
+    A config names the classes to build, and a file from a stranger could name anything. So only the listed parts of
+    ``ssd_lightning`` and classes that are defined in a trusted package are built, never functions.
 
     Args:
         config: the config of the object.
@@ -263,6 +263,8 @@ def _refuse_untrusted(target: Any, path: Path | str, trusted_packages: Collectio
     # A package also gives access to what it has imported from elsewhere.
     if not isinstance(found, type) or found.__module__.partition(".")[0] != package:
         raise ValueError(f"checkpoint: expected a class of {package}, got {target} in {path}; refused")
+    if package == "ssd_lightning" and found.__name__ not in PARTS:
+        raise ValueError(f"checkpoint: expected a part of a detector, got {target} in {path}; refused")
 
 
 def _found(target: str) -> Any:

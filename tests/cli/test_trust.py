@@ -1,5 +1,6 @@
 """Run folders from strangers: what a saved config may name."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+import ssd_lightning
 from ssd_lightning.cli.trust import refuse_untrusted_config, refuse_untrusted_sweep, trusted_packages_in
 from ssd_lightning.detector.presets import CONFIG_FOLDER
-from ssd_lightning.run_folder import config_of_sweep
+from ssd_lightning.run_folder import PARTS, PARTS_OF_TRAINING, config_of_sweep
 
 FILE = Path("run/.hydra/config.yaml")
 
@@ -49,6 +51,15 @@ def test_every_config_of_the_project_may_be_saved(path: Path):
         "ssd_lightning.cli.sweep.jobs.Child",
         "ssd_lightning.run_folder.replace_text",
         "ssd_lightning.os.system",
+        # These build what another config or file names, or write where they are told.
+        "ssd_lightning.build_model",
+        "ssd_lightning.load_detector",
+        "ssd_lightning.load_non_finite_batch",
+        "ssd_lightning.load_pretrained",
+        "ssd_lightning.export_onnx",
+        "ssd_lightning.SSDModule",
+        "lightning.pytorch.loggers.MLFlowLogger",
+        "lightning.pytorch.callbacks.LambdaCallback",
         "ssd_lightning",
         "${name}",
         "",
@@ -72,6 +83,50 @@ def test_anything_else_is_refused_wherever_it_stands(target: Any, place: Any):
 def test_text_that_becomes_a_config_is_refused(text: str):
     with pytest.raises(ValueError, match=r"^resume: .* refused$"):
         refuse({"matcher": text})
+
+
+def test_what_may_be_built_is_listed():
+    """A new public name is on no list by itself."""
+    functions = {"choose_progress", "constant", "one_cycle", "warmup_cosine", "warmup_multistep"}
+    for name in PARTS | PARTS_OF_TRAINING:
+        assert isinstance(getattr(ssd_lightning, name), type) == (name not in functions), name
+    texts = [path.read_text() for path in CONFIG_FOLDER.rglob("*.yaml")]
+    named = {name for text in texts for name in re.findall(r"_target_: ssd_lightning\.(\w+)$", text, re.MULTILINE)}
+    assert named <= PARTS | PARTS_OF_TRAINING
+
+
+RUN = "${hydra:runtime.output_dir}"
+CHECKPOINTS = {"_target_": "ssd_lightning.RunCheckpoint"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {**CHECKPOINTS, "dirpath": "/home/me"},
+        {**CHECKPOINTS, "dirpath": "other"},
+        {**CHECKPOINTS, "dirpath": f"{RUN}/../other"},
+        {**CHECKPOINTS, "dirpath": f"{RUN}/${{data_dir}}"},
+        {**CHECKPOINTS, "dirpath": "${data_dir}"},
+        {**CHECKPOINTS, "dirpath": ["/home/me"]},
+        {**CHECKPOINTS, "dirpath": f"{RUN}/checkpoints", "filename": "../../best"},
+        {**CHECKPOINTS, "_args_": ["/home/me"]},
+        {"_target_": "ssd_lightning.MetricsFile", "folder": "/home/me/run"},
+        {"_target_": "ssd_lightning.StopOnSignal", "checkpoint": "/home/me/last.ckpt"},
+        {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "/"},
+        {"_target_": "lightning.pytorch.profilers.AdvancedProfiler", "dirpath": "/"},
+        {"_target_": "lightning.Trainer", "default_root_dir": "/"},
+    ],
+)
+def test_a_part_that_would_write_elsewhere_is_refused(part: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"^resume: expected .* to write inside .* Try trusted_packages="):
+        refuse({"matcher": [part]})
+    refuse({"matcher": part}, part["_target_"].partition(".")[0])
+
+
+@pytest.mark.parametrize("name", ["AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", " GITHUB_TOKEN", "${name}"])
+def test_secrets_are_not_read(name: str):
+    with pytest.raises(ValueError, match=r"^resume: .*; refused$"):
+        refuse({"logger": {"_target_": "ssd_lightning.WandbRun", "project": f"${{oc.env:{name}}}"}})
 
 
 @pytest.mark.parametrize("section", ["hydra", "defaults"])
@@ -201,6 +256,9 @@ def test_arguments_of_sweeps(argument: str):
         'hydra.launcher.partition="gpu\nrm"',
         "hydra.launcher.additional_parameters={wrap: rm}",
         "hydra/launcher=../x",
+        "callbacks.best.dirpath=/home/me",
+        "logger.folder=/home/me,.",
+        "callbacks.best.filename=../best",
         "hydra/callbacks=x",
         "+hydra.callbacks.x._target_=os.system",
         "hydra.searchpath=[file:///tmp/x]",

@@ -556,6 +556,20 @@ def test_only_classes_of_this_project_are_built(
     assert [entry.name for entry in tmp_path.iterdir()] == ["file.ckpt"]
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "ssd_lightning.MetricsFile",
+        "ssd_lightning.OnnxDetector",
+        "ssd_lightning.cli.folder_lock.FolderLock",
+        "ssd_lightning.deploy.video.VideoWriter",
+    ],
+)
+def test_classes_that_write_or_read_other_files_are_not_built(target: str) -> None:
+    with pytest.raises(ValueError, match=rf"^checkpoint: expected .*, got {re.escape(target)} in some\.ckpt; refused$"):
+        rebuild({"_target_": target}, "some.ckpt")
+
+
 def touch(path: Path) -> dict[str, Any]:
     return {"_target_": "pathlib.Path.touch", "_args_": [{"_target_": "pathlib.Path", "_args_": [str(path)]}]}
 
