@@ -81,8 +81,6 @@ def refuse_untrusted_config(config: Any, path: Path | str, key: str, trusted_pac
     for section in ("hydra", "defaults"):
         if isinstance(config, Mapping) and section in config:
             raise ValueError(f"{key}: expected the config of a run, got {path} with a section {section!r}; refused")
-    for node in _mappings(config):
-        _refuse_other_places(node, path, key, trusted_packages)
     for name, value in _leaves(config):
         if name == "_target_" and not _is_listed(value, trusted_packages):
             package, _, rest = str(value).partition(".")
@@ -97,6 +95,8 @@ def refuse_untrusted_config(config: Any, path: Path | str, key: str, trusted_pac
                 advice = f". Try trusted_packages=[{package}] if you trust that code."
             raise ValueError(f"{key}: expected only names that a saved config may use, got {value} in {path}{advice}")
         _refuse_resolvers(value, path, key)
+    for node in _mappings(config):
+        _refuse_other_places(node, path, key, trusted_packages)
 
 
 def _refuse_other_places(
