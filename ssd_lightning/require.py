@@ -4,6 +4,7 @@ Commands import this module before torch, to answer at once.
 """
 
 import re
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -36,25 +37,66 @@ def require_number(name: str, value: Any, interval: str) -> None:
     Raises:
         ValueError: with the argument's name, the interval and the value.
     """
-    least, most = map(float, interval[1:-1].split(","))
-    is_inside = _is_a(value, Real) and (
-        least < value < most or (value == least and interval[0] == "[") or (value == most and interval[-1] == "]")
-    )
-    if not is_inside:
-        expected = f"in {interval}"
-        if most == float("inf"):
-            expected = f"of at least {least:g}" if interval[0] == "[" else f"above {least:g}"
-        raise ValueError(f"{name}: expected a number {expected}, got {value}")
+    if not _is_inside(value, interval):
+        raise ValueError(f"{name}: expected a number {_in_words(interval)}, got {value}")
 
 
-def require_whole_number(name: str, value: Any, least: int) -> None:
-    """Raise an error if ``value`` is not a whole number of at least ``least``.
+def require_numbers(name: str, values: Any, interval: str, length: int | None = None) -> None:
+    """Raise an error if ``values`` is not a list of numbers in ``interval``.
+
+    Args:
+        name: as in :func:`require_number`.
+        values: anything that a config can hold.
+        interval: as in :func:`require_number`.
+        length: number of the numbers; ``None``: any.
 
     Raises:
-        ValueError: with the argument's name, the lowest allowed number and the value.
+        ValueError: with the argument's name, the interval and the values.
     """
-    if not (_is_a(value, Integral) and value >= least):
+    is_list = isinstance(values, Sequence) and not isinstance(values, str)
+    if not is_list or len(values) != (length or len(values)) or not all(_is_inside(one, interval) for one in values):
+        count = "" if length is None else f"{length} "
+        got = list(values) if is_list else values
+        raise ValueError(f"{name}: expected a list of {count}numbers {_in_words(interval)}, got {got}")
+
+
+def require_switch(name: str, value: Any) -> None:
+    """Raise an error if ``value`` is neither true nor false. Python would take any text for true.
+
+    Raises:
+        ValueError: with the argument's name and the value.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected true or false, got {value}")
+
+
+def require_whole_number(name: str, value: Any, least: int, most: int = 2**63 - 1) -> None:
+    """Raise an error if ``value`` is not a whole number of at least ``least``, and at most ``most``.
+
+    Raises:
+        ValueError: with the argument's name, the limits and the value.
+    """
+    if not _is_a(value, Integral) or value < least:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value}")
+    if value > most:
+        raise ValueError(f"{name}: expected a whole number of at most {most}, got {value}")
+
+
+def _is_inside(value: Any, interval: str) -> bool:
+    least, most = map(float, interval[1:-1].split(","))
+    if not _is_a(value, Real):
+        return False
+    # The comparison of a number of numpy gives no bool of Python.
+    return bool(
+        least < value < most or (value == least and interval[0] == "[") or (value == most and interval[-1] == "]")
+    )
+
+
+def _in_words(interval: str) -> str:
+    least, most = map(float, interval[1:-1].split(","))
+    if most == float("inf"):
+        return f"of at least {least:g}" if interval[0] == "[" else f"above {least:g}"
+    return f"in {interval}"
 
 
 def _is_a(value: Any, kind: type) -> bool:

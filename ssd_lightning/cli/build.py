@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from ssd_lightning.cli import ranks
+from ssd_lightning.cli.errors import in_part
 from ssd_lightning.cli.trainer_values import naming_arguments
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.download import only_one_process_in
@@ -76,10 +77,10 @@ def refuse_data_without_objects(datamodule: DetectionDataModule) -> None:
             raise ValueError(f"data: expected at least one object in the pictures for {purpose}, got none")
 
 
-def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModule:
+def build_module(config: DictConfig, classes: Sequence[str]) -> SSDModule:
     """Build the module for the classes of the data. It carries the plain config that rebuilds its model."""
     with open_dict(config):
-        config.model.num_classes = len(datamodule.classes)
+        config.model.num_classes = len(classes)
     model = without_weights(plain_values(config.model))
     module = SSDModule(
         # Published weights replace all weights of the backbone.
@@ -87,17 +88,14 @@ def build_module(config: DictConfig, datamodule: DetectionDataModule) -> SSDModu
         matcher=instantiate(config.matcher, _convert_="all"),
         loss=instantiate(config.loss, _convert_="all"),
         postprocess=instantiate(config.postprocess, _convert_="all"),
-        optimizer=instantiate(config.optimizer, _convert_="all"),
-        lr_scheduler=instantiate(config.lr_scheduler, _convert_="all"),
+        optimizer=_maker(config, "optimizer"),
+        lr_scheduler=_maker(config, "lr_scheduler"),
         parameter_groups=instantiate(config.parameter_groups, _convert_="all"),
         lr_reference_batch=config.lr_reference_batch,
-        config=checkpoint_config(config, datamodule.classes),
+        config=checkpoint_config(config, classes),
     )
     # Optimizer and schedule are made once for nothing. So wrong settings are reported before anything is written.
-    with _errors_named("optimizer"):
-        optimizer = module.new_optimizer()
-    with _errors_named("lr_scheduler"):
-        module.make_scheduler(optimizer, 100)
+    module.make_scheduler(module.new_optimizer(), 100)
     if config.compile:
         # Compiling in place keeps the names of the weights, and so the checkpoints, as they are.
         module.model.compile()
@@ -115,13 +113,27 @@ def checkpoint_config(config: DictConfig, classes: Sequence[str]) -> dict[str, A
     }
 
 
-@contextlib.contextmanager
-def _errors_named(group: str) -> Iterator[None]:
-    """Name the group in the error about an argument that does not exist, as Hydra does for what it builds itself."""
-    try:
-        yield
-    except TypeError as error:
-        raise ValueError(f"{group}: {error}") from error
+def _maker(config: DictConfig, group: str) -> Callable[..., Any]:
+    """Build a function of a group that the training calls, and name the wrong argument in an error of the call.
+
+    Raises:
+        ValueError: in a call, where the function raises any error.
+    """
+    make = instantiate(config[group], _convert_="all")
+
+    def named(*filled_in: Any) -> Any:
+        try:
+            return make(*filled_in)
+        except Exception as error:
+            text = in_part(group, make, error)
+            if ": expected " not in text:
+                values = plain_values(config[group])
+                given = ", ".join(f"{name}={value}" for name, value in values.items() if not name.startswith("_"))
+                reason = text.removeprefix(f"{group}: ")
+                text = f"{group}: expected arguments that {values['_target_']} takes, got {given} ({reason})"
+            raise ValueError(text) from error
+
+    return named
 
 
 def without_weights(model: dict[str, Any]) -> dict[str, Any]:

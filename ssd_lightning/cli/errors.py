@@ -1,12 +1,14 @@
 """One-line messages for a user's mistakes."""
 
 import importlib.util
+import inspect
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_object
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 PLUGINS = {
@@ -18,13 +20,25 @@ PLUGINS = {
 """Modules and the extras that have them, by the arguments that need them."""
 
 
+GROUP_OF_PART = {
+    "model.backbone": "backbone",
+    "model.default_boxes.scales": "box_scales",
+    "model.default_boxes.aspect_ratios": "aspect_ratios",
+    "model.extra_layers": "extra_layers",
+    "model.head": "head",
+}
+"""Groups of parts to which the config of a model refers, and whose keys a user sets."""
+
+
 def explain(error: BaseException) -> str | None:
     """Describe a user's mistake in one line. Return None if the error looks like a fault of this project."""
     if isinstance(error, InstantiationException):
-        where = re.search(r"full_key: (\S+)", str(error))
         cause = error.__cause__
-        text = (explain(cause) if cause is not None else None) or str(cause or error)
-        return f"{where.group(1)}: {_one_line(text)}" if where else _one_line(text)
+        where = re.search(r"full_key: (\S+)", str(error))
+        called = re.search(r"Error in call to target '([\w.]+)'", str(error))
+        if where is None or cause is None:
+            return _one_line(str(error) if cause is None else text_of(cause))
+        return in_part(GROUP_OF_PART.get(where[1], where[1]), get_object(called[1]) if called else None, cause)
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key}: expected a value, got none. Try {error.full_key}=…, or --help."
     if isinstance(error, (HydraException, OmegaConfBaseException, yaml.YAMLError)):
@@ -37,6 +51,26 @@ def explain(error: BaseException) -> str | None:
         # A worker of a data loader passes its whole traceback as the message; the last line is the error itself.
         return text.strip().splitlines()[-1].split("Error: ", 1)[-1] if "Original Traceback" in text else text
     return None
+
+
+def in_part(key: str, part: Any, error: BaseException) -> str:
+    """Describe an error of a part of the config in one line, which begins with the key of the wrong argument.
+
+    Args:
+        key: of the part.
+        part: the class or function, which names an argument first in its messages.
+        error: raised by the part.
+    """
+    text = _one_line(text_of(error))
+    named = re.match(r"(\w+)[\w.]*(, \w+)*: expected ", text)
+    if named and callable(part) and named[1] in inspect.signature(part).parameters:
+        return f"{key}.{text}"
+    return text if text.startswith((f"{key}:", f"{key}.")) else f"{key}: {text}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return the message of an error that may have been raised by code that is not this project's."""
+    return explain(error) or str(error) or type(error).__name__
 
 
 def require_plugins(arguments: list[str]) -> None:

@@ -23,6 +23,15 @@ COLLECTIONS = ("callbacks", "logger")
 PARTS = {"postprocess": "ssd_lightning.PostProcess"}
 """Parts that a config leaves open, since a checkpoint holds them. Their keys replace settings of the checkpoint."""
 
+FILLED_IN = {
+    "optimizer": ("params",),
+    "lr_scheduler": ("optimizer", "total_steps"),
+    "head": ("channels", "boxes_per_cell", "num_classes"),
+    "model.head": ("channels", "boxes_per_cell", "num_classes"),
+    "model": ("num_classes",),
+}
+"""Arguments of parts that a training fills in. A value of a user would be ignored, or given twice."""
+
 USUAL_NAMES = {
     "batch": "batch_size",
     "conf": "draw_threshold",
@@ -66,7 +75,7 @@ def check_keys(command: Command, arguments: list[str]) -> list[str]:
     for override in values:
         key = override.key_or_group
         line = override.input_line or ""
-        is_known = _has(config, key)
+        is_known = _has(config, key) and not _is_filled_in(key)
         if not is_known and not _is_taken(config, key, given):
             raise ValueError(_message(command, config, key, line.partition("=")[2]))
         plain = line.lstrip("+")
@@ -127,8 +136,13 @@ def _is_taken(config: DictConfig, key: str, given: set[str]) -> bool:
         if target is None:
             return False
         names = _parameters(target)
-        return last == "_target_" or names is None or last in names
+        return last == "_target_" or (not _is_filled_in(key) and (names is None or last in names))
     return parent.partition(".")[0] in COLLECTIONS and f"{parent}._target_" in given
+
+
+def _is_filled_in(key: str) -> bool:
+    parent, _, last = key.rpartition(".")
+    return last in FILLED_IN.get(parent, ())
 
 
 def _parameters(target: str) -> set[str] | None:
@@ -154,6 +168,7 @@ def _nearest(config: DictConfig, key: str, known: list[str]) -> str | None:
     node = OmegaConf.select(config, parent) if parent else None
     if isinstance(node, DictConfig) and (target := node.get("_target_", PARTS.get(parent))) is not None:
         known = [*known, *(f"{parent}.{name}" for name in _parameters(target) or ())]
+    known = [name for name in known if not _is_filled_in(name)]
     by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
     whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     by_part = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)

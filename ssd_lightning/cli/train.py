@@ -56,7 +56,7 @@ def train(config: DictConfig) -> float:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     loggers = build_loggers(config)
     datamodule = build_datamodule(config)
-    module = build_module(config, datamodule)
+    module = build_module(config, datamodule.classes)
     if config.pretrained and not config.resume:
         report = load_pretrained(module.model, weights_file(config.pretrained, "pretrained"), datamodule.classes)
         if ranks.is_first():

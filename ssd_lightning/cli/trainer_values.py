@@ -5,13 +5,14 @@ Lightning takes many wrong values: some end a training before its first step, ot
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from ssd_lightning.cli.rules import Rule, number, one_of, only, part, switch, whole
 from ssd_lightning.require import require_number, require_whole_number
 
 PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
@@ -22,9 +23,6 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unuse
 
 UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 """Keys of a duration."""
-
-Rule = Callable[[str, Any], None]
-"""A check of one value, which raises a ValueError that begins with the key."""
 
 
 def check_trainer(arguments: DictConfig) -> None:
@@ -70,40 +68,6 @@ def naming_arguments(arguments: DictConfig) -> Iterator[None]:
         keys = " and ".join(f"trainer.{name}" for name in names)
         values = " and ".join(str(arguments.get(name)) for name in names)
         raise ValueError(f"{keys}: expected what the devices and the data allow, got {values} ({reason})") from error
-
-
-def _whole(least: int) -> Rule:
-    return lambda key, value: require_whole_number(key, value, least)
-
-
-def _number(interval: str) -> Rule:
-    return lambda key, value: require_number(key, value, interval)
-
-
-def _one_of(*options: Any) -> Rule:
-    def rule(key: str, value: Any) -> None:
-        # In Python 1 equals True.
-        if not any(type(value) is type(option) and value == option for option in options):
-            names = ", ".join(str(option).lower() if isinstance(option, bool) else str(option) for option in options)
-            raise ValueError(f"{key}: expected {'one of ' if len(options) > 1 else ''}{names}, got {value}")
-
-    return rule
-
-
-def _only(option: Any, advice: str) -> Rule:
-    """Allow one value, since others would be ignored or would break what the commands do themselves."""
-
-    def rule(key: str, value: Any) -> None:
-        if type(value) is not type(option) or value != option:
-            name = "null" if option is None else str(option).lower()
-            raise ValueError(f"{key}: expected {name}, got {value}. Try {advice}.")
-
-    return rule
-
-
-def _part(rule: Rule) -> Rule:
-    """Allow a class of Lightning by its ``_target_`` as well as what the rule allows."""
-    return lambda key, value: None if isinstance(value, dict) and "_target_" in value else rule(key, value)
 
 
 def _batches(key: str, value: Any) -> None:
@@ -154,50 +118,48 @@ def _precision(key: str, value: Any) -> None:
         raise ValueError(f"{key}: expected one of {', '.join(PRECISIONS)} or null, got {value}")
 
 
-_switch = _one_of(True, False)
-
 RULES: dict[str, Rule] = {
-    "accelerator": _one_of("auto", "cpu", "gpu", "cuda", "mps"),
-    "strategy": _part(_one_of(*STRATEGIES)),
+    "accelerator": one_of("auto", "cpu", "gpu", "cuda", "mps"),
+    "strategy": part(one_of(*STRATEGIES)),
     "devices": _devices,
-    "num_nodes": _whole(1),
+    "num_nodes": whole(1),
     "precision": _precision,
-    "logger": _only(None, "logger=csv"),
-    "callbacks": _only(None, "callbacks.<name>._target_=<class>"),
-    "fast_dev_run": _only(False, "debug=fast"),
+    "logger": only(None, "logger=csv"),
+    "callbacks": only(None, "callbacks.<name>._target_=<class>"),
+    "fast_dev_run": only(False, "debug=fast"),
     "max_epochs": _length,
-    "min_epochs": _whole(0),
+    "min_epochs": whole(0),
     "max_steps": _length,
-    "min_steps": _whole(0),
+    "min_steps": whole(0),
     "max_time": _duration,
     "limit_train_batches": _batches,
     "limit_val_batches": _batches,
     "limit_test_batches": _batches,
-    "limit_predict_batches": _only(None, "trainer.limit_val_batches"),
-    "overfit_batches": _only(0, "overfit_pictures=<number of pictures>"),
+    "limit_predict_batches": only(None, "trainer.limit_val_batches"),
+    "overfit_batches": only(0, "overfit_pictures=<number of pictures>"),
     "val_check_interval": _batches,
-    "check_val_every_n_epoch": _whole(1),
-    "num_sanity_val_steps": _whole(-1),
-    "log_every_n_steps": _whole(0),
-    "enable_checkpointing": _only(True, "callbacks=default"),
-    "enable_progress_bar": _switch,
-    "enable_model_summary": _switch,
-    "accumulate_grad_batches": _whole(1),
-    "gradient_clip_val": _number("[0, inf)"),
-    "gradient_clip_algorithm": _one_of("norm", "value"),
-    "deterministic": _one_of(True, False, "warn"),
-    "benchmark": _switch,
-    "inference_mode": _switch,
-    "use_distributed_sampler": _only(False, "trainer.devices=<number>, which splits the pictures already"),
-    "profiler": _part(_one_of("simple", "advanced", "pytorch")),
-    "detect_anomaly": _switch,
-    "barebones": _only(False, "logger=null"),
-    "plugins": _only(None, "trainer.precision or trainer.strategy"),
-    "sync_batchnorm": _switch,
-    "reload_dataloaders_every_n_epochs": _only(0, "num_workers"),
-    "default_root_dir": _only(None, "hydra.run.dir=<folder>"),
-    "enable_autolog_hparams": _switch,
-    "model_registry": _only(None, "logger=wandb"),
+    "check_val_every_n_epoch": whole(1),
+    "num_sanity_val_steps": whole(-1),
+    "log_every_n_steps": whole(0),
+    "enable_checkpointing": only(True, "callbacks=default"),
+    "enable_progress_bar": switch,
+    "enable_model_summary": switch,
+    "accumulate_grad_batches": whole(1),
+    "gradient_clip_val": number("[0, inf)"),
+    "gradient_clip_algorithm": one_of("norm", "value"),
+    "deterministic": one_of(True, False, "warn"),
+    "benchmark": switch,
+    "inference_mode": switch,
+    "use_distributed_sampler": only(False, "trainer.devices=<number>, which splits the pictures already"),
+    "profiler": part(one_of("simple", "advanced", "pytorch")),
+    "detect_anomaly": switch,
+    "barebones": only(False, "logger=null"),
+    "plugins": only(None, "trainer.precision or trainer.strategy"),
+    "sync_batchnorm": switch,
+    "reload_dataloaders_every_n_epochs": only(0, "num_workers"),
+    "default_root_dir": only(None, "hydra.run.dir=<folder>"),
+    "enable_autolog_hparams": switch,
+    "model_registry": only(None, "logger=wandb"),
 }
 """The rule of each argument of the Trainer. A rule for one value alone proposes what does the same in the commands."""
 

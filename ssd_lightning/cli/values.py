@@ -4,6 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ssd_lightning.cli.optimizer_values import check_optimizer
 from ssd_lightning.cli.trainer_values import check_trainer
 from ssd_lightning.require import require_number, require_whole_number
 
@@ -21,7 +22,6 @@ WHOLE_NUMBERS = {
 """Keys of whole numbers and their smallest values."""
 
 NUMBERS = {
-    "optimizer.lr": "[0, inf)",
     "draw_threshold": "[0, 1]",
     "score_threshold": "[0, 1]",
     "least_reached": "[0, 1]",
@@ -34,7 +34,6 @@ SWITCHES = ("augmented", "compile", "design", "draw", "int8", "raw", "stop_sweep
 
 REQUIRED = (
     "seed",
-    "optimizer.lr",
     "batch_size",
     "dashboard_pictures",
     "jobs_at_once",
@@ -67,9 +66,10 @@ def check_values(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if _is_given(config, key) and not isinstance(value, bool):
             raise ValueError(f"{key}: expected true or false, got {value}")
-    trainer = OmegaConf.select(config, "trainer")
-    if isinstance(trainer, DictConfig):
-        check_trainer(trainer)
+    for group, check in (("trainer", check_trainer), ("optimizer", check_optimizer)):
+        arguments = OmegaConf.select(config, group)
+        if isinstance(arguments, DictConfig):
+            check(arguments)
     _check_image_size(OmegaConf.select(config, "model.image_size"))
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.require import require_number, require_numbers, require_whole_number
 
 
 def warmup_cosine(
@@ -54,6 +54,8 @@ def warmup_multistep(
         gamma: factor of the rate at each milestone.
         warmup_steps: number of steps of the rise, at most a tenth of ``total_steps``.
     """
+    require_numbers("milestones", milestones, "(0, inf)")
+    require_number("gamma", gamma, "[0, 1]")
     steps = [milestone * total_steps if milestone <= 1 else milestone for milestone in milestones]
     if any(first >= second for first, second in pairwise([0, *steps])):
         raise ValueError(
@@ -80,6 +82,7 @@ def one_cycle(
         start_factor: first rate as a share of the highest rate.
     """
     require_number("warmup_share", warmup_share, "(0, 1)")
+    require_number("start_factor", start_factor, "[0, 1]")
     rising = warmup_share * total_steps
 
     def factor(step: int) -> float:

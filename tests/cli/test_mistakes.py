@@ -30,7 +30,10 @@ TRAIN_MISTAKES = {
         ["scales: expected 4 numbers", "0.3"],
     ),
     "backbone and box scales": (["box_scales=ssd512"], ["scales: expected fewer levels for Tiny", "got 7"]),
-    "backbone weights": (["backbone=resnet18", "backbone.weights=no.pth"], ["model.backbone", "no.pth", "DEFAULT"]),
+    "backbone weights": (
+        ["backbone=resnet18", "backbone.weights=no.pth"],
+        ["ssd-train: backbone.weights: ", "no.pth", "DEFAULT"],
+    ),
     "frozen layer": (["model.frozen_until=conv9"], ["conv9", "levels.0"]),
     "pretrained": (["pretrained=no.ckpt"], ["pretrained", "no.ckpt"]),
     "levels": (
@@ -88,7 +91,7 @@ def default_config() -> DictConfig:
         ("seed", 1.5, "number"),
         ("optimizer.lr", "abc", "number"),
         ("optimizer.lr", None, "number"),
-        ("optimizer.lr", -0.1, "at least 0"),
+        ("optimizer.lr", -0.1, "in [0, "),
         ("overfit_pictures", "abc", "number"),
         ("lr_reference_batch", "abc", "number"),
         ("dashboard_pictures", "abc", "number"),
@@ -201,11 +204,11 @@ def test_files_that_are_no_checkpoint(run, tmp_path: Path, name: str):
 
 def test_a_loss_that_becomes_infinite(run, bananas: Path, tmp_path: Path):
     outcome = run(
-        "ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "optimizer=sgd", "optimizer.lr=1e30",
+        "ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "optimizer=sgd", "optimizer.lr=1e6",
         "lr_scheduler=constant", "trainer.max_epochs=20", "hydra.run.dir=run",
     )  # fmt: skip
     assert outcome.exit_code == 1
-    assert "learning rate 1e+30" in outcome.error
+    assert "learning rate 1e+06" in outcome.error
     assert ".png" in outcome.error
     saved = torch.load(tmp_path / "run" / "non_finite_batch.pt", weights_only=True)
     assert saved["batch"]["images"].dtype == torch.uint8
