@@ -12,6 +12,7 @@ RECIPES = (
     pytest.param("ssdlite320_mobilenet_v3_voc0712", marks=pytest.mark.slow),
     "ssdlite_mobilenet_v2_finetune",
     pytest.param("ssd300_vgg16_voc07", marks=pytest.mark.slow),
+    pytest.param("ssdlite320_mobilenet_v2_voc07", marks=pytest.mark.slow),
     pytest.param("ssd512_vgg16_voc0712", marks=pytest.mark.slow),
     pytest.param("ssd512_resnet34_voc0712", marks=pytest.mark.slow),
 )
