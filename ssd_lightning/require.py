@@ -16,14 +16,20 @@ DEEPEST = 50
 MOST_VALUES = 100_000
 """Largest number of values; a run with a thousand classes has 3,000."""
 
-LONGEST_VALUE = 10_000
-"""Largest number of characters in a value without quotes: YAML reads long numbers such as 1:59:59 in square time."""
+LONGEST_VALUE = 3_000
+"""Largest number of characters in a value that can be a number: YAML reads 1:59:59 and longer in square time, and
+Python prints no number of more than 4,300 digits."""
 
 LARGEST_IN_PYTHON = 2**16
 """Largest number of bytes for the reader in Python, which takes some ten times as long as the one in C."""
 
 NO_TEXT = re.compile(rb"\\u[dD][cC]")
 """The beginning of a byte of a file's name that is no text, which only the reader in Python takes."""
+
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]"
+)
+"""Control characters except newline and tab, characters that turn the direction of text, and halves of characters."""
 
 
 def require_number(name: str, value: Any, interval: str) -> None:
@@ -103,6 +109,20 @@ def _is_a(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+def visible(text: str) -> str:
+    """Replace the characters of a stranger's text that would command a terminal, such as that of Esc, by their codes.
+
+    Bytes of a file's name that are no text are kept, so that a printed name is the name of the same file.
+    """
+    shown = UNSEEN.sub(_code, text)
+    # Two such bytes can be a control character together.
+    return UNSEEN.sub(_code, shown.encode(errors="surrogateescape").decode(errors="surrogateescape"))
+
+
+def _code(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
 def parse_yaml(content: bytes, as_text: bool = False, has_aliases: bool = False) -> Any:
     """Return the content of a YAML file that a stranger may have written. Any content is read or refused in a second.
 
@@ -129,6 +149,8 @@ def parse_yaml(content: bytes, as_text: bool = False, has_aliases: bool = False)
             raise ValueError(f"expected at most {DEEPEST} levels, got more")
         if number > MOST_VALUES:
             raise ValueError(f"expected at most {MOST_VALUES} values, got more")
-        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and len(event.value) > LONGEST_VALUE:
-            raise ValueError(f"expected values of at most {LONGEST_VALUE} characters, got {event.value[:20]}…")
+        # A value in quotes is text, if no tag makes it a number.
+        value = event.value if isinstance(event, yaml.ScalarEvent) and not event.implicit[1] else ""
+        if len(value) > LONGEST_VALUE:
+            raise ValueError(f"expected values of at most {LONGEST_VALUE} characters, got {value[:20]}…")
     return yaml.load(content, loader)

@@ -2,17 +2,19 @@
 
 import csv
 import io
+import json
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import yaml
 
+from ssd_lightning.files import read_bytes
 from ssd_lightning.require import parse_yaml
 
 JOB_FILE = "job.json"
@@ -29,6 +31,12 @@ SET_ASIDE = "set_aside"
 
 LARGEST_CONFIG = 2**18
 """Largest number of bytes in a config of a run; a run with a thousand classes has 30 000."""
+
+LARGEST_SUMMARY = 2**22
+"""Largest number of bytes in a JSON file of a run; the summary of a run with a thousand classes has 30 000."""
+
+LARGEST_METRICS = 2**28
+"""Largest number of bytes in a ``metrics.csv``: a row for each of a million steps."""
 
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
 """Checkpoints of a run in the folder ``checkpoints``, the best first."""
@@ -86,11 +94,12 @@ def parse_metrics(path: Path | str) -> Metrics:
 
     Raises:
         OSError: if the file cannot be opened.
+        ValueError: if it is no regular file, such as a named pipe, or too large.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         return Metrics({}, "")
-    text = path.read_bytes().decode(errors="replace")
+    text = read_bytes(path, LARGEST_METRICS).decode(errors="replace")
     first, *lines = list(io.StringIO(text, newline="")) or [""]
     names = _cells(first)
     if "step" not in names or not first.endswith(("\n", "\r")):
@@ -133,17 +142,66 @@ def read_config(path: Path | str) -> Any:
     Runs write no aliases, so they are refused.
 
     Raises:
-        ValueError: with the file, if it is missing, too large, nested too deeply, has an alias, or is no YAML.
+        ValueError: with the file, if it is missing, no regular file, too large, nested too deeply, has an alias, or is
+            no YAML.
     """
-    path = Path(path)
+    return _read(path, LARGEST_CONFIG, parse_yaml)
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """Read a JSON file of a run folder, which may come from a stranger.
+
+    Raises:
+        ValueError: with the file, if it is missing, no regular file, too large, nested too deeply, or holds no mapping.
+    """
+    return require_mapping(_read(path, LARGEST_SUMMARY, lambda content: json.loads(content.decode())), str(path))
+
+
+def _read(path: Path | str, most: int, parse: Callable[[bytes], Any]) -> Any:
+    """Return the parsed content of a file; all problems become one error that begins with the file."""
     try:
-        size = path.stat().st_size
-        if size > LARGEST_CONFIG:
-            raise ValueError(f"expected a config of at most {LARGEST_CONFIG} bytes, got {size}")
-        return parse_yaml(path.read_bytes())
+        return parse(read_bytes(path, most))
+    except RecursionError as error:
+        raise ValueError(f"{path}: expected fewer levels, got a file that is nested too deeply") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-        raise ValueError(f"{path}: {reason}") from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
+        raise ValueError(f"{path}: {reason.removeprefix(f'{path}: ')}") from error
+
+
+def require_mapping(value: Any, name: str) -> dict[str, Any]:
+    """Return a value from a file if it is a mapping.
+
+    Raises:
+        ValueError: with the name, if it is something else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected a mapping, got {'null' if value is None else type(value).__name__}")
+    return value
+
+
+def read_choices(folder: Path) -> dict[str, str]:
+    """Return the option of each group that a run was composed from, as Hydra has written it.
+
+    Raises:
+        ValueError: with the file, if it cannot be read, or holds no options.
+    """
+    path = folder / ".hydra" / "hydra.yaml"
+    content = require_mapping(read_config(path), str(path))
+    for key in ("hydra", "runtime", "choices"):
+        content = require_mapping(content.get(key), f"{path}: {key}")
+    return require_choices(content, str(path))
+
+
+def require_choices(choices: Any, name: str) -> dict[str, str]:
+    """Return the chosen options of groups, without groups of Hydra itself and those without an option.
+
+    Raises:
+        ValueError: with the name, if they are no mapping of texts.
+    """
+    for group, option in require_mapping(choices, name).items():
+        if not isinstance(group, str) or "." in group or isinstance(option, dict):
+            raise ValueError(f"{name}: expected an option for each group, got {group!s:.40}: {option!s:.40}")
+    return {group: str(option) for group, option in choices.items() if option is not None and "/" not in group}
 
 
 def config_of_sweep(folder: Path) -> Path:

@@ -1,11 +1,19 @@
 """The files of a run folder: which are meant, and what is read of damaged ones."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from ssd_lightning.run_folder import checkpoint_in, parse_metrics, read_config, run_of_file
+from ssd_lightning.cli.folder_lock import LOCK_FILE, holder_of
+from ssd_lightning.cli.run_folders import chosen_options
+from ssd_lightning.deploy.onnx_detector import OnnxDetector
+from ssd_lightning.detector.weights import read_file
+from ssd_lightning.run_folder import checkpoint_in, parse_metrics, read_choices, read_config, read_json, run_of_file
+from ssd_lightning.scoring.stored_detections import load_detections
 
 
 def touch(*paths: Path) -> None:
@@ -36,6 +44,33 @@ class TestCheckpoint:
 @pytest.mark.parametrize("name", ["summary.json", "checkpoints/best.ckpt", ".hydra/config.yaml", "figures/curves.png"])
 def test_the_run_of_a_file(name: str):
     assert run_of_file(Path("runs/a") / name) == Path("runs/a")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (read_config, "config.yaml"),
+        (read_json, "summary.json"),
+        (parse_metrics, "metrics.csv"),
+        (lambda path: read_choices(path.parents[1]), ".hydra/hydra.yaml"),
+        (lambda path: chosen_options(path.parents[1]), ".hydra/hydra.yaml"),
+        (lambda path: load_detections(path.parent), "detections.npz"),
+        (lambda path: read_file(path, "weights"), "best.ckpt"),
+        (OnnxDetector, "model.onnx"),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, read: Callable[[Path], Any], name: str, make):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    make(path)
+    with pytest.raises(ValueError, match=f"{path}"):
+        read(path)
+
+
+def test_a_lock_that_is_a_named_pipe(tmp_path: Path):
+    os.mkfifo(tmp_path / LOCK_FILE)
+    assert holder_of(tmp_path) is None
 
 
 HEADER = "step,epoch,val/map_50\n"
@@ -103,9 +138,11 @@ class TestConfig:
             (f"a: {'{b: ' * 200}1{'}' * 200}", "levels"),
             (f"a: '{'x' * 2**20}'", "bytes"),
             ("a: [", "a"),
+            (f"alpha: 0x{'f' * 6000}", "3000 characters"),
+            (f"alpha: !!int '{'1:' * 6000}1'", "3000 characters"),
             ("!!python/object/apply:os.system ['true']", "python"),
         ],
-        ids=["bomb", "loop", "nested", "nested mappings", "large", "cut", "code"],
+        ids=["bomb", "loop", "nested", "nested mappings", "large", "cut", "digits", "tag", "code"],
     )
     def test_anything_else_is_refused_at_once(self, tmp_path: Path, text: str, reason: str):
         (tmp_path / "config.yaml").write_text(text)

@@ -11,6 +11,8 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from ssd_lightning.require import visible
+
 PLUGINS = {
     r"hparams_search=(?!null)\w|hydra/sweeper=optuna": ("optuna", "sweep"),
     r"hydra/sweeper/sampler=cmaes": ("cmaes", "sweep"),
@@ -88,8 +90,13 @@ def require_plugins(arguments: list[str]) -> None:
 
 def fail(name: str, message: str, exit_code: int = 1) -> NoReturn:
     """Print one line to stderr, with the command's name before it, and exit."""
-    print(f"{name}: {message}", file=sys.stderr)
+    report(f"{name}: {message}")
     sys.exit(exit_code)
+
+
+def report(line: str) -> None:
+    """Print a line to stderr, in which names and contents of a stranger's files may be."""
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def _one_line(text: str) -> str:

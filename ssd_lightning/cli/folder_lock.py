@@ -145,7 +145,8 @@ class InheritedLock:
 def holder_of(folder: Path) -> FolderInUseError | None:
     """Return, as an error to raise, which process works in a folder; None if there is no such process."""
     try:
-        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY)
+        # A named pipe in a stranger's folder would wait for a writer.
+        descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:

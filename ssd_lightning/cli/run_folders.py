@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from ssd_lightning.cli.trust import refuse_untrusted_config, trusted_packages_in
 from ssd_lightning.run_folder import (
     FIRST_START,
     SWEEP_FILE,
+    read_choices,
     read_config,
     remove_unfinished_files,
     replace_text,
@@ -328,9 +330,8 @@ def run_in_folder(folder: Path) -> list[str]:
 
 def chosen_options(folder: Path) -> dict[str, str]:
     """Return the option of each group that a run was composed from, also for a resumed run."""
-    saved = folder / ".hydra" / "hydra.yaml"
-    choices = read_config(saved)["hydra"]["runtime"]["choices"] if saved.exists() else {}
-    return {group: option for group, option in choices.items() if group in GROUPS and option is not None}
+    choices = read_choices(folder) if os.path.lexists(folder / ".hydra" / "hydra.yaml") else {}
+    return {group: option for group, option in choices.items() if group in GROUPS}
 
 
 def state_of(folder: Path, config: DictConfig) -> str:

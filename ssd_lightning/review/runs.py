@@ -7,14 +7,15 @@ Only files are read, so the runs can come from other machines. ``settings.py`` r
 import contextlib
 import json
 import os
-import sys
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from ssd_lightning.require import require_number, require_whole_number, visible
 from ssd_lightning.run_folder import (
     JOB_FILE,
     OF_THE_SWEEP,
@@ -25,7 +26,11 @@ from ssd_lightning.run_folder import (
     flatten,
     natural_order,
     parse_metrics,
+    read_choices,
     read_config,
+    read_json,
+    require_choices,
+    require_mapping,
 )
 
 CURVES = ("train/loss", "val/loss", "val/map_50")
@@ -36,6 +41,33 @@ COSTS = ("train_seconds", "images_per_second", "parameters", "default_boxes")
 
 LESS_IS_BETTER = ("val/loss", "class_error", "box_mae", "train_seconds", "parameters", "default_boxes")
 """Prefixes of the columns in which a lower value is better."""
+
+WHOLE = ("best_epoch", "parameters", "default_boxes")
+"""Results that are whole numbers."""
+
+RESULTS = ("best_epoch", *COSTS)
+"""Results of a finished run beside its scores. All are at least 0."""
+
+NO_SETTING = ("run", "status", "seeds", *RESULTS, *SCORE_NAMES)
+"""Names of other columns in the tables of runs, which a setting cannot have."""
+
+LARGEST_NUMBER = 1e30
+"""Largest size of a score or result; squares and sums of such numbers are finite."""
+
+LARGEST_EXACT = 2**53
+"""Largest whole number up to which a column of numbers holds each exactly. A larger one of a setting is text."""
+
+MOST_SETTINGS = 1000
+"""Largest number of settings of a run; all options of this project together have some 300."""
+
+LONGEST_REASON = 200
+"""Largest number of characters that describe a problem of a file."""
+
+MOST_SCORES = 200
+"""Largest number of scores of a run."""
+
+SCORE_KEY = re.compile(r"val/(?!val/)[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}")
+"""Keys of scores in the files of a run."""
 
 MOST_NAMED = 4
 """Largest number of settings in a label."""
@@ -56,7 +88,7 @@ def load_runs(folders: Path | str | Iterable[Path | str]) -> pd.DataFrame:
         * ``status``: ``finished``; ``unfinished`` (running or interrupted, which look the same in a folder); the status
           of a sweep's job, such as ``failed: <reason>``; or ``broken: <reason>`` if a file cannot be read.
         * scores of the best checkpoint, or the last logged scores of an unfinished run. The prefix ``val/`` is left
-          out except in ``val/loss…``, since ``loss`` is a setting.
+          out except in ``val/loss…``, since ``loss`` is a setting, and in any other score with the name of a setting.
         * ``best_epoch`` (from 1), ``train_seconds``, ``images_per_second`` (of the training), ``parameters``,
           ``default_boxes``. NaN if a run is not finished.
 
@@ -76,11 +108,13 @@ def load_runs(folders: Path | str | Iterable[Path | str]) -> pd.DataFrame:
         )
 
     table: dict[str, list[Any]] = _settings_that_differ(runs)
+    settings = set(table)
     table["status"] = [run.status for run in runs]
-    for name in dict.fromkeys(name for run in runs for name in run.scores):
-        table[name] = [run.scores.get(name, np.nan) for run in runs]
-    for name in ("best_epoch", *COSTS):
-        table[name] = [run.summary.get(name, np.nan) for run in runs]
+    for key in dict.fromkeys(key for run in runs for key in run.scores):
+        name = _score_name(key)
+        table[key if name in settings else name] = [run.scores.get(key, np.nan) for run in runs]
+    for name in RESULTS:
+        table[name] = [run.results.get(name, np.nan) for run in runs]
     return pd.DataFrame(table, index=pd.Index([str(run.folder) for run in runs], name="run")).infer_objects()
 
 
@@ -117,7 +151,7 @@ def run_labels(runs: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.
     if not columns and len(runs):
         folders = [Path(str(folder)).absolute() for folder in runs.index]
         above = os.path.commonpath([folder.parent for folder in folders])
-        texts = [str(folder.relative_to(above)) for folder in folders]
+        texts = [visible(str(folder.relative_to(above))) for folder in folders]
     return pd.Series(texts, index=runs.index, name="label", dtype=object)
 
 
@@ -138,8 +172,10 @@ def learning_curves(runs: pd.DataFrame, keys: Sequence[str] | None = None) -> pd
     """
     logged: dict[Any, dict[int, dict[str, float]]] = {}
     for folder in runs.index:
+        logged[folder] = {}
         # The status in the table gives the reason of the damage.
-        logged[folder] = _read_metrics(Path(folder)).rows
+        with contextlib.suppress(OSError, ValueError):
+            logged[folder] = parse_metrics(Path(folder) / "metrics.csv").rows
     known = {key for metrics in logged.values() for row in metrics.values() for key in row} - {"step", "epoch"}
     for key in keys or ():
         if key not in known:
@@ -188,8 +224,9 @@ def objectives_of(runs: pd.DataFrame) -> list[str]:
     names: list[str] = []
     for file in files:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # Another kind of sweep, or a damaged file.
-            names += read_config(file)["hydra"]["sweeper"]["objectives"]
-    return [name for name in dict.fromkeys(names) if name in runs.columns]
+            names += map(str, read_config(file)["hydra"]["sweeper"]["objectives"])
+    results = runs.columns[len(settings_of(runs)) + 1 :]
+    return [name for name in dict.fromkeys(names) if name in results]
 
 
 def more_is_better(column: str) -> bool:
@@ -208,8 +245,8 @@ def with_numbers(runs: pd.DataFrame, **columns: str) -> pd.DataFrame:
         ValueError: if a column is missing or does not hold numbers.
     """
     for argument, column in columns.items():
-        numbers = [str(name) for name in runs.columns if pd.api.types.is_numeric_dtype(runs[name])]
-        if column not in numbers:
+        if column not in runs.columns or not pd.api.types.is_numeric_dtype(runs[column]):
+            numbers = [str(name) for name in runs.columns if pd.api.types.is_numeric_dtype(runs[name])]
             raise ValueError(f"{argument}: expected a column of numbers, one of {', '.join(numbers)}, got {column!r}")
     return runs.dropna(subset=list(columns.values()))
 
@@ -220,103 +257,129 @@ class _Run(NamedTuple):
     config: dict[str, Hashable] | None
     """Values by dotted key, without null values; None if the config cannot be read."""
     choices: dict[str, str]
-    summary: dict[str, Any]
+    results: dict[str, float]
     scores: dict[str, float]
-
-
-class _Damaged(Exception):
-    """A file that cannot be read, with the reason."""
+    """Scores by their keys in the files."""
 
 
 def _run_folders(folder: Path) -> Iterator[Path]:
     """Yield the folders of training runs, in natural order. Folders inside a run are not searched."""
-    for path, below, files in os.walk(folder):
+    for path, below, _ in os.walk(folder):
         at = Path(path)
-        is_run = "summary.json" in files or (".hydra" in below and (at / ".hydra" / "config.yaml").is_file())
+        is_run = _exists(at / "summary.json") or _exists(at / ".hydra" / "config.yaml")
         if is_run and _is_training(at):
             yield at
         below[:] = [] if is_run else sorted((b for b in below if b[0] != "." and b != SET_ASIDE), key=natural_order)
 
 
+def _exists(path: Path) -> bool:
+    """Return whether there is anything: what is no readable file is reported when it is read."""
+    return os.path.lexists(path)
+
+
 def _is_training(folder: Path) -> bool:
-    if any((folder / name).exists() for name in ("summary.json", "metrics.csv", "checkpoints/last.ckpt")):
+    if any(_exists(folder / name) for name in ("summary.json", "metrics.csv", "checkpoints/last.ckpt")):
         return True
     # The run has just started, it failed at once, or the folder is of another command.
     try:
-        return _hydra(folder)["job"]["name"] == "ssd-train"
-    except (_Damaged, KeyError, TypeError):
+        return bool(read_config(folder / ".hydra" / "hydra.yaml")["hydra"]["job"]["name"] == "ssd-train")
+    except (KeyError, TypeError, ValueError):
         return False
 
 
 def _read_run(folder: Path) -> _Run:
-    try:
-        return _read_files(folder)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # The files hold unexpected types.
-        return _Run(folder, f"broken: {type(error).__name__}: {error}", None, {}, {}, {})
-
-
-def _read_files(folder: Path) -> _Run:
     problems: list[str] = []
-
-    def read(part: Any, *arguments: Any) -> Any:
-        try:
-            return part(*arguments)
-        except _Damaged as damage:
-            problems.append(str(damage))
-            return None
-
-    metrics = _read_metrics(folder)
-    if metrics.damage:
-        problems.append(metrics.damage)
-    has_summary = (folder / "summary.json").exists()
-    has_config = (folder / ".hydra" / "config.yaml").exists()
-    summary = read(_read_json, folder / "summary.json") if has_summary else {}
-    config = read(_read_yaml, folder / ".hydra" / "config.yaml") if has_config else None
-    job = read(_read_json, folder / JOB_FILE) if (folder / JOB_FILE).exists() else {}
+    metrics, summary, job = Metrics({}, ""), None, {}
+    config, choices = None, None
+    results: dict[str, float] = {}
+    scores: dict[str, float] = {}
+    file = folder / "metrics.csv"
+    with _noting(problems, file):
+        metrics = parse_metrics(file)
+        problems += [metrics.damage] if metrics.damage else []
+    file = folder / "summary.json"
+    has_summary = _exists(file)
+    if has_summary:
+        with _noting(problems, file):
+            summary = read_json(file)
+            results = _numbers(problems, file, {name: summary[name] for name in RESULTS if name in summary})
+            if "best_epoch" in results:
+                # People count epochs from 1, files from 0.
+                results["best_epoch"] += 1
+        with _noting(problems, file):
+            scores = _numbers(problems, file, require_mapping((summary or {}).get("scores", {}), "scores"))
+        with _noting(problems, file):
+            choices = _settings(require_choices((summary or {}).get("choices", {}), "choices"))
+    else:
+        file = folder / "metrics.csv"
+        with _noting(problems, file):
+            scores = _numbers(problems, file, _last_scores(metrics.rows))
+    file = folder / ".hydra" / "config.yaml"
+    if _exists(file):
+        with _noting(problems, file):
+            config = _settings(flatten(require_mapping(read_config(file), str(file))))
+    file = folder / ".hydra" / "hydra.yaml"
     # A resumed run has no choices of its own; those of its start are beside its config.
-    choices = (summary or {}).get("choices")
-    if not choices and (folder / ".hydra" / "hydra.yaml").exists():
-        choices = (read(_hydra, folder) or {}).get("runtime", {}).get("choices")
-    results = {name: summary[name] for name in ("best_epoch", *COSTS) if summary and name in summary}
-    scores = (summary or {}).get("scores", {})
-    problems += [f"summary.json: {problem}" for problem in _odd_numbers(results, scores)]
-    if isinstance(results.get("best_epoch"), int):
-        # People count epochs from 1, files from 0.
-        results["best_epoch"] += 1
+    if not choices and _exists(file):
+        with _noting(problems, file):
+            choices = _settings(read_choices(folder))
+    file = folder / JOB_FILE
+    if _exists(file):
+        with _noting(problems, file):
+            job = read_json(file)
     status = "finished"
-    if not has_summary:
-        scores = _last_scores(metrics.rows)
-        reason = f": {job['reason']}" if job and job.get("reason") else ""
-        is_named = job is not None and job.get("status") in ("failed", "interrupted", "pruned")
-        status = f"{job['status']}{reason}" if job and is_named else "unfinished"
     if problems:
         status = f"broken: {'; '.join(problems)}"
-    return _Run(
-        folder,
-        " ".join(status.split()),
-        None if config is None else {key: _hashable(v) for key, v in flatten(config).items() if v not in (None, {})},
-        {group: str(option) for group, option in (choices or {}).items() if option is not None and "/" not in group},
-        {name: value for name, value in results.items() if _is_finite(value)},
-        {_score_name(key): value for key, value in scores.items() if _is_finite(value)},
-    )
+    elif not has_summary:
+        is_named = job.get("status") in ("failed", "interrupted", "pruned")
+        reason = f": {job['reason']}" if job.get("reason") else ""
+        status = f"{job['status']}{reason}" if is_named else "unfinished"
+    return _Run(folder, visible(" ".join(status.split())), config, choices or {}, results, scores)
 
 
-def _odd_numbers(results: dict[str, Any], scores: Any) -> Iterator[str]:
-    """Yield a description of each result or score that is no number, or cannot be right."""
-    if not isinstance(scores, dict):
-        yield f"scores: expected numbers by name, got {type(scores).__name__}"
-        scores = {}
-    for name, value in [*results.items(), *scores.items()]:
-        is_share = name.removeprefix("val/") in SCORE_NAMES
-        # A score is NaN where the data hold no such objects.
-        is_absent = name in scores and isinstance(value, float) and value != value
-        if not (is_absent or (_is_finite(value) and (not is_share or -1 <= value <= 1))):
-            yield f"{name}: expected a {'number up to 1' if is_share else 'finite number'}, got {str(value)[:40]!r}"
+@contextlib.contextmanager
+def _noting(problems: list[str], path: Path) -> Iterator[None]:
+    """Note an error in the block as a problem of a file, named in the run folder, in place of an exception."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        # A stranger's value in the message can be long.
+        problems.append(f"{path.name}: {reason.removeprefix(f'{path}: ')[:LONGEST_REASON]}")
 
 
-def _is_finite(value: Any) -> bool:
-    # Abs of an int compares exactly, while a conversion of a large one to float would fail.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+def _numbers(problems: list[str], path: Path, values: Mapping[Any, Any]) -> dict[str, float]:
+    """Return the results or scores of a file that can be right, and note the others as problems."""
+    if len(values) > MOST_SCORES:
+        raise ValueError(f"scores: expected at most {MOST_SCORES}, got {len(values)}")
+    numbers = {}
+    for name, value in values.items():
+        with _noting(problems, path):
+            number = _number(name, value)
+            # A score is NaN where the data hold no such objects.
+            if number == number:
+                numbers[name] = number
+    return numbers
+
+
+def _number(name: str, value: Any) -> float:
+    """Return a result or score as a number.
+
+    Raises:
+        ValueError: if it cannot be right, or its name is none of a score.
+    """
+    if name in RESULTS:
+        if name in WHOLE:
+            require_whole_number(name, value, 0)
+        require_number(name, value, f"[0, {LARGEST_EXACT if name in WHOLE else LARGEST_NUMBER}]")
+        return int(value) if name in WHOLE else float(value)
+    if not SCORE_KEY.fullmatch(name) or _score_name(name) in ("status", *RESULTS):
+        raise ValueError(f"{name[:40]}: expected the name of a score, such as val/map_50")
+    if isinstance(value, float) and value != value:
+        return value
+    most = 1 if name.removeprefix("val/") in SCORE_NAMES else LARGEST_NUMBER
+    require_number(name, value, f"[{-most}, {most}]")
+    return float(value)
 
 
 def _score_name(key: str) -> str:
@@ -330,42 +393,28 @@ def _last_scores(rows: dict[int, dict[str, float]]) -> dict[str, float]:
     return scores
 
 
-def _read_metrics(folder: Path) -> Metrics:
-    try:
-        return parse_metrics(folder / "metrics.csv")
-    except OSError as error:
-        return Metrics({}, f"metrics.csv: {error.strerror or error}")
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file as values of a table, without null values.
+
+    Raises:
+        ValueError: if they are too many, or one has the name of another column.
+    """
+    if len(values) > MOST_SETTINGS:
+        raise ValueError(f"expected at most {MOST_SETTINGS} settings, got {len(values)}")
+    for key in values:
+        if key in NO_SETTING or key.startswith("val/") or key.endswith(" std"):
+            raise ValueError(f"{key[:40]}: expected the name of a setting, got that of a result")
+    return {visible(key): _plain(value) for key, value in values.items() if value not in (None, {})}
 
 
-def _hydra(folder: Path) -> dict[str, Any]:
-    return _read_yaml(folder / ".hydra" / "hydra.yaml").get("hydra", {})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return _mapping(path, lambda path: json.loads(path.read_text(encoding="utf-8")))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    # OmegaConf would take ten times as long. Interpolations stay text.
-    return _mapping(path, read_config)
-
-
-def _mapping(path: Path, read: Any) -> dict[str, Any]:
-    try:
-        content = read(path)
-    except RecursionError as error:
-        raise _Damaged(f"{path.name}: expected fewer levels, got a file that is nested too deeply") from error
-    except OSError as error:
-        raise _Damaged(f"{path.name}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise _Damaged(f"{path.name}: {str(error).removeprefix(f'{path}: ')}") from error
-    if not isinstance(content, dict):
-        raise _Damaged(f"{path.name}: expected a mapping, got {type(content).__name__}")
-    return content
-
-
-def _hashable(value: Any) -> Hashable:
-    return value if isinstance(value, str | int | float) else json.dumps(value, default=str)
+def _plain(value: Any) -> Hashable:
+    """Return a value of a setting as a number or a text."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, int | float) and (isinstance(value, bool) or abs(value) <= LARGEST_EXACT):
+        return value
+    # NaN is a missing setting in the table, and a whole number of any length has no column of numbers.
+    return str(value) if isinstance(value, int | float) else visible(json.dumps(value, default=str))
 
 
 def _settings_that_differ(runs: list[_Run]) -> dict[str, list[Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ssd_lightning.records import ObjectRecords
-from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_names, load_objects
+from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_names, load_objects, open_stored
 
 
 class PictureSet(NamedTuple):
@@ -58,7 +58,7 @@ def picture_sets(runs: Iterable[Path | str]) -> tuple[list[PictureSet], list[int
 def _read_picture_set(run: Path) -> PictureSet | None:
     """Read the set of a run without its detections, which are many."""
     try:
-        with np.load(run / FILE_NAME, allow_pickle=False) as file:
+        with open_stored(run / FILE_NAME) as file:
             paths, classes = load_names(file)
             return _picture_set(paths, classes, load_objects(file, paths, classes))
     except Exception:  # numpy and zipfile raise a dozen types of errors for other files.

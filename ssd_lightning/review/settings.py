@@ -15,6 +15,10 @@ MOST_VALUES = 4
 """Largest number of values up to which :func:`importance` makes a group of each; more values become ranges."""
 
 
+MOST_NAMED = 20
+"""Largest number of settings in a cell of the table."""
+
+
 def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str] | None = None) -> pd.DataFrame:
     """Compute how much of the variance of a score each setting explains by itself, the most important first.
 
@@ -56,12 +60,19 @@ def importance(runs: pd.DataFrame, score: str = "map_50", settings: Sequence[str
     scores = kept[score].to_numpy(float)
     rows = [_explained(scores, group, more_is_better(score)) for group in groups.values()]
     table = pd.DataFrame(rows, columns=list(_Explained._fields), index=pd.Index(list(groups), name="setting"))
-    table["same_as"] = [
-        ", ".join(other for other, codes in groups.items() if other != name and np.array_equal(codes.codes, mine.codes))
-        for name, mine in groups.items()
-    ]
+    alike: dict[bytes, list[str]] = {}
+    for name, group in groups.items():
+        alike.setdefault(group.codes.tobytes(), []).append(name)
+    table["same_as"] = [_named(alike[group.codes.tobytes()], name) for name, group in groups.items()]
     table.columns = table.columns.str.replace("_", " ")
     return table.sort_values(["beyond chance", "explained"], ascending=False, kind="stable", na_position="last")
+
+
+def _named(names: Sequence[str], left_out: str) -> str:
+    """Return the names but one as a text; of many names, only the first are in it."""
+    others = [name for name in names[: MOST_NAMED + 1] if name != left_out][:MOST_NAMED]
+    more = len(names) - 1 - len(others)
+    return ", ".join(others) + (f" and {more} more" if more else "")
 
 
 class _Explained(NamedTuple):

@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssd_lightning.files import require_regular
 from ssd_lightning.records import DetectionRecords, ObjectRecords
 from ssd_lightning.run_folder import written_whole
 
 FILE_NAME = "detections.npz"
 """Name of the file in a run folder."""
+
+LARGEST_CONTENT = 2**30
+"""Largest number of bytes when unpacked; those of COCO's 5,000 validation pictures have 40 million."""
 
 LARGEST_PIXEL = 1e7
 """Largest coordinate of a box; a larger one is a damaged number."""
@@ -45,6 +49,25 @@ def save_detections(
             classes=np.array(list(classes)),
             **columns,
         )
+
+
+def open_stored(path: Path | str) -> Any:
+    """Open a file of :func:`save_detections`, for :func:`load_names` and :func:`load_objects`.
+
+    Raises:
+        OSError: if the file is missing.
+        ValueError: if the path is no regular file, such as a named pipe, or the file holds something else.
+    """
+    require_regular(path)
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        raise ValueError("it holds a single array")
+    # A small file can be unpacked to a thousand times its size.
+    size = sum(member.file_size for member in content.zip.infolist())
+    if size > LARGEST_CONTENT:
+        content.close()
+        raise ValueError(f"it holds {size} bytes, more than {LARGEST_CONTENT}")
+    return content
 
 
 def load_names(file: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -109,10 +132,7 @@ def load_detections(path: Path | str) -> StoredDetections:
     if path.is_dir():
         path = path / FILE_NAME
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            raise ValueError("it holds a single array")
-        with content as file:
+        with open_stored(path) as file:
             paths, classes = load_names(file)
             detections = DetectionRecords(*_columns(file, "detections", DetectionRecords._fields, paths, classes))
             return StoredDetections(detections, load_objects(file, paths, classes), paths, classes)

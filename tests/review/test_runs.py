@@ -1,6 +1,7 @@
 """Run folders as a table, and curves, labels and Pareto fronts of it."""
 
 import json
+import os
 import re
 import resource
 import shutil
@@ -70,6 +71,16 @@ def write_run(
     if metrics is not None:
         (folder / "metrics.csv").write_text(metrics)
     return folder
+
+
+def assert_the_last_alone_is_broken(runs: pd.DataFrame, reason: str) -> None:
+    assert runs["status"].tolist()[:-1] == ["finished"] * (len(runs) - 1)
+    assert runs["status"].iloc[-1].startswith(f"broken: {reason}")
+    assert len(runs["status"].iloc[-1].splitlines()) == 1
+    assert len(runs["status"].iloc[-1]) < 500
+    assert runs["map_50"].tolist()[:-1] == [0.5] * (len(runs) - 1)
+    assert runs.columns.is_unique
+    assert {*RESULTS, "map_50"} <= set(runs.select_dtypes("number").columns)
 
 
 METRICS = "step,epoch,train/loss,val/loss,val/map_50\n1,0,9.5,,\n2,0,,8.0,0.1\n3,1,7.5,,\n4,1,,6.0,0.3\n"
@@ -176,8 +187,16 @@ class TestLoadRuns:
             ("summary.json", b'{"a": ' * 100_000, "summary.json: expected fewer levels"),
             ("summary.json", b'{"scores": {"val/map_50": 1e400}}', "summary.json: val/map_50: expected a number"),
             ("summary.json", b'{"scores": {"val/map_50": -Infinity}}', "summary.json: val/map_50: expected a number"),
-            ("summary.json", b'{"scores": {"val/map_50": 7}}', "summary.json: val/map_50: expected a number up to 1"),
-            ("summary.json", b'{"scores": {"val/loss": 1e400}}', "summary.json: val/loss: expected a finite number"),
+            (
+                "summary.json",
+                b'{"scores": {"val/map_50": 7}}',
+                "summary.json: val/map_50: expected a number in [-1, 1]",
+            ),
+            (
+                "summary.json",
+                b'{"scores": {"val/loss": 1e400}}',
+                "summary.json: val/loss: expected a number in",
+            ),
             ("summary.json", b'{"scores": {}, "train_seconds": "long"}', "summary.json: train_seconds: expected"),
             ("summary.json", b'{"parameters": 1%s}' % (b"0" * 400), "summary.json: parameters: expected"),
             ("summary.json", b'{"best_epoch": [1]}', "summary.json: best_epoch: expected"),
@@ -202,6 +221,113 @@ class TestLoadRuns:
         numbers = runs.select_dtypes("number").to_numpy(float)
         assert not np.isinf(numbers).any()
         assert {"map_50", "train_seconds"} <= set(runs.select_dtypes("number").columns)
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"scores": {"val/status": 0.5}}, "summary.json: val/status: expected"),
+            ({"scores": {"status": 0.5}}, "summary.json: status: expected"),
+            ({"scores": {"loss.alpha": 0.5}}, "summary.json: loss.alpha: expected"),
+            ({"scores": {"val/parameters": 0.5}}, "summary.json: val/parameters: expected"),
+            ({"scores": {"val/val/loss": 0.5}}, "summary.json: val/val/loss: expected"),
+            ({"scores": {"val/\x1b": 0.5}}, r"summary.json: val/\x1b: expected"),
+            ({"scores": {f"val/{n}": 0.5 for n in range(10_000)}}, "summary.json: scores: expected at most"),
+            ({"scores": {"val/loss": 10**300}}, "summary.json: val/loss: expected"),
+            ({"scores": {"val/loss": True}}, "summary.json: val/loss: expected"),
+            ({"scores": [1]}, "summary.json: scores: expected a mapping, got list"),
+            ({"scores": None}, "summary.json: scores: expected a mapping, got null"),
+            ({"choices": [1]}, "summary.json: choices: expected a mapping, got list"),
+            ({"choices": None}, "summary.json: choices: expected a mapping, got null"),
+            ({"choices": {"loss": {"a": 1}}}, "summary.json: choices: expected an option"),
+            ({"choices": {"status": "a"}}, "summary.json: status: expected the name of a setting"),
+            ({"parameters": 10**300, "train_seconds": -1e308}, "summary.json: train_seconds: expected"),
+            ({"train_seconds": 1e308}, "summary.json: train_seconds: expected"),
+            ({"train_seconds": -1}, "summary.json: train_seconds: expected"),
+            ({"images_per_second": None}, "summary.json: images_per_second: expected"),
+            ({"parameters": -5}, "summary.json: parameters: expected"),
+            ({"parameters": "9" * 400}, "summary.json: parameters: expected"),
+            ({"default_boxes": 0.5}, "summary.json: default_boxes: expected"),
+            ({"best_epoch": -7}, "summary.json: best_epoch: expected"),
+            ({"best_epoch": 1.5}, "summary.json: best_epoch: expected"),
+        ],
+    )
+    def test_an_odd_summary_breaks_its_run_alone(self, tmp_path: Path, changes: dict[str, Any], reason: str):
+        for seed in (0, 1, 2):
+            write_run(tmp_path / str(seed), {"seed": seed}, scores={"map_50": 0.5})
+        path = tmp_path / "2" / "summary.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        assert_the_last_alone_is_broken(load_runs(tmp_path), reason)
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("val/status", "0.5"), ("val/val/map", "0.5"), ("val/loss", "1e308"), ("val/map_50", "7")]
+    )
+    def test_odd_metrics_break_an_unfinished_run_alone(self, tmp_path: Path, name: str, value: str):
+        for seed in (0, 1):
+            write_run(tmp_path / str(seed), {"seed": seed}, scores={"map_50": 0.5})
+        write_run(tmp_path / "2", {"seed": 2}, metrics=f"step,epoch,{name}\n1,0,{value}\n")
+        assert_the_last_alone_is_broken(load_runs(tmp_path), f"metrics.csv: {name}: expected")
+
+    @pytest.mark.parametrize(
+        ("config", "reason"),
+        [
+            (f"alpha: 0x{'f' * 6000}", "config.yaml: expected values of at most"),
+            ("\n".join(f"k{n}: {n}" for n in range(20_000)), "config.yaml: expected at most 1000 settings"),
+            ("? [1, 2]\n: 3\n", "config.yaml: "),
+            ("a: [{? [1] : 2}]", "config.yaml: "),
+            *(
+                (f"{name}: 1", f"config.yaml: {name}: expected the name of a setting")
+                for name in ("status", "map_50", "parameters", "val/x", "run", "seeds", "map_50 std")
+            ),
+        ],
+    )
+    def test_an_odd_config_breaks_its_run_alone(self, tmp_path: Path, config: str, reason: str):
+        for seed in (0, 1, 2):
+            write_run(tmp_path / str(seed), {"seed": seed}, scores={"map_50": 0.5})
+        (tmp_path / "2" / ".hydra" / "config.yaml").write_text(config)
+        assert_the_last_alone_is_broken(load_runs(tmp_path), reason)
+
+    @pytest.mark.parametrize(
+        "content", [{"hydra": [1]}, {"hydra": {"runtime": [1]}}, {"hydra": {"runtime": {"choices": 3}}}, {}, [1]]
+    )
+    def test_odd_choices_break_an_unfinished_run_alone(self, tmp_path: Path, content: Any):
+        for seed in (0, 1, 2):
+            write_run(
+                tmp_path / str(seed), {"seed": seed}, scores={"map_50": 0.5} if seed < 2 else None, metrics=METRICS
+            )
+        (tmp_path / "2" / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump(content))
+        assert_the_last_alone_is_broken(load_runs(tmp_path), "hydra.yaml: ")
+
+    @pytest.mark.parametrize(
+        "name", ["summary.json", "metrics.csv", "job.json", ".hydra/config.yaml", ".hydra/hydra.yaml"]
+    )
+    @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+    def test_what_is_no_file_breaks_its_run_alone(self, tmp_path: Path, name: str, make: Callable[[Path], None]):
+        for seed in (0, 1, 2):
+            write_run(tmp_path / str(seed), {"seed": seed}, scores={"map_50": 0.5}, metrics=METRICS)
+        for path in {tmp_path / "2" / name, tmp_path / "2" / ("summary.json" if "hydra.yaml" in name else name)}:
+            path.unlink(missing_ok=True)
+        make(tmp_path / "2" / name)
+        assert_the_last_alone_is_broken(load_runs(tmp_path), f"{Path(name).name}: ")
+
+    def test_a_score_with_the_name_of_a_setting_keeps_its_prefix(self, tmp_path: Path):
+        for seed in (0, 1):
+            config = {"seed": seed, "loss": {**MULTIBOX, "alpha": seed}}
+            scores = {"map_50": 0.5, "seed": 0.25, "loss.alpha": 0.75, "recall": 1.0}
+            write_run(tmp_path / str(seed), config, scores=scores)
+        runs = load_runs(tmp_path)
+        assert runs["status"].tolist() == ["finished"] * 2
+        assert settings_of(runs) == ["loss.alpha", "seed"]
+        assert runs["seed"].tolist() == runs["loss.alpha"].tolist() == [0, 1]
+        assert runs["val/seed"].tolist() == [0.25] * 2
+        assert runs["val/loss.alpha"].tolist() == [0.75] * 2
+        assert runs["recall"].tolist() == [1.0] * 2
+
+    def test_values_of_settings_that_are_no_numbers_of_a_column(self, tmp_path: Path):
+        values = [0.5, 10**400, float("nan"), "\x1b[31mX", 2**53 + 1]
+        for number, value in enumerate(values):
+            write_run(tmp_path / str(number), {"alpha": value}, scores={"map_50": 0.5})
+        runs = load_runs(tmp_path)
+        assert runs["alpha"].tolist() == [0.5, f"1{'0' * 400}", "nan", r"\x1b[31mX", str(2**53 + 1)]
 
     def test_a_score_without_objects_is_no_damage(self, tmp_path: Path):
         write_run(tmp_path / "a", scores={"map_50": 0.5, "map_small": float("nan")})

@@ -7,7 +7,6 @@ This module does not import torch, since the process of a sweep prints the table
 import csv
 import functools
 import io
-import json
 import math
 import re
 import statistics
@@ -21,12 +20,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
 from ssd_lightning.cli.folder_lock import holder_of
+from ssd_lightning.cli.screen import screen
 from ssd_lightning.run_folder import (
     JOB_FILE,
     OF_THE_SWEEP,
@@ -35,6 +33,7 @@ from ssd_lightning.run_folder import (
     config_of_sweep,
     natural_order,
     read_config,
+    read_json,
     read_metrics,
     remove_unfinished_files,
     replace_text,
@@ -98,10 +97,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except ValueError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def job_overrides(arguments: Any) -> dict[str, str]:
@@ -312,7 +310,7 @@ def show(sweep: Path) -> list[Job]:
         _print_table(over_seeds, "mean ± standard deviation over seeds")
     for job in jobs:
         if job.reason and job.folder is not None:
-            print(f"{job.folder.relative_to(sweep)} {job.status}: {job.reason}")
+            screen().print(f"{job.folder.relative_to(sweep)} {job.status}: {job.reason}", soft_wrap=True)
     print(f"Results: {sweep / 'sweep.csv'}", flush=True)
     return jobs
 
@@ -321,13 +319,14 @@ def _print_table(rows: list[dict[str, Any]], title: str) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in rows[0] if rows else ():
         is_text = any(isinstance(row[column], str) for row in rows)
-        table.add_column(escape(column), justify="left" if is_text else "right", no_wrap=True)
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(escape(_shown(column, value)) for column, value in row.items()))
+        table.add_row(*(_shown(column, value) for column, value in row.items()))
     # Long lines are better than the table that rich prints on a narrow terminal, without what does not fit.
-    console = Console()
+    console = screen()
     needed = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    Console(width=max(console.width, needed)).print(table)
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def _shown(column: str, value: Any) -> str:

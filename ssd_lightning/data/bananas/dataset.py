@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from ssd_lightning.data.bananas.generator import generate_bananas
 from ssd_lightning.data.download import Archive, download_and_extract
-from ssd_lightning.data.files import read_bytes
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
 from ssd_lightning.data.formats.annotations import PictureAnnotation, as_columns
 from ssd_lightning.data.formats.cache import in_parallel
 from ssd_lightning.data.formats.findings import Finding
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
+from ssd_lightning.files import read_bytes
 
 CLASSES = ("banana",)
 

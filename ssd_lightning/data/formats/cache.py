@@ -18,7 +18,6 @@ from jaxtyping import Int
 from rich.console import Console
 from rich.progress import track
 
-from ssd_lightning.data.files import require_regular
 from ssd_lightning.data.formats.annotations import (
     WRITINGS,
     Annotations,
@@ -28,6 +27,7 @@ from ssd_lightning.data.formats.annotations import (
     concatenate,
 )
 from ssd_lightning.data.formats.findings import Finding
+from ssd_lightning.files import require_regular
 from ssd_lightning.run_folder import written_whole
 
 LAYOUT = 4

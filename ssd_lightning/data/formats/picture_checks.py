@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssd_lightning.data.files import require_regular
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
 from ssd_lightning.data.formats.cache import in_parallel
 from ssd_lightning.data.formats.findings import Finding, check_objects
 from ssd_lightning.data.pictures import picture_size, read_picture
+from ssd_lightning.files import require_regular
 
 
 class Content(NamedTuple):

@@ -11,7 +11,6 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from ssd_lightning.data.download import Archive, download_and_extract
-from ssd_lightning.data.files import read_bytes
 from ssd_lightning.data.folders import DataFolder, is_picture
 from ssd_lightning.data.formats.annotations import Annotations, BoxesOf, PictureAnnotation
 from ssd_lightning.data.formats.cache import limited_key, read_annotations
@@ -20,6 +19,7 @@ from ssd_lightning.data.formats.scalars import text_of
 from ssd_lightning.data.formats.splits import SPLIT_NAMES, SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.formats.voc_xml import read_xml
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES
+from ssd_lightning.files import read_bytes
 
 VOC_CLASSES = (
     "aeroplane",

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from ssd_lightning.data.files import read_bytes
 from ssd_lightning.data.formats import scalars
 from ssd_lightning.data.formats.annotations import WRITINGS, PictureAnnotation, distinct, edges_of
 from ssd_lightning.data.pictures import read_header
+from ssd_lightning.files import read_bytes
 from ssd_lightning.require import parse_yaml
 
 LARGEST_FILE = 64 * 2**20
