@@ -1,11 +1,14 @@
-"""Checks of what users and strangers give: numbers, with one form of message, and YAML, which is read within limits.
+"""Checks of what users and strangers give: numbers, with one form of message, YAML within limits, and regular files.
 
 Commands import this module before torch, to answer at once.
 """
 
+import os
 import re
+import stat
 from collections.abc import Sequence
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -154,3 +157,42 @@ def parse_yaml(content: bytes, as_text: bool = False, has_aliases: bool = False)
         if len(value) > LONGEST_VALUE:
             raise ValueError(f"expected values of at most {LONGEST_VALUE} characters, got {value[:20]}…")
     return yaml.load(content, loader)
+
+
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+"""Kinds of entries in a folder that are not regular files, for messages."""
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise an error if a path is not a regular file or a link to one.
+
+    Raises:
+        OSError: if there is nothing, or it may not be looked at.
+        ValueError: if there is something else, such as a named pipe; the message names the path.
+    """
+    if "\0" in os.fsdecode(path):
+        raise ValueError(f"{os.fspath(path)}: expected the name of a file, got one with a zero byte")
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((kind for is_kind, kind in KINDS if is_kind(mode)), "something else")
+        raise ValueError(f"{os.fspath(path)}: expected a file, got {kind}")
+
+
+def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
+    """Return the content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if the path is not a regular file, or the file is larger; the message names the path.
+    """
+    require_regular(path)
+    size = os.stat(path).st_size
+    if size > most:
+        raise ValueError(f"{os.fspath(path)}: expected at most {most} bytes, got {size}")
+    return Path(path).read_bytes()

@@ -14,8 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import yaml
 
-from ssd_lightning.files import read_bytes
-from ssd_lightning.require import parse_yaml
+from ssd_lightning.require import parse_yaml, read_bytes
 
 JOB_FILE = "job.json"
 """The file in a sweep job's folder that holds the state of the job."""

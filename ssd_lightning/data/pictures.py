@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
-from ssd_lightning.files import require_regular
+from ssd_lightning.require import require_regular
 
 PICTURE_SUFFIXES = frozenset(
     {

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssd_lightning.files import require_regular
 from ssd_lightning.records import DetectionRecords, ObjectRecords
+from ssd_lightning.require import require_regular
 from ssd_lightning.run_folder import written_whole
 
 FILE_NAME = "detections.npz"

@@ -18,7 +18,7 @@ from ssd_lightning.data.formats.annotations import PictureAnnotation, as_columns
 from ssd_lightning.data.formats.cache import in_parallel
 from ssd_lightning.data.formats.findings import Finding
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES, picture_size
-from ssd_lightning.files import read_bytes
+from ssd_lightning.require import read_bytes
 
 CLASSES = ("banana",)
 

@@ -27,7 +27,7 @@ from ssd_lightning.data.formats.annotations import (
     concatenate,
 )
 from ssd_lightning.data.formats.findings import Finding
-from ssd_lightning.files import require_regular
+from ssd_lightning.require import require_regular
 from ssd_lightning.run_folder import written_whole
 
 LAYOUT = 4

@@ -17,7 +17,7 @@ from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.scalars import brief, shown
 from ssd_lightning.data.formats.splits import PURPOSES, SplitData, Splits
 from ssd_lightning.data.pictures import read_header
-from ssd_lightning.files import read_bytes
+from ssd_lightning.require import read_bytes
 
 LAYOUTS = (
     ("annotations/instances_train2017.json", "annotations/instances_val2017.json", None),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ssd_lightning.data.formats import scalars
 from ssd_lightning.data.formats.annotations import Order
 from ssd_lightning.data.formats.findings import Finding
-from ssd_lightning.files import read_bytes
+from ssd_lightning.require import read_bytes
 
 LARGEST_FILE = 4 * 2**30
 """Bytes of the largest csv file that is read."""

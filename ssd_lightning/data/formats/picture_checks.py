@@ -13,7 +13,7 @@ from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, ann
 from ssd_lightning.data.formats.cache import in_parallel
 from ssd_lightning.data.formats.findings import Finding, check_objects
 from ssd_lightning.data.pictures import picture_size, read_picture
-from ssd_lightning.files import require_regular
+from ssd_lightning.require import require_regular
 
 
 class Content(NamedTuple):

@@ -19,7 +19,7 @@ from ssd_lightning.data.formats.scalars import text_of
 from ssd_lightning.data.formats.splits import SPLIT_NAMES, SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.formats.voc_xml import read_xml
 from ssd_lightning.data.pictures import PICTURE_SUFFIXES
-from ssd_lightning.files import read_bytes
+from ssd_lightning.require import read_bytes
 
 VOC_CLASSES = (
     "aeroplane",

@@ -11,7 +11,7 @@ from ssd_lightning.data.formats import scalars
 from ssd_lightning.data.formats.annotations import PictureAnnotation
 from ssd_lightning.data.formats.scalars import brief, shown
 from ssd_lightning.data.pictures import read_header
-from ssd_lightning.files import read_bytes
+from ssd_lightning.require import read_bytes
 
 LARGEST_XML = 64 * 2**20
 """Bytes of the largest xml file that is read. The annotation of an object has about 300 bytes."""

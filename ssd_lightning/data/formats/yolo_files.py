@@ -10,8 +10,7 @@ import yaml
 from ssd_lightning.data.formats import scalars
 from ssd_lightning.data.formats.annotations import WRITINGS, PictureAnnotation, distinct, edges_of
 from ssd_lightning.data.pictures import read_header
-from ssd_lightning.files import read_bytes
-from ssd_lightning.require import parse_yaml
+from ssd_lightning.require import parse_yaml, read_bytes
 
 LARGEST_FILE = 64 * 2**20
 """Bytes of the largest text file that is read. A line of an object has about 40 bytes."""
