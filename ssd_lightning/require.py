@@ -1,17 +1,22 @@
-"""Checks of what users and strangers give: numbers, with one form of message, YAML within limits, and regular files.
+"""Checks of what users and strangers give, with one form of message: numbers, names, regular files, YAML and JSON.
 
 Commands import this module before torch, to answer at once.
 """
 
+import json
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+LARGEST_IMAGE = 4096
+"""Longest side of the network's input in pixels. Above it, building the network takes all memory or hours."""
 
 DEEPEST = 50
 """Largest number of nested lists and mappings; those of this project have 7."""
@@ -25,6 +30,12 @@ Python prints no number of more than 4,300 digits."""
 
 LARGEST_IN_PYTHON = 2**16
 """Largest number of bytes for the reader in Python, which takes some ten times as long as the one in C."""
+
+LONGEST_SHOWN = 60
+"""Largest number of characters of a stranger's value in a message."""
+
+LONGEST_REASON = 300
+"""Largest number of characters of a reason in a message. Some of torch's errors list all tensors."""
 
 NO_TEXT = re.compile(rb"\\u[dD][cC]")
 """The beginning of a byte of a file's name that is no text, which only the reader in Python takes."""
@@ -108,6 +119,57 @@ def _in_words(interval: str) -> str:
     return f"in {interval}"
 
 
+def require_names(name: str, value: Any) -> tuple[str, ...]:
+    """Return a list of names as a tuple.
+
+    Raises:
+        ValueError: with the argument's name, if the value is no list, holds anything but texts, is empty, or has a name
+            twice.
+    """
+    for text in value if isinstance(value, list) else [None]:
+        if not isinstance(text, str):
+            got = f"{in_short(text)} in it" if isinstance(value, list) else in_short(value)
+            raise ValueError(f"{name}: expected a list of names, got {got}")
+    if not value or len(set(value)) != len(value):
+        raise ValueError(f"{name}: expected at least one name, and none twice, got {len(value)}")
+    return tuple(value)
+
+
+def require_limits(content: Any) -> None:
+    """Raise an error if nested lists and mappings of a stranger are too deep, too large, or contain themselves.
+
+    Raises:
+        ValueError: if there are more than :data:`DEEPEST` levels or :data:`MOST_VALUES` values.
+    """
+    nodes, number = [content], 1
+    for _ in range(DEEPEST + 1):
+        parents = [node for node in nodes if isinstance(node, Mapping | list | tuple)]
+        if not parents:
+            return
+        children = chain.from_iterable(node.values() if isinstance(node, Mapping) else node for node in parents)
+        # A list that holds the same lists many times is small in a file, and has values of any number.
+        nodes = list(islice(children, MOST_VALUES))
+        number += len(nodes)
+        if number > MOST_VALUES:
+            raise ValueError(f"expected at most {MOST_VALUES} values, got more")
+    raise ValueError(f"expected at most {DEEPEST} levels, got more")
+
+
+def in_short(value: Any) -> str:
+    """Return a value of a stranger in one short line. Of other values than numbers and texts, only the kind is told."""
+    if isinstance(value, int) and value.bit_length() > LONGEST_SHOWN:
+        return "a long number"  # Python refuses to write numbers of thousands of digits.
+    if isinstance(value, str | int | float | None):
+        shown = repr(value)
+        return shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}…"
+    return f"a {type(value).__name__}"
+
+
+def one_line(reason: object) -> str:
+    """Return an error, or another text that may hold values of a stranger, in one line of at most 300 characters."""
+    return " ".join(str(reason).split())[:LONGEST_REASON]
+
+
 def _is_a(value: Any, kind: type) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
@@ -157,6 +219,20 @@ def parse_yaml(content: bytes, as_text: bool = False, has_aliases: bool = False)
         if len(value) > LONGEST_VALUE:
             raise ValueError(f"expected values of at most {LONGEST_VALUE} characters, got {value[:20]}…")
     return yaml.load(content, loader)
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Return the content of a JSON text that a stranger may have written.
+
+    Raises:
+        ValueError: if the content is no JSON, is nested too deeply, or has too many values.
+    """
+    try:
+        found = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"expected at most {DEEPEST} levels, got more") from error
+    require_limits(found)
+    return found
 
 
 KINDS = (

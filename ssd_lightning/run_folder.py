@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 import re
 import sys
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import yaml
 
-from ssd_lightning.require import parse_yaml, read_bytes
+from ssd_lightning.require import parse_json, parse_yaml, read_bytes
 
 JOB_FILE = "job.json"
 """The file in a sweep job's folder that holds the state of the job."""
@@ -153,15 +152,13 @@ def read_json(path: Path | str) -> dict[str, Any]:
     Raises:
         ValueError: with the file, if it is missing, no regular file, too large, nested too deeply, or holds no mapping.
     """
-    return require_mapping(_read(path, LARGEST_SUMMARY, lambda content: json.loads(content.decode())), str(path))
+    return require_mapping(_read(path, LARGEST_SUMMARY, lambda content: parse_json(content.decode())), str(path))
 
 
 def _read(path: Path | str, most: int, parse: Callable[[bytes], Any]) -> Any:
     """Return the parsed content of a file; all problems become one error that begins with the file."""
     try:
         return parse(read_bytes(path, most))
-    except RecursionError as error:
-        raise ValueError(f"{path}: expected fewer levels, got a file that is nested too deeply") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         raise ValueError(f"{path}: {reason.removeprefix(f'{path}: ')}") from error

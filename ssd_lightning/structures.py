@@ -10,10 +10,12 @@ Default boxes are ``cxcywh`` (centre and size); all other boxes are ``xyxy`` (le
 ``records.py`` has the types of single pictures and of whole data sets.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+from ssd_lightning.require import LARGEST_IMAGE
 
 IGNORED_LABEL = -1
 """Label of default boxes that are neither positive nor negative."""
@@ -22,16 +24,21 @@ ImageSize = int | tuple[int, int] | list[int]
 """Size of an image in pixels: (height, width), or one number for both."""
 
 
-def height_and_width(image_size: ImageSize) -> tuple[int, int]:
+def height_and_width(image_size: Any) -> tuple[int, int]:
     """Return both sides of an image size.
 
+    Args:
+        image_size: an :data:`ImageSize`, or anything else that a config can hold.
+
     Raises:
-        ValueError: if ``image_size`` is not one or two whole numbers of at least 1.
+        ValueError: if ``image_size`` is not one or two whole numbers of at least 1, or if one is above
+            :data:`~ssd_lightning.require.LARGEST_IMAGE`.
     """
     sides = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and 1 <= side <= LARGEST_IMAGE for side in sides):
         raise ValueError(
-            f"image_size: expected one or two whole numbers (height, width) of at least 1, got {image_size}"
+            f"image_size: expected one or two whole numbers (height, width) of at most {LARGEST_IMAGE} and at least 1, "
+            f"got {image_size}"
         )
     return sides[0], sides[1]
 

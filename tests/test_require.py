@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from ssd_lightning.require import require_number, require_whole_number
+import ssd_lightning.require as require_module
+from ssd_lightning.require import (
+    in_short,
+    one_line,
+    parse_json,
+    require_limits,
+    require_names,
+    require_number,
+    require_whole_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -67,3 +76,39 @@ def test_messages(interval: str, message: str):
     with pytest.raises(ValueError, match="expected") as error:
         require_number("x", "abc", interval)
     assert str(error.value) == message
+
+
+def test_names():
+    assert require_names("x", ["b", "a"]) == ("b", "a")
+    for value in ([], "ab", ("a",), None, 3, {"a": 1}, ["a", 1], [["a"]], ["a", "a"]):
+        with pytest.raises(ValueError, match=r"^x: expected .*names?.*, got"):
+            require_names("x", value)
+
+
+def test_limits_of_nested_values_count_from_one_too_many(monkeypatch: pytest.MonkeyPatch):
+    depth = require_module.DEEPEST
+    for read in (lambda text: parse_json(text), lambda text: parse_json(text.encode())):
+        assert read("[" * depth + "]" * depth)
+        for levels in (depth + 1, 900, 100_000):
+            with pytest.raises(ValueError, match=f"at most {depth} levels"):
+                read("[" * levels + "]" * levels)
+        with pytest.raises(ValueError, match=r"line 1 column 2"):
+            read("[")
+    assert parse_json('{"a": [1e-05, "é", null]}') == {"a": [1e-05, "é", None]}
+    monkeypatch.setattr(require_module, "MOST_VALUES", 4)
+    require_limits({"a": 1, "b": [2]})
+    with pytest.raises(ValueError, match="at most 4 values"):
+        require_limits({"a": 1, "b": [2, 3]})
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match=r"levels|values"):
+        require_limits(endless)
+
+
+def test_values_of_strangers_are_shown_in_one_short_line():
+    for value in ("a\nb", "x" * 1000, [1] * 1000, {"a": "\n"}, 10**5000, torch.zeros(9, 9), None, 0.5):
+        assert "\n" not in in_short(value)
+        assert len(in_short(value)) <= require_module.LONGEST_SHOWN + 1
+    assert (in_short("a"), in_short(3), in_short([1])) == ("'a'", "3", "a list")
+    assert one_line(ValueError("a\n  b")) == "a b"
+    assert len(one_line("a " * 1000)) <= require_module.LONGEST_REASON

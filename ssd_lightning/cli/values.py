@@ -6,7 +6,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ssd_lightning.cli.optimizer_values import check_optimizer
 from ssd_lightning.cli.trainer_values import check_trainer
-from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.require import LARGEST_IMAGE, require_number, require_whole_number
 
 WHOLE_NUMBERS = {
     "seed": 0,
@@ -42,9 +42,6 @@ REQUIRED = (
     *SWITCHES,
 )
 """Keys that cannot be null. Other keys mean "no limit" or "choose for me" by null."""
-
-LARGEST_IMAGE = 4096
-"""Longest side of the network's input in pixels. Above it, building the network takes all memory or hours."""
 
 
 def check_values(config: DictConfig) -> None:

@@ -145,27 +145,29 @@ def onnx_runner(exported: OnnxDetector, name: str, threads: int, batch: int) -> 
     """Return an exported file as ONNX Runtime runs it on the CPU, in two parts: the network, and its post-processing.
 
     Raises:
-        ValueError: if the file has no post-processing, or if the package onnx is missing.
+        ValueError: if the file has no post-processing or another graph, or if the package onnx is missing.
     """
     require_packages("onnx")
     import onnx
 
     exported.require_postprocess()
-    extractor = onnx.utils.Extractor(onnx.load(exported.path))
     steps = []
-    for inputs, outputs in (([INPUT], list(RAW_OUTPUTS)), (list(RAW_OUTPUTS), list(FINAL_OUTPUTS))):
-        session = onnx_session(extractor.extract_model(inputs, outputs).SerializeToString(), threads=threads)
-        steps.append((session, inputs, outputs))
+    with exported.refusing_the_file():
+        extractor = onnx.utils.Extractor(onnx.load(exported.path))
+        for inputs, outputs in (([INPUT], list(RAW_OUTPUTS)), (list(RAW_OUTPUTS), list(FINAL_OUTPUTS))):
+            session = onnx_session(extractor.extract_model(inputs, outputs).SerializeToString(), threads=threads)
+            steps.append((session, inputs, outputs))
 
     def run(step: int, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         session, inputs, outputs = steps[step]
-        return session.run(outputs, dict(zip(inputs, values, strict=True)))
+        with exported.refusing_the_file():
+            return session.run(outputs, dict(zip(inputs, values, strict=True)))
 
     return Runner(
         Setting(name, "onnxruntime", "cpu", EXPORTED_PRECISION, threads, batch),
         exported,
         lambda images: run(0, [np.ascontiguousarray(whole_levels(images))]),
-        lambda raw: detections_in(dict(zip(FINAL_OUTPUTS, run(1, raw), strict=True))),
+        lambda raw: exported.checked(detections_in(dict(zip(FINAL_OUTPUTS, run(1, raw), strict=True)))),
     )
 
 

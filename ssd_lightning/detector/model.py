@@ -11,7 +11,7 @@ from ssd_lightning.detector.backbones.shapes import channels_and_grids
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.extra_layers import ExtraLayers, he_initialization, mobile_norm
 from ssd_lightning.detector.freezing import freeze
-from ssd_lightning.require import require_whole_number
+from ssd_lightning.require import require_switch, require_whole_number
 from ssd_lightning.structures import ImageSize, Predictions, height_and_width
 
 MakeHead = Callable[[list[int], list[int], int], nn.Module]
@@ -59,8 +59,7 @@ class SSD(nn.Module):
     ) -> None:
         super().__init__()
         require_whole_number("num_classes", num_classes, 1)
-        if not isinstance(antialias, bool):
-            raise ValueError(f"antialias: expected true or false, got {antialias}")
+        require_switch("antialias", antialias)
         self.antialias = antialias
         self.image_size = height_and_width(image_size)
         self.num_classes = num_classes

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssd_lightning.detector.boxes import decode, pairwise_iou
-from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.require import require_number, require_switch, require_whole_number
 from ssd_lightning.structures import Detections, Predictions
 
 BLOCK = 128
@@ -17,6 +17,10 @@ BLOCK = 128
 128 candidates keep a GPU busy, and the pairs of a batch still fit in a CPU's cache. On a CPU, 256 candidates take more
 than twice as long.
 """
+
+
+MOST_DETECTIONS = 100_000
+"""Largest number of detections of an image; their padding takes memory in any case."""
 
 
 class PostProcess:
@@ -28,7 +32,7 @@ class PostProcess:
         score_threshold: score that a candidate must exceed, in [0, 1).
         nms_threshold: highest IoU of two detections of a class; above it, the one with the lower score is dropped.
         candidates_per_class: number of candidates of each class that enter NMS, best first.
-        max_detections: number of detections returned for each image, best first.
+        max_detections: number of detections returned for each image, best first; at most :data:`MOST_DETECTIONS`.
         class_agnostic: use only the likeliest class of each default box, and suppress across classes, as in d2l.ai.
     """
 
@@ -43,7 +47,8 @@ class PostProcess:
         require_number("score_threshold", score_threshold, "[0, 1)")
         require_number("nms_threshold", nms_threshold, "(0, 1]")
         require_whole_number("candidates_per_class", candidates_per_class, 1)
-        require_whole_number("max_detections", max_detections, 1)
+        require_whole_number("max_detections", max_detections, 1, MOST_DETECTIONS)
+        require_switch("class_agnostic", class_agnostic)
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.candidates_per_class = candidates_per_class

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision import models
 
+from ssd_lightning.require import in_short
+
 CONFIG_KEY = "ssd_lightning"
 """Key of the settings that rebuild a detector from its checkpoint: ``model``, ``postprocess`` and ``classes``."""
 
@@ -113,6 +115,38 @@ def _damaged_member(path: Path) -> str | None:
         return "the directory"
 
 
+def require_plain_weights(weights: Mapping[str, Tensor], path: Path | str, argument: str) -> None:
+    """Refuse tensors that no network of this project has, such as sparse, quantized, nested or complex ones.
+
+    Raises:
+        ValueError: with ``argument``, the file and the first such tensor.
+    """
+    for name, value in weights.items():
+        is_plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
+        if not is_plain or value.is_quantized or value.is_complex():
+            kind = "nested" if value.is_nested else f"{value.layout} {value.dtype} on {value.device}"
+            raise ValueError(f"{argument}: expected plain weights, got {in_short(name)} in {path}, which is {kind}")
+
+
+def require_same_kind(
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path | str, argument: str
+) -> None:
+    """Refuse weights that are whole numbers or switches where those of the model are not, or the reverse.
+
+    Args:
+        weights: the weights in the file, by the names of the model.
+        own: the weights of the model.
+        path: the file.
+        argument: the argument that named the file.
+
+    Raises:
+        ValueError: with ``argument``, the file and the first such tensor.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{argument}: expected {own[name].dtype}, got {value.dtype} in {name} of {path}")
+
+
 def require_finite(weights: Mapping[str, Tensor], path: Path | str, argument: str) -> None:
     """Refuse weights that hold NaN or infinity, with which every detection is meaningless.
 
@@ -120,7 +154,8 @@ def require_finite(weights: Mapping[str, Tensor], path: Path | str, argument: st
         ValueError: with ``argument``, the file and the first such tensor.
     """
     for name, value in weights.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        # In float32 as in the network, whose range is smaller than that of float64.
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
             raise ValueError(f"{argument}: expected finite weights, got NaN or infinity in {name} of {path}")
 
 
@@ -148,5 +183,6 @@ def state_dict(content: dict[str, Any], path: Path | str, argument: str = "weigh
             content = dict(content[key])
     if not content or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         raise ValueError(f"{argument}: expected a checkpoint, got {path}, which holds no weights by name")
+    require_plain_weights(content, path, argument)
     # DataParallel adds a prefix to each name.
     return {name.removeprefix("module."): value for name, value in content.items()}

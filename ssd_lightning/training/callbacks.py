@@ -115,6 +115,17 @@ def load_non_finite_batch(
     content = read_checkpoint(path)
     if "batch" not in content:
         raise ValueError(f"checkpoint: expected a file non_finite_batch.pt of a run, got {path}")
+    stored: Any = content["batch"]
+    evaluating: Any = content.get("evaluating")
+    precision: Any = content.get("precision")
+    objects: Any = stored.get("objects") if isinstance(stored, dict) else None
+    are_named = isinstance(evaluating, list) and all(isinstance(name, str) for name in [*evaluating, precision])
+    if (
+        not are_named
+        or not _has_tensors(objects, Objects._fields)
+        or not _has_tensors({**stored, "objects": torch.empty(0)}, Batch._fields)
+    ):
+        raise ValueError(f"checkpoint: expected the batch of a file non_finite_batch.pt, got {path}, which lacks it")
     module = SSDModule(
         # Its weights may hold NaN, which are what the step is to be examined for.
         detector_in(content, path, trusted_packages=trusted_packages).model,
@@ -122,11 +133,20 @@ def load_non_finite_batch(
         loss=rebuild_part(content, "loss", path, trusted_packages),
     ).to(device)
     for name, part in module.named_modules():
-        part.training = name not in content["evaluating"]
-    batch = Batch(**{**content["batch"], "objects": Objects(**content["batch"]["objects"])})
-    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(content["precision"])
+        part.training = name not in evaluating
+    batch = Batch(**{**stored, "objects": Objects(**objects)})
+    dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(precision)
     autocast = torch.autocast(device, dtype, enabled=dtype is not None)
     return NonFiniteBatch(module, move_data_to_device(batch, device), autocast)
+
+
+def _has_tensors(stored: Any, names: Collection[str]) -> bool:
+    """Return True for a dictionary of tensors that has exactly some keys."""
+    return (
+        isinstance(stored, dict)
+        and stored.keys() == set(names)
+        and all(isinstance(value, Tensor) for value in stored.values())
+    )
 
 
 class _Launched:

@@ -10,10 +10,19 @@ from torch import Tensor
 import ssd_lightning
 from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.detector.model import SSD
+from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.detector.presets import PUBLISHED, Published, build_model
-from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite
+from ssd_lightning.detector.weights import (
+    CONFIG_KEY,
+    MODEL_PREFIX,
+    read_file,
+    require_finite,
+    require_plain_weights,
+    require_same_kind,
+)
+from ssd_lightning.require import in_short, one_line, require_limits
 from ssd_lightning.run_folder import NEVER_PROPOSED, PARTS
-from ssd_lightning.training.pretrained import COCO_CLASSES, load_pretrained, weights_file
+from ssd_lightning.training.pretrained import COCO_CLASSES, load_pretrained, names_in, weights_file
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -74,21 +83,22 @@ def detector_in(
     from hydra.utils import instantiate
 
     config = content.get(CONFIG_KEY)
-    parts = {"model": dict, "postprocess": dict, "classes": list}
-    if not isinstance(config, dict) or not all(isinstance(config.get(part), kind) for part, kind in parts.items()):
+    parts = ("model", "postprocess")
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in parts):
         raise ValueError(
             f"checkpoint: expected a file of ssd-train, got {path}, which lacks {CONFIG_KEY!r}, the config of the model"
         )
+    classes = names_in(config.get("classes"), path, "checkpoint")
     model = rebuild(config["model"], path, trusted_packages)
-    if not isinstance(model, SSD):
-        raise ValueError(
-            f"checkpoint: expected a file of ssd-train, got {path}, whose model is a {type(model).__name__}"
-        )
     make_detections = rebuild(config["postprocess"], path, trusted_packages)
+    for part, built, kind in (("model", model, SSD), ("postprocess", make_detections, PostProcess)):
+        if not isinstance(built, kind):
+            raise ValueError(
+                f"checkpoint: expected a file of ssd-train, got {path}, whose {part} is a {type(built).__name__}"
+            )
     if postprocess:
         # An error in the caller's settings must not be reported as an error in the file.
         make_detections = instantiate({**config["postprocess"], **postprocess}, _convert_="all")
-    classes = tuple(config["classes"])
     if len(classes) != model.num_classes:
         raise ValueError(f"checkpoint: expected the names of {model.num_classes} classes, got {len(classes)} in {path}")
     weights = {
@@ -112,6 +122,7 @@ def weights_in(content: dict[str, Any], path: Path | str) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
         raise ValueError(f"checkpoint: expected weights by name, got {path}, whose state_dict has none")
+    require_plain_weights(weights, path, "checkpoint")
     return dict(weights)
 
 
@@ -137,6 +148,7 @@ def refuse_other_weights(weights: Mapping[str, Tensor], own: Mapping[str, Tensor
     ]
     if differing:
         raise ValueError(f"checkpoint: expected weights that fit the model, got {path}: {_names(differing)}")
+    require_same_kind(weights, own, path, "checkpoint")
 
 
 def refuse_other_model(stored: dict[str, Any], own: dict[str, Any], path: Path | str) -> None:
@@ -159,7 +171,7 @@ def _differences(stored: Any, own: Any, key: str) -> Iterator[str]:
 
 
 def _names(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if names[most:] else "")
+    return one_line(", ".join(names[:most])) + (f" and {len(names) - most} more" if names[most:] else "")
 
 
 def rebuild(config: dict[str, Any], path: Path | str, trusted_packages: Collection[str] = ()) -> Any:
@@ -180,14 +192,15 @@ def rebuild(config: dict[str, Any], path: Path | str, trusted_packages: Collecti
     from hydra.utils import instantiate
 
     require_package_names(trusted_packages)
+    refuse_endless(config, path)
     _refuse_what_is_not_plain(config, path)
     refuse_old_targets(config, path)
     for target in _targets(config):
         _refuse_untrusted(target, path, trusted_packages)
     try:
         return instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        reason = " ".join(str(error.__cause__ or error).split())
+    except Exception as error:  # Hydra raises many types for odd flags, keys and values.
+        reason = one_line(error.__cause__ or error if isinstance(error, InstantiationException) else error)
         raise ValueError(f"checkpoint: expected a config that can be built, got {path}: {reason}") from error
 
 
@@ -203,7 +216,8 @@ def rebuild_part(content: dict[str, Any], part: str, path: Path | str, trusted_p
     Raises:
         ValueError: with the file, if the checkpoint has no config of the part.
     """
-    config = content.get(CONFIG_KEY, {}).get("config")
+    stored = content.get(CONFIG_KEY)
+    config = stored.get("config") if isinstance(stored, dict) else None
     if not isinstance(config, dict) or not isinstance(config.get(part), dict):
         advice = ". Try data=<the option of a data set>." if part == "data" else ""
         raise ValueError(f"checkpoint: expected a file with the {part} of its training, got {path}{advice}")
@@ -220,12 +234,25 @@ def refuse_old_targets(config: Any, path: Path | str) -> None:
     Raises:
         ValueError: with the file and the first such name.
     """
+    refuse_endless(config, path)
     for target in _targets(config):
         if isinstance(target, str) and _is_of_former_version(target):
             raise ValueError(
                 f"checkpoint: expected a file of ssd_lightning 0.2 or later, got {path}, which names {target}. "
                 "Try training again, or the version that wrote the file."
             )
+
+
+def refuse_endless(config: Any, path: Path | str) -> None:
+    """Refuse a config that has too many levels or values, such as one that contains itself.
+
+    Raises:
+        ValueError: with the file.
+    """
+    try:
+        require_limits(config)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: expected a plain config, got {path}: {error}") from error
 
 
 def _is_of_former_version(target: str) -> bool:
@@ -250,21 +277,23 @@ def _refuse_what_is_not_plain(node: Any, path: Path | str) -> None:
         for child in node.values() if isinstance(node, dict) else node:
             _refuse_what_is_not_plain(child, path)
     elif not isinstance(node, str | int | float | None) or (isinstance(node, str) and "${" in node):
-        raise ValueError(f"checkpoint: expected a plain config, got {node!r} in {path}; refused")
+        raise ValueError(f"checkpoint: expected a plain config, got {in_short(node)} in {path}; refused")
 
 
 def _refuse_untrusted(target: Any, path: Path | str, trusted_packages: Collection[str]) -> None:
     package = target.partition(".")[0] if isinstance(target, str) else ""
-    if package not in ("ssd_lightning", *trusted_packages):
+    is_name = isinstance(target, str) and all(map(str.isidentifier, target.split(".")))
+    shown = one_line(target) if is_name else in_short(target)
+    if not is_name or package not in ("ssd_lightning", *trusted_packages):
         is_package = package.isidentifier() and package != target and package not in NEVER_PROPOSED
         advice = f". Try trusted_packages=[{package}] if you trust that code." if is_package else "; refused"
-        raise ValueError(f"checkpoint: expected only classes of ssd_lightning, got {target} in {path}{advice}")
+        raise ValueError(f"checkpoint: expected only classes of ssd_lightning, got {shown} in {path}{advice}")
     found = _found(target)
     # A package also gives access to what it has imported from elsewhere.
     if not isinstance(found, type) or found.__module__.partition(".")[0] != package:
-        raise ValueError(f"checkpoint: expected a class of {package}, got {target} in {path}; refused")
+        raise ValueError(f"checkpoint: expected a class of {package}, got {shown} in {path}; refused")
     if package == "ssd_lightning" and found.__name__ not in PARTS:
-        raise ValueError(f"checkpoint: expected a part of a detector, got {target} in {path}; refused")
+        raise ValueError(f"checkpoint: expected a part of a detector, got {shown} in {path}; refused")
 
 
 def _found(target: str) -> Any:

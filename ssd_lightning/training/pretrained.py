@@ -16,7 +16,15 @@ from ssd_lightning.detector.backbones.normalization import CAFFE_MEAN, CAFFE_STD
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import PUBLISHED, default_boxes_of
-from ssd_lightning.detector.weights import CONFIG_KEY, MODEL_PREFIX, read_file, require_finite, state_dict
+from ssd_lightning.detector.weights import (
+    CONFIG_KEY,
+    MODEL_PREFIX,
+    read_file,
+    require_finite,
+    require_same_kind,
+    state_dict,
+)
+from ssd_lightning.require import in_short, one_line, require_names
 from ssd_lightning.run_folder import checkpoint_in
 
 PRESETS = {
@@ -158,6 +166,7 @@ def load_pretrained(
     content = read_file(path, "pretrained")
     foreign = _under_our_names(content, model, path)
     own = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    require_same_kind({n: value for n, value in foreign.state.items() if n in own}, own, path, "pretrained")
     names = list(file_classes) if file_classes is not None else foreign.classes
     known = list(classes) if classes is not None else None
     state, skipped = {}, []
@@ -165,12 +174,10 @@ def load_pretrained(
     for name, value in foreign.state.items():
         if name.endswith("num_batches_tracked"):
             continue
-        level = re.fullmatch(r"head\.classification\.(\d+)\.(?:\d\.)?(?:weight|bias)", name)
-        per_cell = model.boxes_per_cell[int(level[1])] if level and int(level[1]) < len(model.boxes_per_cell) else 0
         if name not in own:
             skipped.append(f"{name} (not in the model)")
-        elif level:
-            rows = _rows_by_class(value, own[name], per_cell, names, known)
+        elif level := re.fullmatch(r"head\.classification\.(\d+)\.(?:\d\.)?(?:weight|bias)", name):
+            rows = _rows_by_class(value, own[name], model.boxes_per_cell[int(level[1])], names, known)
             if rows is None:
                 skipped.append(f"{name} (other classes)")
                 by_name = []
@@ -185,7 +192,7 @@ def load_pretrained(
     if not any(name.startswith("backbone.") and not name.startswith(SCALING) for name in state):
         raise ValueError(
             f"pretrained: expected a backbone that fits the model, got {path} ({foreign.layout}): "
-            f"{', '.join(skipped[:3])}"
+            f"{one_line(', '.join(skipped[:3]))}"
         )
     require_finite(state, path, "pretrained")
     model.load_state_dict(state, strict=False)
@@ -210,8 +217,11 @@ def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> F
         own = {n.removeprefix(MODEL_PREFIX): v for n, v in state.items() if n.startswith(MODEL_PREFIX)}
         # Checkpoints without this key are of versions that always resized with anti-aliasing.
         stored = config.get("model")
-        antialias = stored.get("antialias", True) is True if isinstance(stored, dict) else None
-        return Foreign("ssd_lightning", own, list(config.get("classes", [])) or None, None, None, antialias)
+        antialias = stored.get("antialias", True) if isinstance(stored, dict) else None
+        if isinstance(stored, dict) and not isinstance(antialias, bool):
+            raise ValueError(f"pretrained: expected antialias to be true or false, got {in_short(antialias)} in {path}")
+        names = list(names_in(config["classes"], path, "pretrained")) if "classes" in config else None
+        return Foreign("ssd_lightning", own, names, None, None, antialias)
     if "head.classification_head.module_list.0.weight" in state:
         return _torchvision(state, model, path, "torchvision SSD300", TORCHVISION_MEAN, CAFFE_STD)
     if "head.classification_head.module_list.0.1.weight" in state:
@@ -222,7 +232,7 @@ def _under_our_names(content: dict[str, Any], model: SSD, path: Path | str) -> F
         return Foreign("ssd_lightning", state, None, None, None, None)
     raise ValueError(
         f"pretrained: expected a detector of ssd_lightning, of torchvision or in the amdegroot layout, got {path} with "
-        f"{', '.join(list(state)[:3])}, …. Try backbone.weights for the weights of a backbone alone."
+        f"{one_line(', '.join(list(state)[:3]))}, …. Try backbone.weights for the weights of a backbone alone."
     )
 
 
@@ -243,11 +253,7 @@ def _torchvision(
         for part, ours in (("classification_head", "classification"), ("regression_head", "localization")):
             if name.startswith(f"head.{part}.module_list."):
                 renamed[name.replace(f"head.{part}.module_list.", f"head.{ours}.")] = value
-    outputs = len(state[next(n for n in reversed(state) if "classification_head" in n)])
-    last_level = len({n.split(".")[3] for n in state if "classification_head" in n}) - 1
-    per_cell = len(state[next(n for n in reversed(state) if f"regression_head.module_list.{last_level}." in n)]) // 4
-    coco = list(COCO_CATEGORIES) if outputs == per_cell * (len(COCO_CATEGORIES) + 1) else None
-    return Foreign(layout, renamed, coco, mean, std, antialias=False)
+    return Foreign(layout, renamed, _classes_of_head(renamed, COCO_CATEGORIES), mean, std, antialias=False)
 
 
 def _amdegroot(state: dict[str, Tensor], model: SSD, path: Path | str) -> Foreign:
@@ -260,9 +266,35 @@ def _amdegroot(state: dict[str, Tensor], model: SSD, path: Path | str) -> Foreig
         for part, ours in (("conf.", "head.classification."), ("loc.", "head.localization.")):
             if name.startswith(part):
                 renamed[ours + name.removeprefix(part)] = value
-    is_voc = len(state["conf.0.bias"]) * 4 == len(state["loc.0.bias"]) * (len(VOC_CLASSES) + 1)
     # Its pictures were resized by OpenCV, which does not average over pixels either.
-    return Foreign("amdegroot", renamed, list(VOC_CLASSES) if is_voc else None, CAFFE_MEAN, CAFFE_STD, antialias=False)
+    classes = _classes_of_head(renamed, VOC_CLASSES)
+    return Foreign("amdegroot", renamed, classes, CAFFE_MEAN, CAFFE_STD, antialias=False)
+
+
+def _classes_of_head(state: dict[str, Tensor], usual: Sequence[str]) -> list[str] | None:
+    """Return the usual classes of a layout if the head has as many, by its outputs for a default box."""
+    for last in ("0.weight", "0.1.weight"):
+        logits, offsets = (state.get(f"head.{part}.{last}") for part in ("classification", "localization"))
+        if logits is not None and offsets is not None and logits.ndim and offsets.ndim:
+            return list(usual) if len(logits) * 4 == len(offsets) * (len(usual) + 1) else None
+    return None
+
+
+def names_in(classes: Any, path: Path | str, key: str) -> tuple[str, ...]:
+    """Return the class names that a checkpoint holds.
+
+    Args:
+        classes: anything that a file can hold.
+        path: the file.
+        key: the argument that named the file.
+
+    Raises:
+        ValueError: with the file, if it is no list of names.
+    """
+    try:
+        return require_names("classes", classes)
+    except ValueError as error:
+        raise ValueError(f"{key}: expected a file of ssd-train, got {path}: {error}") from error
 
 
 def _in_order(
@@ -285,7 +317,7 @@ def _in_order(
         differing.insert(0, f"{len(theirs)} tensors before the head, but the model has {len(own)}")
     if differing:
         raise ValueError(
-            f"pretrained: expected the architecture of the model, got {path} ({layout}) with {differing[0]}. "
+            f"pretrained: expected the architecture of the model, got {path} ({layout}) with {one_line(differing[0])}. "
             f"Try model={PRESETS[layout]}."
         )
     return {ours: state[name] for ours, name in zip(own, theirs, strict=True)}
@@ -299,7 +331,7 @@ def _rows_by_class(
     The rows are ordered by default box, then by class with background first. The result is None if the rows of the
     file cannot be assigned to classes.
     """
-    if len(theirs) % per_cell or theirs.shape[1:] != ours.shape[1:]:
+    if theirs.ndim != ours.ndim or theirs.shape[1:] != ours.shape[1:] or not len(theirs) or len(theirs) % per_cell:
         return None
     theirs, result = theirs.unflatten(0, (per_cell, -1)), ours.clone().unflatten(0, (per_cell, -1))
     if names is None or known is None or len(names) + 1 != theirs.shape[1] or len(known) + 1 != result.shape[1]:

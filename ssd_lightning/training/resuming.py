@@ -17,8 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-LONGEST_REASON = 300
-"""Number of characters of a reason in a message. Some of torch's errors list all tensors."""
+from ssd_lightning.require import one_line
 
 
 @contextlib.contextmanager
@@ -47,7 +46,7 @@ def _is_of_restoring(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_REASON]
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def refuse_other_optimizer(

@@ -184,7 +184,7 @@ class TestLoadRuns:
             ("summary.json", b"{", "summary.json: Expecting"),
             ("summary.json", b"[1]", "summary.json: expected a mapping, got list"),
             ("summary.json", b"\xff\xfe", "summary.json: 'utf-8'"),
-            ("summary.json", b'{"a": ' * 100_000, "summary.json: expected fewer levels"),
+            ("summary.json", b'{"a": ' * 100_000, "summary.json: expected at most 50 levels"),
             ("summary.json", b'{"scores": {"val/map_50": 1e400}}', "summary.json: val/map_50: expected a number"),
             ("summary.json", b'{"scores": {"val/map_50": -Infinity}}', "summary.json: val/map_50: expected a number"),
             (
