@@ -284,11 +284,11 @@ def _refuse_untrusted(target: Any, path: Path | str, trusted_packages: Collectio
     package = target.partition(".")[0] if isinstance(target, str) else ""
     is_name = isinstance(target, str) and all(map(str.isidentifier, target.split(".")))
     shown = one_line(target) if is_name else in_short(target)
-    if not is_name or package not in ("ssd_lightning", *trusted_packages):
+    if package not in ("ssd_lightning", *trusted_packages):
         is_package = package.isidentifier() and package != target and package not in NEVER_PROPOSED
         advice = f". Try trusted_packages=[{package}] if you trust that code." if is_package else "; refused"
         raise ValueError(f"checkpoint: expected only classes of ssd_lightning, got {shown} in {path}{advice}")
-    found = _found(target)
+    found = _found(target) if is_name else None
     # A package also gives access to what it has imported from elsewhere.
     if not isinstance(found, type) or found.__module__.partition(".")[0] != package:
         raise ValueError(f"checkpoint: expected a class of {package}, got {shown} in {path}; refused")
