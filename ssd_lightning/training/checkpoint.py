@@ -283,7 +283,7 @@ def _refuse_what_is_not_plain(node: Any, path: Path | str) -> None:
 def _refuse_untrusted(target: Any, path: Path | str, trusted_packages: Collection[str]) -> None:
     package = target.partition(".")[0] if isinstance(target, str) else ""
     is_name = isinstance(target, str) and all(map(str.isidentifier, target.split(".")))
-    shown = one_line(target) if is_name else in_short(target)
+    shown = one_line(target) if isinstance(target, str) else in_short(target)
     if package not in ("ssd_lightning", *trusted_packages):
         is_package = package.isidentifier() and package != target and package not in NEVER_PROPOSED
         advice = f". Try trusted_packages=[{package}] if you trust that code." if is_package else "; refused"
