@@ -184,6 +184,11 @@ def visible(text: str) -> str:
     return UNSEEN.sub(_code, shown.encode(errors="surrogateescape").decode(errors="surrogateescape"))
 
 
+def visible_line(text: str) -> str:
+    """Replace also newlines and tabs, so that a stranger's name cannot pretend to be a line of a command."""
+    return visible(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
 def _code(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 

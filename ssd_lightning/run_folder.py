@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import os
 import re
 import sys
@@ -35,6 +36,9 @@ LARGEST_SUMMARY = 2**22
 
 LARGEST_METRICS = 2**28
 """Largest number of bytes in a ``metrics.csv``: a row for each of a million steps."""
+
+LARGEST_NUMBER = 1e39
+"""Largest size of a number that is not infinite: runs compute in float32, whose largest number is 3.4e38."""
 
 CHECKPOINTS = ("best.ckpt", "last.ckpt")
 """Checkpoints of a run in the folder ``checkpoints``, the best first."""
@@ -302,4 +306,12 @@ def natural_order(name: Path | str) -> list[tuple[int, str]]:
 
 
 def _number(text: str) -> float:
-    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else float(text)
+    """Return the number in a cell.
+
+    Raises:
+        ValueError: if there is none, or one that no run writes.
+    """
+    number = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else float(text)
+    if LARGEST_NUMBER < abs(number) < math.inf:
+        raise ValueError(f"expected a number up to {LARGEST_NUMBER}, got {text}")
+    return number

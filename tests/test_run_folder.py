@@ -1,7 +1,9 @@
 """The files of a run folder: which are meant, and what is read of damaged ones."""
 
+import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,13 @@ def test_a_lock_that_is_a_named_pipe(tmp_path: Path):
     assert holder_of(tmp_path) is None
 
 
+def test_a_lock_with_a_name_that_would_command_the_terminal(tmp_path: Path):
+    now = datetime.now(UTC).isoformat()
+    content = {"host": "\x1b[31mX", "boot": "b", "process": 1, "heartbeat": now}
+    (tmp_path / LOCK_FILE).write_text(json.dumps(content))
+    assert r"\x1b[31mX" in str(holder_of(tmp_path))
+
+
 HEADER = "step,epoch,val/map_50\n"
 WHOLE = f"{HEADER}1,0,0.25\n2,0,\n3,1,0.5\n"
 
@@ -92,6 +101,7 @@ class TestMetrics:
             (f'{HEADER}1,0,0.25\n"2,0,0.5\n3,0,0.5\n', [1, 3], "line 3"),
             (f"{HEADER}1,0,0.25\nnan,0,1\ninf,0,1\n1e400,0,1\n{'9' * 5000},0,1\n", [1], "4 of 5 rows"),
             (f"{HEADER}1,0,0.25\n\x00\x00\n", [1], "1 of 2 rows"),
+            (f"{HEADER}1,0,3.4e38\n2,0,inf\n3,0,-1e308\n4,1e40,0.5\n", [1, 2], "2 of 4 rows"),
         ],
     )
     def test_rows_that_can_be_read_are_kept(self, tmp_path: Path, text: str, steps: list[int], damage: str):

@@ -90,13 +90,8 @@ def require_plugins(arguments: list[str]) -> None:
 
 def fail(name: str, message: str, exit_code: int = 1) -> NoReturn:
     """Print one line to stderr, with the command's name before it, and exit."""
-    report(f"{name}: {message}")
+    print(visible(f"{name}: {message}"), file=sys.stderr, flush=True)
     sys.exit(exit_code)
-
-
-def report(line: str) -> None:
-    """Print a line to stderr, in which names and contents of a stranger's files may be."""
-    print(visible(line), file=sys.stderr, flush=True)
 
 
 def _one_line(text: str) -> str:

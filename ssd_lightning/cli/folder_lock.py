@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from ssd_lightning.require import visible_line
+
 LOCK_FILE = ".running"
 """The lock file in a folder. It is removed when its holder ends by itself."""
 
@@ -236,7 +238,7 @@ def _read(descriptor: int) -> Holder | None:
     try:
         content = json.loads(os.pread(descriptor, 1000, 0))
         return Holder(
-            str(content["host"]),
+            visible_line(str(content["host"])),
             str(content["boot"]),
             int(content["process"]),
             datetime.fromisoformat(content["heartbeat"]).astimezone(UTC),

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from matplotlib.figure import Figure
 
 from ssd_lightning.records import BACKGROUND, DRAW_THRESHOLD
-from ssd_lightning.require import visible
+from ssd_lightning.require import visible_line
 from ssd_lightning.review.bootstrap import HOLDS, MORE_THAN_NOISE, compare_classes, compare_runs, compare_settings
 from ssd_lightning.review.picture_pairs import SHOWN_SIDE, Pairs, picture_pairs
 from ssd_lightning.review.run_figures import (
@@ -183,7 +183,7 @@ def write_comparison(
         classes = _image(draw_class_differences(two.classes)) if two is not None and len(two.classes) > 1 else None
     sentences = _sentences(runs, labels, score, best, mattered, two)
     page = _template().render(
-        folder=visible(_common_folder(runs)),
+        folder=visible_line(_common_folder(runs)),
         written=datetime.now().strftime("%Y-%m-%d %H:%M"),
         count=len(runs),
         settings=settings,
@@ -256,7 +256,7 @@ def _common_folder(runs: pd.DataFrame) -> str:
 
 def _shown_folder(run: str, runs: pd.DataFrame) -> str:
     """Return the folder of a run without the part that all runs share."""
-    return visible(os.path.relpath(run, _common_folder(runs)))
+    return visible_line(os.path.relpath(run, _common_folder(runs)))
 
 
 def _name(column: str) -> str:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ssd_lightning.require import require_number, require_whole_number, visible
+from ssd_lightning.require import require_number, require_whole_number, visible_line
 from ssd_lightning.run_folder import (
     JOB_FILE,
+    LARGEST_NUMBER,
     OF_THE_SWEEP,
     SCORE_NAMES,
     SET_ASIDE,
@@ -50,9 +51,6 @@ RESULTS = ("best_epoch", *COSTS)
 
 NO_SETTING = ("run", "status", "seeds", *RESULTS, *SCORE_NAMES)
 """Names of other columns in the tables of runs, which a setting cannot have."""
-
-LARGEST_NUMBER = 1e30
-"""Largest size of a score or result; squares and sums of such numbers are finite."""
 
 LARGEST_EXACT = 2**53
 """Largest whole number up to which a column of numbers holds each exactly. A larger one of a setting is text."""
@@ -151,7 +149,7 @@ def run_labels(runs: pd.DataFrame, settings: Sequence[str] | None = None) -> pd.
     if not columns and len(runs):
         folders = [Path(str(folder)).absolute() for folder in runs.index]
         above = os.path.commonpath([folder.parent for folder in folders])
-        texts = [visible(str(folder.relative_to(above))) for folder in folders]
+        texts = [visible_line(str(folder.relative_to(above))) for folder in folders]
     return pd.Series(texts, index=runs.index, name="label", dtype=object)
 
 
@@ -334,7 +332,7 @@ def _read_run(folder: Path) -> _Run:
         is_named = job.get("status") in ("failed", "interrupted", "pruned")
         reason = f": {job['reason']}" if job.get("reason") else ""
         status = f"{job['status']}{reason}" if is_named else "unfinished"
-    return _Run(folder, visible(" ".join(status.split())), config, choices or {}, results, scores)
+    return _Run(folder, visible_line(" ".join(status.split())), config, choices or {}, results, scores)
 
 
 @contextlib.contextmanager
@@ -404,17 +402,17 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
     for key in values:
         if key in NO_SETTING or key.startswith("val/") or key.endswith(" std"):
             raise ValueError(f"{key[:40]}: expected the name of a setting, got that of a result")
-    return {visible(key): _plain(value) for key, value in values.items() if value not in (None, {})}
+    return {visible_line(key): _plain(value) for key, value in values.items() if value not in (None, {})}
 
 
 def _plain(value: Any) -> Hashable:
     """Return a value of a setting as a number or a text."""
     if isinstance(value, str):
-        return visible(value)
+        return visible_line(value)
     if isinstance(value, int | float) and (isinstance(value, bool) or abs(value) <= LARGEST_EXACT):
         return value
     # NaN is a missing setting in the table, and a whole number of any length has no column of numbers.
-    return str(value) if isinstance(value, int | float) else visible(json.dumps(value, default=str))
+    return str(value) if isinstance(value, int | float) else visible_line(json.dumps(value, default=str))
 
 
 def _settings_that_differ(runs: list[_Run]) -> dict[str, list[Any]]:

@@ -1,5 +1,6 @@
 """The command ``ssd-compare``."""
 
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,38 @@ class TestCommand:
         assert len(page.table("run")) == 3
         assert "A is the baseline" in page.text
         assert float(page.table("score")[-1]["B − A"]) < 0
+
+    def test_odd_runs_of_strangers_are_named_and_end_nothing(self, run, truth: StoredDetections, tmp_path: Path):
+        write_sweep(tmp_path / "sweep", truth, seeds=1)
+        command = "\x1b]0;owned\x07\x1b[31mX\nNext:    rm"
+        for name in ("pipe", "metrics", "summary", "config", command):
+            loss = {"_target_": f"losses.{name}"}
+            write_run(tmp_path / "sweep" / name, detected(truth, 12), {"loss": loss, "alpha": name}, {"loss": name})
+        for file in ("pipe/detections.npz", "summary/summary.json"):
+            (tmp_path / "sweep" / file).unlink()
+            os.mkfifo(tmp_path / "sweep" / file)
+        header = "step,epoch,train/loss,val/loss"
+        (tmp_path / "sweep" / "metrics" / "metrics.csv").write_text(f"{header}\n1,0,1e308,\n2,0,-1e308,1e308\n")
+        keys = "\n".join(f"k{n}: {n}" for n in range(20_000))
+        (tmp_path / "sweep" / "config" / ".hydra" / "config.yaml").write_text(keys)
+        outcome = run("ssd-compare", "runs=sweep", "hydra.run.dir=out", "pictures=0")
+        assert outcome.exit_code == 0, outcome.error
+        lines = outcome.out.splitlines()
+        assert lines[0] == "3 of 7 runs finished (4 broken)."
+        reasons = {line.partition(" ")[0]: line for line in lines if " cannot be read: " in line}
+        files = {
+            "pipe": "detections.npz",
+            "metrics": "metrics.csv",
+            "summary": "summary.json",
+            "config": "config.yaml",
+        }
+        assert reasons.keys() == files.keys()
+        assert [name for name, file in files.items() if f"cannot be read: {file}: " not in reasons[name]] == []
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", outcome.out)
+        assert [line for line in lines if line.startswith("Next:")] == [lines[-1]]
+        page = (tmp_path / "out" / "comparison.html").read_text()
+        assert r"\x1b]0;owned\x07\x1b[31mX\nNext:    rm" in page
+        assert "\x1b" not in page
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -259,7 +259,7 @@ class TestLoadRuns:
         assert_the_last_alone_is_broken(load_runs(tmp_path), reason)
 
     @pytest.mark.parametrize(
-        ("name", "value"), [("val/status", "0.5"), ("val/val/map", "0.5"), ("val/loss", "1e308"), ("val/map_50", "7")]
+        ("name", "value"), [("val/status", "0.5"), ("val/val/map", "0.5"), ("val/loss", "inf"), ("val/map_50", "7")]
     )
     def test_odd_metrics_break_an_unfinished_run_alone(self, tmp_path: Path, name: str, value: str):
         for seed in (0, 1):
@@ -323,11 +323,11 @@ class TestLoadRuns:
         assert runs["recall"].tolist() == [1.0] * 2
 
     def test_values_of_settings_that_are_no_numbers_of_a_column(self, tmp_path: Path):
-        values = [0.5, 10**400, float("nan"), "\x1b[31mX", 2**53 + 1]
+        values = [0.5, 10**400, float("nan"), "\x1b[31mX\nNext: a", 2**53 + 1]
         for number, value in enumerate(values):
             write_run(tmp_path / str(number), {"alpha": value}, scores={"map_50": 0.5})
         runs = load_runs(tmp_path)
-        assert runs["alpha"].tolist() == [0.5, f"1{'0' * 400}", "nan", r"\x1b[31mX", str(2**53 + 1)]
+        assert runs["alpha"].tolist() == [0.5, f"1{'0' * 400}", "nan", r"\x1b[31mX\nNext: a", str(2**53 + 1)]
 
     def test_a_score_without_objects_is_no_damage(self, tmp_path: Path):
         write_run(tmp_path / "a", scores={"map_50": 0.5, "map_small": float("nan")})

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ssd_lightning.records import DetectionRecords, ObjectRecords
-from ssd_lightning.scoring.stored_detections import load_detections, save_detections
+from ssd_lightning.scoring import stored_detections
+from ssd_lightning.scoring.stored_detections import FILE_NAME, load_detections, save_detections
 
 CLASSES = ("banana", "plátano grande")
 PATHS = [Path("data/0.png"), Path("data/été 1.png")]
@@ -136,6 +137,14 @@ def test_values_that_no_run_writes(tmp_path: Path, name: str, change: Callable[[
     arrays[name] = change(arrays[name])
     np.savez(tmp_path / "detections.npz", **arrays)
     assert f"({name}: expected" in refusal(tmp_path / "detections.npz")
+
+
+def test_a_small_file_that_holds_a_lot_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_detections, "LARGEST_CONTENT", 10**6)
+    np.savez_compressed(tmp_path / FILE_NAME, classes=np.zeros(10**6))
+    assert (tmp_path / FILE_NAME).stat().st_size < 10**5
+    with pytest.raises(ValueError, match=f"{tmp_path / FILE_NAME}, .* more than 1000000"):
+        load_detections(tmp_path)
 
 
 def test_damage_of_any_kind_names_the_file(tmp_path: Path) -> None:
