@@ -243,7 +243,7 @@ def _read(descriptor: int) -> Holder | None:
             int(content["process"]),
             datetime.fromisoformat(content["heartbeat"]).astimezone(UTC),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ArithmeticError, OSError, RecursionError, ValueError, KeyError, TypeError):
         return None
 
 

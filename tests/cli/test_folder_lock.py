@@ -238,3 +238,15 @@ def test_a_heartbeat_is_not_written_into_another_file(tmp_path: Path, monkeypatc
         time.sleep(0.1)
     assert (tmp_path / "other").read_bytes() == b"of the user"
     assert not (tmp_path / "run" / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"process": float("inf")}, {"process": []}, {"heartbeat": "0001-01-01T00:00:00+23:59"}, None, [], 3]
+)
+def test_an_odd_lock_file_names_nobody(tmp_path: Path, changes: Any):
+    known: dict[str, Any] = {"host": "a", "boot": "b", "process": 1, "heartbeat": "2026-01-01T00:00:00+00:00"}
+    path = tmp_path / "lock"
+    for content in (json.dumps({**known, **changes} if isinstance(changes, dict) else changes), "[" * 1000):
+        path.write_text(content)
+        with path.open() as file:
+            assert folder_lock._read(file.fileno()) is None

@@ -15,7 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 from ssd_lightning.detector.backbones.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
 from ssd_lightning.detector.backbones.shapes import channels_and_grids
 from ssd_lightning.detector.extra_layers import he_initialization
-from ssd_lightning.detector.weights import Weights, read_weights
+from ssd_lightning.detector.weights import Weights, read_weights, require_same_kind
 
 
 class TorchvisionFeatures(nn.Module):
@@ -109,7 +109,9 @@ def _classifier(network: str, options: Mapping[str, Any]) -> nn.Module:
 def _load(classifier: nn.Module, network: str, weights: Weights, bgr: bool) -> None:
     state = dict(weights.state)
     first = next((name for name, module in classifier.named_modules() if isinstance(module, nn.Conv2d)), "")
-    if bgr and f"{first}.weight" in state:
+    own = classifier.state_dict()
+    require_same_kind({n: value for n, value in state.items() if n in own}, own, weights.source, "weights")
+    if bgr and f"{first}.weight" in state and state[f"{first}.weight"].ndim > 1:
         state[f"{first}.weight"] = state[f"{first}.weight"].flip(1)
     try:
         classifier.load_state_dict(state)

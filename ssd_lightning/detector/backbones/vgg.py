@@ -16,7 +16,7 @@ from ssd_lightning.detector.backbones.normalization import (
     Normalization,
 )
 from ssd_lightning.detector.extra_layers import he_initialization
-from ssd_lightning.detector.weights import read_weights
+from ssd_lightning.detector.weights import read_weights, require_same_kind
 
 WIDTHS = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 """Channels of the convolutions of each stage: configuration D of arXiv 1409.1556."""
@@ -88,7 +88,7 @@ class VGG16(nn.Module):
     def _load(self, state: dict[str, Tensor], source: str, bgr: bool) -> None:
         """Load a classifier's state dict, whose convolutions are numbered in the order of the network."""
         numbers = sorted(
-            {int(m[1]) for m in (re.fullmatch(r"(?:features\.)?(\d+)\.weight", key) for key in state) if m}
+            {int(m[1]) for m in (re.fullmatch(r"(?:features\.)?([0-9]{1,3})\.weight", key) for key in state) if m}
         )
         prefix = "features." if f"features.{numbers[0] if numbers else 0}.weight" in state else ""
         names = [*LAYERS, "fc6", "fc7"][: len(numbers)]
@@ -106,6 +106,7 @@ class VGG16(nn.Module):
         if wrong or lacking:
             layers = ", ".join((lacking + wrong)[:3])
             raise ValueError(f"weights: expected a state dict of VGG16, got {source}, which has no such {layers}")
+        require_same_kind(taken, own, source, "weights")
         if bgr:
             taken["conv1_1.weight"] = taken["conv1_1.weight"].flip(1)
         self.load_state_dict(taken, strict=False)
@@ -113,9 +114,11 @@ class VGG16(nn.Module):
 
 def _subsampled_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return fc6 and fc7 from the fully connected layers as the authors did, or nothing if there are no such layers."""
-    full6, full7 = state.get("classifier.0.weight"), state.get("classifier.3.weight")
-    if full6 is None or full7 is None or full6.shape != (4096, 512 * 49) or full7.shape != (4096, 4096):
+    shapes = {"0.weight": (4096, 512 * 49), "0.bias": (4096,), "3.weight": (4096, 4096), "3.bias": (4096,)}
+    found = {name: state.get(f"classifier.{name}") for name in shapes}
+    if any(value is None or value.shape != shapes[name] for name, value in found.items()):
         return {}
+    full6, full7 = state["classifier.0.weight"], state["classifier.3.weight"]
     fc6 = full6.view(4096, 512, 7, 7)[::4, :, ::3, ::3]
     if not fc6.isfinite().all():  # torchvision's weights for features alone have NaN there.
         return {}
