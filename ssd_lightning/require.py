@@ -80,6 +80,48 @@ def require_numbers(name: str, values: Any, interval: str, length: int | None = 
         raise ValueError(f"{name}: expected a list of {count}numbers {_in_words(interval)}, got {got}")
 
 
+def require_whole_numbers(name: str, values: Any, least: int, most: int) -> None:
+    """Raise an error if ``values`` is not a list of whole numbers from ``least`` to ``most``, with at least one number.
+
+    Raises:
+        ValueError: with the argument's name, the limits and the values.
+    """
+    is_list = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+    if not is_list or not all(_is_a(value, Integral) and least <= value <= most for value in values):
+        got = list(values) if is_list else values
+        raise ValueError(f"{name}: expected a list of whole numbers of at least {least}, at most {most}, got {got}")
+
+
+def require_part(name: str, value: Any) -> None:
+    """Raise an error if ``value`` cannot be called, as text or a number of a config.
+
+    Raises:
+        ValueError: with the argument's name and the value.
+    """
+    if not callable(value):
+        raise ValueError(f"{name}: expected a part, got {value}. Try {name}._target_=<class>.")
+
+
+def require_parts(name: str, values: Any) -> None:
+    """Raise an error if ``values`` is not a list of parts that can be called. The list may be empty.
+
+    Raises:
+        ValueError: with the argument's name and the values.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, str) or not all(map(callable, values)):
+        raise ValueError(f"{name}: expected a list of parts, each with its _target_, got {values}")
+
+
+def require_texts(name: str, values: Any) -> None:
+    """Raise an error if ``values`` is not a list of texts. A text alone would be a list of letters.
+
+    Raises:
+        ValueError: with the argument's name and the values.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, str) or not all(isinstance(v, str) for v in values):
+        raise ValueError(f"{name}: expected a list of names, got {values}")
+
+
 def require_switch(name: str, value: Any) -> None:
     """Raise an error if ``value`` is neither true nor false. Python would take any text for true.
 

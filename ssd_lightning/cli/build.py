@@ -137,7 +137,13 @@ def _maker(config: DictConfig, group: str) -> Callable[..., Any]:
 
 
 def without_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's config without the source of its initial weights, which a checkpoint replaces."""
+    """Return a model's config without the source of its initial weights, which a checkpoint replaces.
+
+    Raises:
+        ValueError: if the backbone is no part.
+    """
+    if not isinstance(model["backbone"], dict):
+        raise ValueError(f"model.backbone: expected a part, got {model['backbone']}. Try backbone=<option>.")
     return {**model, "backbone": {key: value for key, value in model["backbone"].items() if key != "weights"}}
 
 

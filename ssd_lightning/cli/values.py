@@ -21,6 +21,9 @@ WHOLE_NUMBERS = {
 }
 """Keys of whole numbers and their smallest values."""
 
+MOST = {"seed": 2**32 - 1, "lr_reference_batch": 10**6}
+"""Keys of whole numbers that have a largest value: numpy takes seeds of 32 bits."""
+
 NUMBERS = {
     "draw_threshold": "[0, 1]",
     "score_threshold": "[0, 1]",
@@ -55,7 +58,7 @@ def check_values(config: DictConfig) -> None:
         config.seed = int(seed)  # Values from the environment are text.
     for key, least in WHOLE_NUMBERS.items():
         if _is_given(config, key):
-            require_whole_number(key, OmegaConf.select(config, key), least)
+            require_whole_number(key, OmegaConf.select(config, key), least, MOST.get(key, 2**63 - 1))
     for key, interval in NUMBERS.items():
         if _is_given(config, key):
             require_number(key, OmegaConf.select(config, key), interval)

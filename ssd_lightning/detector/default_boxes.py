@@ -10,6 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from ssd_lightning.require import require_number, require_numbers, require_switch, require_whole_number
+
+LIMITS = "(0, 10]"
+"""Interval of scales. A default box of ten times the picture's side overlaps no object by a tenth."""
 
 Grid = tuple[int, int]
 """(height, width) of a feature map in cells."""
@@ -22,8 +26,9 @@ class LinearScales(list[float]):
     """
 
     def __init__(self, levels: int = 6, smallest: float = 0.2, largest: float = 0.9) -> None:
-        if levels < 2:
-            raise ValueError(f"levels: expected at least 2, got {levels}")
+        require_whole_number("levels", levels, 2, most=100)
+        require_number("smallest", smallest, LIMITS)
+        require_number("largest", largest, LIMITS)
         step = (largest - smallest) / (levels - 1)
         super().__init__(smallest + step * level for level in range(levels + 1))
 
@@ -45,11 +50,12 @@ class AspectRatios:
     """
 
     def __init__(self, inner: Sequence[float], outer: Sequence[float] | None = None, inverses: bool = True) -> None:
-        self.inner = list(inner)
-        self.outer = self.inner if outer is None else list(outer)
+        require_switch("inverses", inverses)
+        outer = inner if outer is None else outer
+        for name, ratios in (("inner", inner), ("outer", outer)):
+            _check_ratios(name, ratios, inverses)
+        self.inner, self.outer = list(inner), list(outer)
         self.inverses = inverses
-        for name, ratios in (("inner", self.inner), ("outer", self.outer)):
-            _check_ratios(f"aspect_ratios, {name}", ratios, inverses)
 
     def of(self, levels: int) -> list[list[float]]:
         """Return for each level the aspect ratios (width over height) of the boxes that are not squares."""
@@ -82,12 +88,17 @@ class DefaultBoxes:
         steps: Sequence[float] | None = None,
         clip: Literal["border", "size", "centre_and_size"] | None = None,
     ) -> None:
+        require_numbers("scales", scales, LIMITS)
+        if steps is not None:
+            require_numbers("steps", steps, "(0, 1e6]")
         self.scales = [float(scale) for scale in scales]
         if isinstance(aspect_ratios, AspectRatios):
             self.ratios = aspect_ratios.of(len(self.scales) - 1)
         else:
+            if not isinstance(aspect_ratios, list | tuple):
+                raise ValueError(f"aspect_ratios: expected a list of ratios for each level, got {aspect_ratios}")
             for level, ratios in enumerate(aspect_ratios):
-                _check_ratios(f"aspect_ratios of level {level}", ratios, inverses=True)
+                _check_ratios(f"aspect_ratios.{level}", ratios, inverses=True)
             self.ratios = [_with_inverses(level) for level in aspect_ratios]
         self.steps = None if steps is None else [float(step) for step in steps]
         self.clip = clip
@@ -126,7 +137,8 @@ class DefaultBoxes:
         """
         if len(grids) != self.levels:
             raise ValueError(
-                f"scales: expected {len(grids) + 1} numbers, one more than the network has levels, got {self.scales}"
+                f"default_boxes.scales: expected {len(grids) + 1} numbers, one more than the network has levels, "
+                f"got {self.scales}"
             )
         steps: Sequence[float | None] = self.steps or [None] * self.levels
         levels = [
@@ -141,7 +153,8 @@ class DefaultBoxes:
         boxes = xyxy_to_cxcywh(cxcywh_to_xyxy(boxes).clamp(0, 1))
         if not bool((boxes[:, 2:] > 0).all()):
             raise ValueError(
-                "clip: expected default boxes inside the image, got 'border' for boxes outside of it. Try null."
+                "default_boxes.clip: expected default boxes inside the image, got 'border' for boxes outside of it. "
+                "Try null."
             )
         return boxes
 
@@ -152,9 +165,6 @@ class DefaultBoxes:
             raise ValueError(
                 f"scales: expected {self.levels + 1} numbers, one more than aspect_ratios has levels, got {self.scales}"
             )
-        for name, values in (("scales", self.scales), ("steps", self.steps or [])):
-            if not all(math.isfinite(value) and value > 0 for value in values):
-                raise ValueError(f"{name}: expected finite numbers above 0, got {values}")
         if any(first >= second for first, second in pairwise(self.scales)):
             raise ValueError(f"scales: expected ascending numbers, got {self.scales}")
         if self.clip not in (None, "border", "size", "centre_and_size"):
@@ -164,12 +174,11 @@ class DefaultBoxes:
 
 
 def _check_ratios(name: str, ratios: Sequence[float], inverses: bool) -> None:
-    if inverses and not all(math.isfinite(ratio) and ratio > 1 for ratio in ratios):
-        raise ValueError(
-            f"{name}: expected finite numbers above 1 (squares and inverse ratios are added), got {list(ratios)}"
-        )
-    if not all(math.isfinite(ratio) and ratio > 0 and ratio != 1 for ratio in ratios):
-        raise ValueError(f"{name}: expected finite numbers above 0 except 1 (squares are added), got {list(ratios)}")
+    require_numbers(name, ratios, "(0, 100]")
+    if inverses and not all(ratio > 1 for ratio in ratios):
+        raise ValueError(f"{name}: expected numbers above 1 (squares and inverse ratios are added), got {list(ratios)}")
+    if 1 in ratios:
+        raise ValueError(f"{name}: expected numbers above 0 except 1 (squares are added), got {list(ratios)}")
 
 
 def _with_inverses(ratios: Sequence[float]) -> list[float]:

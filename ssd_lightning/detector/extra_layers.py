@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from ssd_lightning.detector.default_boxes import Grid
+from ssd_lightning.require import require_switch, require_whole_number, require_whole_numbers
+
+MOST_CHANNELS = 16_384
+"""Largest number of channels of a layer. The weights of a layer with more would fill the memory."""
 
 
 class Chain(nn.ModuleList):
@@ -45,12 +49,12 @@ class ExtraLayers:
         depthwise: bool = False,
         batch_norm: bool = False,
     ) -> None:
-        if not channels or min(channels) < 2:
-            raise ValueError(f"extra_layers.channels: expected numbers of at least 2, got {list(channels)}")
-        if halve_above < 1:
-            raise ValueError(f"extra_layers.halve_above: expected at least 1 cell, got {halve_above}")
-        if last_kernel is not None and last_kernel < 1:
-            raise ValueError(f"extra_layers.last_kernel: expected at least 1, got {last_kernel}")
+        require_whole_numbers("channels", channels, 2, MOST_CHANNELS)
+        require_whole_number("halve_above", halve_above, 1)
+        if last_kernel is not None:
+            require_whole_number("last_kernel", last_kernel, 1)
+        require_switch("depthwise", depthwise)
+        require_switch("batch_norm", batch_norm)
         self.channels = list(channels)
         self.halve_above = halve_above
         self.last_kernel = last_kernel

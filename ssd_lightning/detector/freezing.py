@@ -20,7 +20,7 @@ def freeze(backbone: nn.Module, until: str | None = None, batch_norm: bool = Fal
     """
     layers = dict(backbone.named_modules())
     if until is not None:
-        if until not in layers or not until:
+        if not isinstance(until, str) or until not in layers or not until:
             with_weights = [n for n, m in layers.items() if n and next(m.parameters(recurse=False), None) is not None]
             raise ValueError(
                 f"frozen_until: expected a layer of {type(backbone).__name__} ({', '.join(with_weights)}, or a module "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssd_lightning import collectives
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, decode, encode
-from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.require import require_number, require_part, require_whole_number
 from ssd_lightning.structures import IGNORED_LABEL, Losses, Matches, Predictions
 
 
@@ -34,7 +34,10 @@ class MultiBoxLoss(nn.Module):
         self, classification: nn.Module | None = None, localization: nn.Module | None = None, alpha: float = 1.0
     ) -> None:
         super().__init__()
-        require_number("alpha", alpha, "[0, inf)")
+        require_number("alpha", alpha, "[0, 1e6]")
+        for name, loss in (("classification", classification), ("localization", localization)):
+            if loss is not None:
+                require_part(name, loss)
         self.classification = classification or MinedCrossEntropy()
         self.localization = localization or SmoothL1()
         self.alpha = alpha
@@ -98,7 +101,7 @@ class FocalLoss(nn.Module):
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
         super().__init__()
         require_number("alpha", alpha, "[0, 1]")
-        require_number("gamma", gamma, "[0, inf)")
+        require_number("gamma", gamma, "[0, 100]")
         self.alpha = alpha
         self.gamma = gamma
 
@@ -118,7 +121,7 @@ class SmoothL1(nn.Module):
 
     def __init__(self, sigma: float = 1.0) -> None:
         super().__init__()
-        require_number("sigma", sigma, "(0, inf)")
+        require_number("sigma", sigma, "[0.01, 100]")
         self.sigma = sigma
 
     def forward(

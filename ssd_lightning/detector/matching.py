@@ -29,7 +29,9 @@ class BoxMatcher:
 
     def __init__(self, iou_threshold: float = 0.5, background_threshold: float | None = None) -> None:
         require_number("iou_threshold", iou_threshold, "(0, 1]")
-        if background_threshold is not None and not 0 < background_threshold <= iou_threshold:
+        if background_threshold is not None:
+            require_number("background_threshold", background_threshold, "(0, 1]")
+        if background_threshold is not None and background_threshold > iou_threshold:
             raise ValueError(
                 f"background_threshold: expected a number in (0, iou_threshold = {iou_threshold}], "
                 f"got {background_threshold}"

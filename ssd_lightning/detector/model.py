@@ -11,7 +11,7 @@ from ssd_lightning.detector.backbones.shapes import channels_and_grids
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.extra_layers import ExtraLayers, he_initialization, mobile_norm
 from ssd_lightning.detector.freezing import freeze
-from ssd_lightning.require import require_switch, require_whole_number
+from ssd_lightning.require import require_part, require_switch, require_whole_number
 from ssd_lightning.structures import ImageSize, Predictions, height_and_width
 
 MakeHead = Callable[[list[int], list[int], int], nn.Module]
@@ -60,6 +60,9 @@ class SSD(nn.Module):
         super().__init__()
         require_whole_number("num_classes", num_classes, 1)
         require_switch("antialias", antialias)
+        require_switch("frozen_batch_norm", frozen_batch_norm)
+        require_part("backbone", backbone)
+        require_part("default_boxes", default_boxes)
         self.antialias = antialias
         self.image_size = height_and_width(image_size)
         self.num_classes = num_classes
@@ -71,7 +74,7 @@ class SSD(nn.Module):
             )
         except ValueError as error:
             raise ValueError(
-                f"scales: expected fewer levels for {type(backbone).__name__}, which has {len(grids)} at "
+                f"default_boxes.scales: expected fewer levels for {type(backbone).__name__}, which has {len(grids)} at "
                 f"{self.image_size[0]}×{self.image_size[1]} pixels, got {default_boxes.levels} ({error})"
             ) from error
         if self.extra_layers:

@@ -363,6 +363,9 @@ class HeadsFirst(lightning.Callback):
     def __init__(self, epochs: int | None = None, steps: int | None = None) -> None:
         if (epochs is None) == (steps is None):
             raise ValueError(f"epochs, steps: expected exactly one of the two, got epochs={epochs} and steps={steps}")
+        for name, number in (("epochs", epochs), ("steps", steps)):
+            if number is not None:
+                require_whole_number(name, number, 0)
         self.epochs = epochs
         self.steps = steps
 

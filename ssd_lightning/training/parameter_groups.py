@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from ssd_lightning.require import require_number
+from ssd_lightning.require import require_number, require_switch
 
 NEW = "backbone.lift."
 """Prefix of the layers in a backbone that have no pretrained weights."""
@@ -20,7 +20,8 @@ class ParameterGroups:
     """
 
     def __init__(self, backbone_lr_factor: float = 1.0, decay_norms_and_biases: bool = True) -> None:
-        require_number("backbone_lr_factor", backbone_lr_factor, "[0, inf)")
+        require_number("backbone_lr_factor", backbone_lr_factor, "[0, 1e3]")
+        require_switch("decay_norms_and_biases", decay_norms_and_biases)
         self.backbone_lr_factor = backbone_lr_factor
         self.decay_norms_and_biases = decay_norms_and_biases
 

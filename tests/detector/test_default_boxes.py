@@ -252,7 +252,7 @@ def test_pixel_scales_of_the_authors_code():
 
 @pytest.mark.parametrize("levels", [1, 0, -3])
 def test_linear_scales_need_two_levels(levels):
-    with pytest.raises(ValueError, match=f"levels: expected at least 2, got {levels}"):
+    with pytest.raises(ValueError, match=f"levels: expected a whole number of at least 2, got {levels}"):
         LinearScales(levels)
 
 
@@ -272,24 +272,22 @@ def test_linear_scales_need_two_levels(levels):
             r"scales: expected 3 numbers.* got \[0.1, 0.2\]",
             id="as many scales as levels",
         ),
-        pytest.param({"scales": [0.0, 0.2]}, r"scales: .* above 0, got \[0.0, 0.2\]", id="a scale of 0"),
-        pytest.param({"scales": [-0.1, 0.2]}, r"scales: .* above 0, got \[-0.1, 0.2\]", id="a negative scale"),
-        pytest.param({"scales": [0.1, float("inf")]}, r"scales: expected finite .* got \[0.1, inf\]", id="infinite"),
-        pytest.param({"scales": [0.1, float("nan")]}, r"scales: expected finite .* got \[0.1, nan\]", id="nan"),
+        pytest.param({"scales": [0.0, 0.2]}, r"scales: .* in \(0, 10\], got \[0.0, 0.2\]", id="a scale of 0"),
+        pytest.param({"scales": [-0.1, 0.2]}, r"scales: .* in \(0, 10\], got \[-0.1, 0.2\]", id="a negative scale"),
+        pytest.param({"scales": [0.1, float("inf")]}, r"scales: expected .* got \[0.1, inf\]", id="infinite"),
+        pytest.param({"scales": [0.1, float("nan")]}, r"scales: expected .* got \[0.1, nan\]", id="nan"),
         pytest.param({"scales": [0.2, 0.1]}, r"scales: expected ascending .* got \[0.2, 0.1\]", id="falling scales"),
         pytest.param({"scales": [0.2, 0.2]}, r"scales: expected ascending .* got \[0.2, 0.2\]", id="equal scales"),
         pytest.param(
             {"scales": [0.1, 0.2, 0.3], "aspect_ratios": [[2.0], [1.0]]},
-            r"aspect_ratios of level 1: .* above 1 .* got \[1.0\]",
+            r"aspect_ratios.1: .* above 1 .* got \[1.0\]",
             id="ratio 1, which is added",
         ),
-        pytest.param(
-            {"aspect_ratios": [[2.0, 0.5]]}, r"aspect_ratios of level 0: .* got \[2.0, 0.5\]", id="an inverse"
-        ),
-        pytest.param({"aspect_ratios": [[float("nan")]]}, r"aspect_ratios of level 0: .* got \[nan\]", id="ratio nan"),
+        pytest.param({"aspect_ratios": [[2.0, 0.5]]}, r"aspect_ratios.0: .* got \[2.0, 0.5\]", id="an inverse"),
+        pytest.param({"aspect_ratios": [[float("nan")]]}, r"aspect_ratios.0: .* got \[nan\]", id="ratio nan"),
         pytest.param({"steps": [8.0, 16.0]}, r"steps: .* of 1 levels, got \[8.0, 16.0\]", id="too many steps"),
         pytest.param({"steps": []}, r"steps: .* of 1 levels, got \[\]", id="no steps"),
-        pytest.param({"steps": [0.0]}, r"steps: .* above 0, got \[0.0\]", id="a step of 0"),
+        pytest.param({"steps": [0.0]}, r"steps: .* in \(0, .*, got \[0.0\]", id="a step of 0"),
     ],
 )
 def test_refuses(arguments, message):
@@ -370,14 +368,14 @@ NAN, INFINITY = float("nan"), float("inf")
         ([2.0], [2.0, NAN], True, r"outer: .* got \[2.0, nan\]"),
         # Ratios below 1 are allowed without inverses, but 1 is not.
         ([0.5, 1.0], None, False, r"inner: .* above 0 except 1.* got \[0.5, 1.0\]"),
-        ([0.0], None, False, r"inner: .* above 0 .* got \[0.0\]"),
-        ([-0.5], None, False, r"inner: .* above 0 .* got \[-0.5\]"),
+        ([0.0], None, False, r"inner: .* in \(0, .* got \[0.0\]"),
+        ([-0.5], None, False, r"inner: .* in \(0, .* got \[-0.5\]"),
         ([NAN], None, False, r"inner: .* got \[nan\]"),
         ([0.5], [INFINITY], False, r"outer: .* got \[inf\]"),
     ],
 )
 def test_a_rule_refuses_bad_ratios(inner, outer, inverses, message):
-    with pytest.raises(ValueError, match=f"aspect_ratios, {message}"):
+    with pytest.raises(ValueError, match=f"^{message}"):
         AspectRatios(inner, outer, inverses)
 
 

@@ -165,7 +165,7 @@ def test_normalization_by_hand():
 
 @pytest.mark.parametrize(("mean", "std"), [([0.0], [1.0] * 3), ([0.0] * 3, [1.0] * 4), ([0.0] * 3, [1.0, 0.0, 1.0])])
 def test_normalization_refuses(mean, std):
-    with pytest.raises(ValueError, match="mean, std: expected three means and three stds above 0, got"):
+    with pytest.raises(ValueError, match=r"(mean|std): expected a list of 3 numbers .*, got"):
         Normalization(mean, std)
 
 

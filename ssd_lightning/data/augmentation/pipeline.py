@@ -24,7 +24,7 @@ from ssd_lightning.data.augmentation.windows import (
     truth_in_window,
 )
 from ssd_lightning.records import Sample, Truth
-from ssd_lightning.require import require_number
+from ssd_lightning.require import require_number, require_parts
 
 
 class View(NamedTuple):
@@ -63,6 +63,8 @@ class Augmentation:
     ) -> None:
         for name, value in (("horizontal_flip", horizontal_flip), ("vertical_flip", vertical_flip)):
             require_number(name, value, "[0, 1]")
+        require_parts("windows", windows)
+        require_parts("colours", colours)
         self.windows = list(windows)
         self.horizontal_flip = horizontal_flip
         self.vertical_flip = vertical_flip

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from ssd_lightning.records import Truth
-from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.require import require_number, require_numbers, require_whole_number
 
 
 class Window(NamedTuple):
@@ -87,7 +87,7 @@ class ZoomOut:
 
 def _check_zoom(probability: float, largest: float) -> None:
     require_number("probability", probability, "[0, 1]")
-    require_number("largest", largest, "[1, inf)")
+    require_number("largest", largest, "[1, 100]")
 
 
 class MinIoUCrop:
@@ -114,12 +114,14 @@ class MinIoUCrop:
         aspect_ratio: Sequence[float] = (0.5, 2.0),
         trials: int = 40,
     ) -> None:
-        if len(min_ious) == 0 or not all(0 <= limit < 1 for limit in min_ious):
-            raise ValueError(f"min_ious: expected at least one number, each in [0, 1), got {min_ious}")
+        require_numbers("min_ious", min_ious, "[0, 1)")
+        if len(min_ious) == 0:
+            raise ValueError("min_ious: expected at least one number, got none")
         require_number("shortest_side", shortest_side, "(0, 1]")
-        if len(aspect_ratio) != 2 or not 0 < aspect_ratio[0] <= aspect_ratio[1]:
-            raise ValueError(f"aspect_ratio: expected two numbers, 0 < least <= largest, got {aspect_ratio}")
-        require_whole_number("trials", trials, 1)
+        require_numbers("aspect_ratio", aspect_ratio, "(0, inf)", length=2)
+        if aspect_ratio[0] > aspect_ratio[1]:
+            raise ValueError(f"aspect_ratio: expected the least before the largest, got {list(aspect_ratio)}")
+        require_whole_number("trials", trials, 1, most=10_000)
         self.min_ious = tuple(min_ious)
         self.shortest_side = shortest_side
         self.aspect_ratio = aspect_ratio[0], aspect_ratio[1]

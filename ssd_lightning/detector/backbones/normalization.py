@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ssd_lightning.require import require_numbers
+
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Mean and std of torchvision's classifiers."""
 
@@ -26,8 +28,8 @@ class Normalization(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != 3 or len(std) != 3 or not min(std) > 0:
-            raise ValueError(f"mean, std: expected three means and three stds above 0, got {mean}, {std}")
+        require_numbers("mean", mean, "[-1e3, 1e3]", length=3)
+        require_numbers("std", std, "[1e-3, 1e3]", length=3)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
 

@@ -7,6 +7,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ssd_lightning.detector.backbones.normalization import Normalization
+from ssd_lightning.detector.extra_layers import MOST_CHANNELS
+from ssd_lightning.require import require_whole_number, require_whole_numbers
 
 
 class Tiny(nn.Module):
@@ -18,6 +20,8 @@ class Tiny(nn.Module):
 
     def __init__(self, base_channels: Sequence[int] = (16, 32, 64), channels: int = 128) -> None:
         super().__init__()
+        require_whole_numbers("base_channels", base_channels, 1, MOST_CHANNELS)
+        require_whole_number("channels", channels, 1, MOST_CHANNELS)
         # The book does not normalize pixels; centred pixels allow larger steps at the start.
         self.normalize = Normalization(mean=(127.5, 127.5, 127.5), std=(63.75, 63.75, 63.75))
         widths = [3, *base_channels]

@@ -14,8 +14,9 @@ from torchvision.ops import Conv2dNormActivation
 
 from ssd_lightning.detector.backbones.normalization import IMAGENET_MEAN, IMAGENET_STD, Normalization
 from ssd_lightning.detector.backbones.shapes import channels_and_grids
-from ssd_lightning.detector.extra_layers import he_initialization
+from ssd_lightning.detector.extra_layers import MOST_CHANNELS, he_initialization
 from ssd_lightning.detector.weights import Weights, read_weights, require_same_kind
+from ssd_lightning.require import require_switch, require_texts, require_whole_numbers
 
 
 class TorchvisionFeatures(nn.Module):
@@ -47,6 +48,11 @@ class TorchvisionFeatures(nn.Module):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        require_switch("bgr", bgr)
+        require_texts("nodes", nodes)
+        require_texts("without", without)
+        if lift is not None:
+            require_whole_numbers("lift", lift, 1, MOST_CHANNELS)
         classifier = _classifier(network, options or {})
         if weights is not None:
             read = read_weights(network, weights)

@@ -17,6 +17,7 @@ from ssd_lightning.detector.backbones.normalization import (
 )
 from ssd_lightning.detector.extra_layers import he_initialization
 from ssd_lightning.detector.weights import read_weights, require_same_kind
+from ssd_lightning.require import require_switch
 
 WIDTHS = (64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 """Channels of the convolutions of each stage: configuration D of arXiv 1409.1556."""
@@ -49,6 +50,7 @@ class VGG16(nn.Module):
         bgr: bool = False,
     ) -> None:
         super().__init__()
+        require_switch("bgr", bgr)
         read = None if weights is None else read_weights("vgg16", weights)
         is_of_caffe = read is not None and _is_of_caffe(read.state)
         usual_mean, usual_std = (CAFFE_MEAN, CAFFE_STD) if is_of_caffe else (IMAGENET_MEAN, IMAGENET_STD)

@@ -152,9 +152,9 @@ def test_zooming_in_can_leave_the_picture_whole() -> None:
     [
         ({"probability": 1.5}, r"probability: expected a number in \[0, 1\], got 1.5"),
         ({"probability": -0.5}, r"probability: expected a number in \[0, 1\], got -0.5"),
-        ({"largest": 0.5}, "largest: expected a number of at least 1, got 0.5"),
-        ({"largest": float("nan")}, "largest: expected a number of at least 1, got nan"),
-        ({"largest": float("inf")}, "largest: expected a number of at least 1, got inf"),
+        ({"largest": 0.5}, "largest: expected a number in .*, got 0.5"),
+        ({"largest": float("nan")}, "largest: expected a number in .*, got nan"),
+        ({"largest": float("inf")}, "largest: expected a number in .*, got inf"),
     ],
 )
 def test_zoom_arguments_are_checked(zoom: type, arguments: dict[str, float], message: str) -> None:
@@ -267,15 +267,15 @@ def test_the_same_generator_gives_the_same_windows() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"min_ious": ()}, r"min_ious: expected at least one number, each in \[0, 1\), got \(\)"),
-        ({"min_ious": (0.5, 1.0)}, r"min_ious: expected at least one number, each in \[0, 1\), got \(0.5, 1.0\)"),
-        ({"min_ious": (-0.1,)}, "min_ious: expected at least one number"),
-        ({"min_ious": (float("nan"),)}, "min_ious: expected at least one number"),
+        ({"min_ious": ()}, "min_ious: expected at least one number, got none"),
+        ({"min_ious": (0.5, 1.0)}, r"min_ious: expected a list of numbers in \[0, 1\), got \[0.5, 1.0\]"),
+        ({"min_ious": (-0.1,)}, r"min_ious: .* got \[-0.1\]"),
+        ({"min_ious": (float("nan"),)}, r"min_ious: .* got \[nan\]"),
         ({"shortest_side": 0.0}, r"shortest_side: expected a number in \(0, 1\], got 0.0"),
         ({"shortest_side": 1.1}, r"shortest_side: expected a number in \(0, 1\], got 1.1"),
-        ({"aspect_ratio": (2.0, 0.5)}, r"aspect_ratio: expected two numbers, 0 < least <= largest, got \(2.0, 0.5\)"),
-        ({"aspect_ratio": (0.0, 2.0)}, "aspect_ratio: expected two numbers"),
-        ({"aspect_ratio": (1.0,)}, "aspect_ratio: expected two numbers"),
+        ({"aspect_ratio": (2.0, 0.5)}, r"aspect_ratio: expected the least .*, got \[2.0, 0.5\]"),
+        ({"aspect_ratio": (0.0, 2.0)}, "aspect_ratio: expected a list of 2 numbers above 0"),
+        ({"aspect_ratio": (1.0,)}, "aspect_ratio: expected a list of 2 numbers"),
         ({"trials": 0}, "trials: expected a whole number of at least 1, got 0"),
     ],
 )
