@@ -99,7 +99,7 @@ def require_part(name: str, value: Any) -> None:
         ValueError: with the argument's name and the value.
     """
     if not callable(value):
-        raise ValueError(f"{name}: expected a part, got {value}. Try {name}._target_=<class>.")
+        raise ValueError(f"{name}: expected a part, got {value}. Try a class by its _target_.")
 
 
 def require_parts(name: str, values: Any) -> None:
