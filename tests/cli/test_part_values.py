@@ -1,6 +1,7 @@
 """Values of the arguments of all parts: a wrong one is refused in one line that begins with its whole key."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -110,9 +111,15 @@ PARTS: dict[str, tuple[str, dict[str, list[Any]]]] = {
 """The class of each part and wrong values of its arguments. A key with a space is a second class for it."""
 
 
+def cases(part: str, bad: dict[str, list[Any]]) -> Iterator[Any]:
+    """Yield a test for each value. Two of each argument are quick tests, since each builds a module."""
+    for name, values in bad.items():
+        for place, value in enumerate(values):
+            yield pytest.param(part, name, value, marks=[pytest.mark.slow] if place >= 2 else [])
+
+
 @pytest.mark.parametrize(
-    ("part", "name", "value"),
-    [(part, name, value) for part, (_, bad) in PARTS.items() for name in bad for value in bad[name]],
+    ("part", "name", "value"), [case for part, (_, bad) in PARTS.items() for case in cases(part, bad)]
 )
 def test_a_wrong_value_is_refused_by_its_key(part: str, name: str, value: Any):
     key = part.strip()

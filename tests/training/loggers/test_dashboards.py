@@ -374,12 +374,12 @@ class TestEnds:
         """The second job fails."""
         settings = ["logger=wandb_offline", "optimizer=sgd", "lr_scheduler=constant", "trainer.max_epochs=4"]
         data = [argument for argument in arguments(bananas, *settings) if not argument.startswith("hydra.run.dir")]
-        outcome = run("ssd-train", "-m", "optimizer.lr=0.0001,1e+30", *data, "hydra.sweep.dir=the_sweep")
+        outcome = run("ssd-train", "-m", "optimizer.lr=0.0001,1000000.0", *data, "hydra.sweep.dir=the_sweep")
         assert outcome.exit_code == 1
         [well], [failed] = (runs_in(tmp_path / "the_sweep" / job) for job in ("0", "1"))
         assert (well.exit_codes, failed.exit_codes) == ([0], [1])
         assert [shown.run.run_group for shown in (well, failed)] == ["the_sweep"] * 2
-        assert [shown.run.display_name for shown in (well, failed)] == ["0 optimizer.lr=0.0001", "1 optimizer.lr=1e+30"]
+        assert [shown.run.display_name for shown in (well, failed)] == ["0 optimizer.lr=0.0001", "1 optimizer.lr=1000000.0"]
         assert well.run.run_id != failed.run.run_id
 
 
