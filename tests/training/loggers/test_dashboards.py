@@ -379,7 +379,8 @@ class TestEnds:
         [well], [failed] = (runs_in(tmp_path / "the_sweep" / job) for job in ("0", "1"))
         assert (well.exit_codes, failed.exit_codes) == ([0], [1])
         assert [shown.run.run_group for shown in (well, failed)] == ["the_sweep"] * 2
-        assert [shown.run.display_name for shown in (well, failed)] == ["0 optimizer.lr=0.0001", "1 optimizer.lr=1000000.0"]
+        names = [shown.run.display_name for shown in (well, failed)]
+        assert names == ["0 optimizer.lr=0.0001", "1 optimizer.lr=1000000.0"]
         assert well.run.run_id != failed.run.run_id
 
 
