@@ -18,11 +18,11 @@ def reason_not_to_run() -> str | None:
     """Return why no namespaces can be made here, or None."""
     if shutil.which("ip") is None:
         return "ip not found; Debian has it in iproute2"
-    tried = subprocess.run(["ip", "netns", "add", f"try{os.getpid()}"], capture_output=True, text=True, check=False)
-    if tried.returncode != 0:
-        return f"ip netns: {tried.stderr.strip()}"
-    _ip("netns", "delete", f"try{os.getpid()}")
-    return None
+    try:
+        with two_machines():
+            return None
+    except subprocess.CalledProcessError as error:
+        return f"{' '.join(error.cmd)}: {error.stderr.strip()}"
 
 
 @contextmanager
