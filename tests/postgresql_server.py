@@ -3,6 +3,7 @@
 import getpass
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,8 @@ def reason_not_to_run() -> str | None:
     """Return why no server can be started here, or None."""
     if _program("initdb") is None or _program("postgres") is None:
         return "initdb or postgres not found; Debian has them in postgresql"
+    if USER not in [user.pw_name for user in pwd.getpwall()]:
+        return f"there is no user {USER}, and the server refuses to run as root"
     return "psycopg2 is not installed" if importlib.util.find_spec("psycopg2") is None else None
 
 
