@@ -4,6 +4,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from ssd_lightning.cli.callback_values import check_callbacks
 from ssd_lightning.cli.optimizer_values import check_optimizer
 from ssd_lightning.cli.trainer_values import check_trainer
 from ssd_lightning.require import LARGEST_IMAGE, require_number, require_whole_number
@@ -66,7 +67,8 @@ def check_values(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if _is_given(config, key) and not isinstance(value, bool):
             raise ValueError(f"{key}: expected true or false, got {value}")
-    for group, check in (("trainer", check_trainer), ("optimizer", check_optimizer)):
+    checks = {"trainer": check_trainer, "optimizer": check_optimizer, "callbacks": check_callbacks}
+    for group, check in checks.items():
         arguments = OmegaConf.select(config, group)
         if isinstance(arguments, DictConfig):
             check(arguments)
