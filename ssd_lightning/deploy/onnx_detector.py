@@ -34,7 +34,7 @@ class Node(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a file tells about its detector, after all of it was checked."""
+    """The description of a detector in its file, after all of it was checked."""
 
     classes: tuple[str, ...]
     image_size: tuple[int, int]

@@ -13,16 +13,15 @@ from processes import TRAIN, finish, free_port, start, wait_for
 from run_folder import COMPLETE, files_of, summary_of
 from two_machines import ADDRESSES, INTERFACE, kill_all, reason_not_to_run, two_machines
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(reason_not_to_run() is not None, reason=str(reason_not_to_run())),
-]
+pytestmark = pytest.mark.slow
 
 Machines = tuple[list[str], list[str]]
 
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
+    if reason := reason_not_to_run():
+        pytest.skip(reason)
     with two_machines() as found:
         yield found
 

@@ -6,14 +6,12 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 
 INTERFACE = "cable"
 
 
-@cache
 def reason_not_to_run() -> str | None:
     """Return why no namespaces can be made here, or None."""
     if shutil.which("ip") is None:
