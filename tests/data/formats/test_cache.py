@@ -1,10 +1,11 @@
 """The cache of annotations: files that are read a second time, and files that are not."""
 
 import logging
-import multiprocessing
 import os
 import re
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -494,16 +495,26 @@ def test_threads_that_write_and_read_at_the_same_time(cache_folder: Path, caplog
     assert list(cache_folder.iterdir()) == [cache_file("key")]
 
 
-def lengths_and_classes(folder: Path) -> tuple[int, int, tuple[str, ...]]:
-    data = VOCFolder(folder)
-    return len(data.train()), len(data.val()), data.classes
+LENGTHS_AND_CLASSES = """
+import sys
+from ssd_lightning.data.formats.voc import VOCFolder
+print("imported", flush=True)
+sys.stdin.readline()
+data = VOCFolder(sys.argv[1])
+print(len(data.train()), len(data.val()), data.classes)
+"""
 
 
-def test_processes_that_start_at_the_same_time(folder: Path, reader: Reader, cache_folder: Path):
+def test_processes_that_start_at_the_same_time(folder: Path, cache_folder: Path):
     """The jobs of a sweep start like this."""
-    with multiprocessing.get_context("fork").Pool(3) as pool:
-        answers = pool.map(lengths_and_classes, [folder] * 3, chunksize=1)
-    assert answers == [(4, 1, ("cat", "dog"))] * 3
+    command = [sys.executable, "-c", LENGTHS_AND_CLASSES, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    assert [process.stdout.readline() for process in processes] == ["imported\n"] * 3
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate(timeout=60)[0] for process in processes] == ["4 1 ('cat', 'dog')\n"] * 3
     assert len(list(cache_folder.iterdir())) == 1
 
 
