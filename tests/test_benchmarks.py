@@ -21,7 +21,10 @@ ONCE = {
     "average_precision.py": (["--repeats", "1"], "pycocotools, COCO"),
     "family.py": (["tiny_ssd", "--repeats", "1"], "5444"),
     "large_data.py": (["--share", "0.002", "--part", "1"], "`ssd-compare` of all runs"),
-    "pruning.py": (["--trials", "1", "--epochs", "1", "--pruners", "median", "--", "debug=fast"], "| median | "),
+    "pruning.py": (
+        ["--trials", "1", "--epochs", "1", "--studies", "1", "--pruners", "median", "--", "debug=fast"],
+        "| median | ",
+    ),
     "ssd300_parts.py": (["--repeats", "1"], "times as fast"),
     "tiny_training_step.py": (["--repeats", "1"], "ours, as ssd-train runs it"),
     "torchvision_models.py": (["--repeats", "1", "--batch", "2"], "ssdlite320_torchvision, training step"),

@@ -1,7 +1,6 @@
 """ONNX files of strangers: whatever their metadata and their graph are, one line names the file."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from one_line import refused
 from onnx.helper import (
     make_graph,
     make_model,
@@ -82,16 +82,6 @@ def graph(
     return path
 
 
-def refusal(path: Path, key: str, act: Callable[[], object]) -> None:
-    with pytest.raises(ValueError, match=r"^checkpoint: expected ") as caught:
-        act()
-    text = str(caught.value)
-    assert str(path) in text
-    assert key in text
-    assert "\n" not in text
-    assert len(text) < 600 + len(str(path))
-
-
 def without(key: str) -> dict[str, Any]:
     return {name: value for name, value in GOOD.items() if name != key}
 
@@ -146,7 +136,8 @@ def test_a_file_that_is_in_order(tmp_path: Path):
 )
 def test_metadata_that_no_export_writes(tmp_path: Path, metadata: object, key: str):
     path = graph(tmp_path / "a.onnx", metadata)
-    refusal(path, key, lambda: OnnxDetector(path))
+    with refused("checkpoint", path, key):
+        OnnxDetector(path)
 
 
 RAW = {**GOOD, "postprocess": None, "outputs": RAW_OUTPUTS}
@@ -177,15 +168,18 @@ RAW = {**GOOD, "postprocess": None, "outputs": RAW_OUTPUTS}
 )
 def test_graphs_that_no_export_writes(tmp_path: Path, metadata: object, changes: dict[str, Any], key: str):
     path = graph(tmp_path / "a.onnx", metadata, **changes)
-    refusal(path, key, lambda: OnnxDetector(path))
+    with refused("checkpoint", path, key):
+        OnnxDetector(path)
 
 
 def test_a_graph_without_post_processing_is_read(tmp_path: Path):
     path = graph(tmp_path / "a.onnx", RAW, names=tuple(RAW_OUTPUTS))
     detector = OnnxDetector(path)
     assert detector.outputs(torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8))["all_scores"].shape == (2, 6, 2)
-    refusal(path, "raw=true", lambda: detector.predict(PICTURE))
-    refusal(path, "raw=true", lambda: detector.settings)
+    with refused("checkpoint", path, "raw=true"):
+        detector.predict(PICTURE)
+    with refused("checkpoint", path, "raw=true"):
+        _ = detector.settings
 
 
 @pytest.mark.parametrize(
@@ -207,9 +201,11 @@ def test_graphs_that_give_no_detections(tmp_path: Path, changes: dict[str, Any],
     def act():
         return OnnxDetector(path).predict(PICTURE)
 
-    refusal(path, key, act)
+    with refused("checkpoint", path, key):
+        act()
 
 
 def test_a_graph_that_cannot_be_measured_in_two_parts(tmp_path: Path):
     path = graph(tmp_path / "a.onnx", GOOD)
-    refusal(path, "ONNX Runtime", lambda: onnx_runner(OnnxDetector(path), "a", 1, 1))
+    with refused("checkpoint", path, "ONNX Runtime"):
+        onnx_runner(OnnxDetector(path), "a", 1, 1)
