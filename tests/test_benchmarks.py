@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from places import ROOT
+from torch import nn
 from torchvision.models import mobilenet_v2
 from voc_xml import write_xml
 
@@ -79,6 +80,25 @@ def test_accuracy_of_torchvision_and_ours_side_by_side(
     assert [validation["pictures"] for validation in content["validations"]] == [2, 4]
     assert content["settings"]["lr"] == 0.15 * 2 / 192
     assert "| dog | 2 |" in run("side_by_side.py", "a", "b")
+
+
+@pytest.mark.slow
+def test_batch_norms_that_normalize_again_change_no_output():
+    unfold = runpy.run_path(str(BENCHMARKS / "accuracy" / "torchvision_ssdlite.py"))["unfold_batch_norms"]
+    torch.manual_seed(0)
+    network = mobilenet_v2().features[:4].double().eval()
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        for values in (norm.weight.data, norm.running_var, norm.bias.data, norm.running_mean):
+            values.copy_(torch.rand_like(values) + 0.5)
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        before = network(images)
+        unfold(network, images)
+        torch.testing.assert_close(network(images), before)
+        # In training they normalize by the same pictures.
+        torch.testing.assert_close(network.train()(images), before)
+    assert before.std(0).mean() > 0.01
 
 
 def test_every_benchmark_is_tested():

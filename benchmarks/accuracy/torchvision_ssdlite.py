@@ -7,8 +7,10 @@ its reference script for SSDLite320: preset ``ssdlite``, SGD with momentum 0.9 a
 over the first epoch, a cosine, and the learning rate 0.15 for 192 pictures in a step, scaled to the batch. Its training
 runs through 660 epochs of COCO. This script has a smaller budget, which ``--pictures`` sets.
 
-The weights are a state dict of torchvision's MobileNetV2. Its batch norms are frozen, as torchvision freezes those of
-its ResNets: the weights may have their batch norms folded into the convolutions.
+The weights are a state dict of torchvision's MobileNetV2, whose batch norms may be folded into the convolutions. With
+``--batch-norms trained``, as in torchvision's recipe, such batch norms first get the statistics of some training
+pictures, so that they normalize again and the outputs stay. With ``frozen`` they stay as the file has them. Without any
+normalization this network does not learn by SGD: its features become equal for all pictures.
 
 The output folder receives ``scores.json`` (settings, and the scores of each validation) and ``detections.npz``, which
 ``compare_runs`` compares with a run folder of ``ssd-train``.
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=60_000, help="number of pictures seen in training")
     parser.add_argument("--image-size", type=int, default=320)
     parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--batch-norms", choices=("frozen", "trained"), default="trained", help="of the backbone")
     parser.add_argument("--lr", type=float, help="default: 0.15 · batch / 192")
     parser.add_argument("--score-every", type=int, default=12_000, help="number of pictures between validations")
     parser.add_argument("--workers", type=int, default=1)
@@ -76,7 +79,13 @@ def main() -> None:
     train_loader = DataLoader(training, shuffle=True, drop_last=True, **loaders)
     val_loader = DataLoader(validation, **loaders)
 
-    model = ssdlite(arguments.image_size, arguments.weights).to(memory_format=torch.channels_last)
+    frozen = arguments.batch_norms == "frozen"
+    model = ssdlite(arguments.image_size, arguments.weights, frozen).to(memory_format=torch.channels_last)
+    if not frozen:
+        images = [training[index][0] for index in range(0, len(training), max(1, len(training) // 64))]
+        unfold_batch_norms(
+            nn.Sequential(model.backbone.first, model.backbone.second), model.transform(images)[0].tensors
+        )
     steps = arguments.pictures // arguments.batch
     warmup = min(1000, len(train_loader) - 1)
     optimizer = torch.optim.SGD(model.parameters(), arguments.lr, momentum=0.9, weight_decay=4e-5)
@@ -150,9 +159,9 @@ class Pictures(Dataset[tuple[Tensor, Target]]):
 class Levels(nn.Module):
     """MobileNetV2 with torchvision's extra layers: six levels, the first after the expansion of the 14th block."""
 
-    def __init__(self, weights: Path, norm: Any) -> None:
+    def __init__(self, weights: Path, norm: Any, frozen: bool) -> None:
         super().__init__()
-        backbone = mobilenet_v2(norm_layer=FrozenBatchNorm2d)
+        backbone = mobilenet_v2(norm_layer=FrozenBatchNorm2d if frozen else norm)
         backbone.load_state_dict(torch.load(weights, weights_only=True))
         blocks = backbone.features
         self.first = nn.Sequential(*blocks[:14], blocks[14].conv[0])
@@ -168,13 +177,34 @@ class Levels(nn.Module):
         return {str(level): features for level, features in enumerate(levels)}
 
 
-def ssdlite(image_size: int, weights: Path) -> SSD:
+@torch.no_grad()
+def unfold_batch_norms(backbone: nn.Module, images: Tensor) -> None:
+    """Give the batch norms the statistics of what they receive, and weights that keep the network's outputs.
+
+    Batch norms that were folded into the convolutions then normalize again as the network is trained.
+    """
+
+    def calibrate(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        norm.bias.add_(scale * (mean - norm.running_mean))
+        norm.weight.copy_(scale * (variance + norm.eps).sqrt())
+        norm.running_mean, norm.running_var = mean, variance
+
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    hooks = [norm.register_forward_pre_hook(calibrate) for norm in norms]
+    backbone.eval()(images)
+    for hook in hooks:
+        hook.remove()
+
+
+def ssdlite(image_size: int, weights: Path, frozen: bool) -> SSD:
     """Build ``ssdlite320_mobilenet_v3_large`` of torchvision with another backbone."""
     norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)
     anchors = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
     head = SSDLiteHead([576, 1280, 512, 256, 256, 128], anchors.num_anchors_per_location(), len(VOC_CLASSES) + 1, norm)
     return SSD(
-        Levels(weights, norm),
+        Levels(weights, norm, frozen),
         anchors,
         (image_size, image_size),
         len(VOC_CLASSES) + 1,
