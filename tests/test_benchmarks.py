@@ -91,7 +91,7 @@ def test_batch_norms_that_normalize_again_change_no_output():
     for norm in norms:
         for values in (norm.weight.data, norm.running_var, norm.bias.data, norm.running_mean):
             values.copy_(torch.rand_like(values) + 0.5)
-    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64) * torch.tensor([1, 9]).view(2, 1, 1, 1)
     with torch.no_grad():
         before = network(images)
         unfold(network, images)
