@@ -68,6 +68,8 @@ PRESETS = {
     "ssdlite320_mobilenet_v3_large": Published([20, 10, 5, 3, 2, 1], [672, 960, 512, 256, 256, 128], 3234),
     "ssdlite320_torchvision": Published([20, 10, 5, 3, 2, 1], [672, 480, 512, 256, 256, 128], 3234),
     "tiny_ssd": Published([32, 16, 8, 4, 1], [64, 128, 128, 128, 128], 5444),
+    # Not published: half the side of tiny_ssd, and 4 boxes in each of 256 + 64 + 16 + 4 + 1 cells.
+    "tiny_ssd128": Published([16, 8, 4, 2, 1], [64, 128, 128, 128, 128], 1364),
 }
 
 

@@ -22,7 +22,7 @@ def test_choices_are_those_of_the_command_line():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"name: .*tiny_ssd, got 'ssd300'"):
+    with pytest.raises(ValueError, match=r"name: .*tiny_ssd, tiny_ssd128, got 'ssd300'"):
         build_model("ssd300", 2)
 
 
