@@ -45,6 +45,20 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def handlers_of_signals():
+    """Restore the handlers of signals. A command that a signal has ended leaves its own, since its process ends."""
+    from ssd_lightning.signals import STOPPING  # after the import hook
+
+    former = {number: signal.getsignal(number) for number in STOPPING}
+    file = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(file, warn_on_full_buffer=False)
+    yield
+    signal.set_wakeup_fd(file, warn_on_full_buffer=False)
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Run a command in this process, from an empty folder."""

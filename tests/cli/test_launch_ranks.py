@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import lightning
 import pytest
@@ -18,12 +17,11 @@ from ssd_lightning.signals import Interrupted, interruptible
 
 
 @pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[lightning.Trainer]:
+def trainer() -> lightning.Trainer:
     """A trainer on two devices. Signals have the handlers of a new process."""
-    former = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield lightning.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
-    for number, handler in former.items():
-        signal.signal(number, handler)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    return lightning.Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
 
 
 def second_rank(monkeypatch: pytest.MonkeyPatch, program: str) -> None:

@@ -99,13 +99,9 @@ def test_in_a_step_the_exit_code_is_that_of_the_signal(run, bananas: Path, tmp_p
 
 
 @pytest.fixture(autouse=True)
-def handlers():
-    """Restore the handlers from before the test. Tests that run under ``nohup`` ignore SIGHUP."""
-    former = {number: signal.getsignal(number) for number in STOPPING}
+def hears_sighup(handlers_of_signals: None):
+    """Tests that run under ``nohup`` ignore SIGHUP."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    for number, handler in former.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", STOPPING)

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,13 +52,10 @@ class Interrupt(lightning.Callback):
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[dict[int, Any]]:
-    """The signal handlers from before the test, which are restored after it."""
+def handlers(handlers_of_signals: None) -> dict[int, Any]:
+    """The signal handlers from before the test."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # It is ignored in tests that run under nohup.
-    former = {number: signal.getsignal(number) for number in STOPPING}
-    yield former
-    for number, handler in former.items():
-        signal.signal(number, handler)
+    return {number: signal.getsignal(number) for number in STOPPING}
 
 
 def current_handlers() -> dict[int, Any]:
