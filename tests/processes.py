@@ -39,10 +39,10 @@ def start(folder: Path, *arguments: str, inside: Sequence[str] = (), **variables
     )
 
 
-def finish(process: subprocess.Popen[str], exit_code: int = 0) -> tuple[str, str]:
+def finish(process: subprocess.Popen[str], exit_code: int = 0, patience: float = PATIENCE) -> tuple[str, str]:
     """Wait for the end of a process and of its whole group. Return what the process wrote to stdout and stderr."""
     try:
-        out, error = process.communicate(timeout=PATIENCE)
+        out, error = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise

@@ -37,6 +37,9 @@ PATIENCE = 10.0
 PATIENCE_AFTER_SIGNAL = 2.0
 """Seconds for a rank to end, or to get the signal too, after a signal has ended another rank."""
 
+PATIENCE_FOR_SIGNAL = 5.0
+"""Seconds for torchrun or SLURM to send the signal too, which takes longer on a machine with much work."""
+
 
 @contextlib.contextmanager
 def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]:
@@ -60,7 +63,7 @@ def together(trainer: lightning.Trainer, arguments: list[str]) -> Iterator[None]
         if not isinstance(error, StoppedBySignal):
             if ranks.is_one_of_several_started_alike():
                 # A rank that a signal has ended makes others lose it, before torchrun or SLURM sends them the signal.
-                time.sleep(PATIENCE_AFTER_SIGNAL)
+                time.sleep(PATIENCE_FOR_SIGNAL)
             is_first_to_fail = collectives.is_first_to_fail()
             others.refuse_if_ended_by_signal()
             if not is_first_to_fail:

@@ -174,7 +174,7 @@ class TestResume:
             assert (folder / "set_aside/0_1/job.json").exists()
         config = yaml.safe_load((folder / "3/.hydra/config.yaml").read_text())
         assert (config["batch_size"], config["resume_sweep"]) == (4, None)
-        assert run_folders.chosen_options(folder / "3")["model"] == "tiny_ssd"
+        assert run_folders.chosen_options(folder / "3")["model"] == "tiny_ssd128"
 
     @pytest.mark.parametrize("share", [0, 0.5])
     def test_a_config_that_a_full_disk_has_cut(self, run, tmp_path: Path, monkeypatch, share: float):
