@@ -82,10 +82,9 @@ def main() -> None:
     frozen = arguments.batch_norms == "frozen"
     model = ssdlite(arguments.image_size, arguments.weights, frozen).to(memory_format=torch.channels_last)
     if not frozen:
-        images = [training[index][0] for index in range(0, len(training), max(1, len(training) // 64))]
-        unfold_batch_norms(
-            nn.Sequential(model.backbone.first, model.backbone.second), model.transform(images)[0].tensors
-        )
+        samples = next(iter(DataLoader(training, 64, shuffle=True, collate_fn=list)))
+        images, _ = model.transform([image for image, _ in samples])
+        unfold_batch_norms(nn.Sequential(model.backbone.first, model.backbone.second), images.tensors)
     steps = arguments.pictures // arguments.batch
     warmup = min(1000, len(train_loader) - 1)
     optimizer = torch.optim.SGD(model.parameters(), arguments.lr, momentum=0.9, weight_decay=4e-5)
@@ -186,6 +185,8 @@ def unfold_batch_norms(backbone: nn.Module, images: Tensor) -> None:
 
     def calibrate(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
         variance, mean = torch.var_mean(inputs[0], (0, 2, 3), unbiased=False)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         norm.bias.add_(scale * (mean - norm.running_mean))
         norm.weight.copy_(scale * (variance + norm.eps).sqrt())
