@@ -33,6 +33,9 @@ arrives twice.
 """
 
 
+AT_FORCED_END: list[Callable[[], None]] = []
+"""What to do before the process ends without cleaning up, such as ending the processes that it has started."""
+
 RAISE_AGAIN = 0
 """Byte that says that an error was passed over. It is the number of no signal."""
 
@@ -146,6 +149,8 @@ def _watch(handler: "_Interrupt", report: Callable[[Interrupted], None]) -> Call
                         error = Interrupted(number)
                         if not handler.is_over:
                             report(error)
+                        for act in AT_FORCED_END:
+                            act()
                         os._exit(error.code)
                     time.sleep(0.05)
 

@@ -29,7 +29,15 @@ from ssd_lightning.cli import ranks
 from ssd_lightning.cli.ranks import FailedElsewhere
 from ssd_lightning.cli.sweep.jobs import CHILD, NAME
 from ssd_lightning.run_folder import flatten
-from ssd_lightning.signals import POLL_SECONDS, STARTED_BY, STOPPING, Interrupted, StoppedBySignal, signal_that_ended
+from ssd_lightning.signals import (
+    AT_FORCED_END,
+    POLL_SECONDS,
+    STARTED_BY,
+    STOPPING,
+    Interrupted,
+    StoppedBySignal,
+    signal_that_ended,
+)
 
 PATIENCE = 10.0
 """Seconds for a rank to notice the failure of another rank. A rank that waits on a GPU never notices it."""
@@ -103,6 +111,7 @@ class OtherRanks:
             subprocess.Popen([*CHILD, *arguments], env=inherited | {"LOCAL_RANK": str(rank)})
             for rank in range(1, trainer.num_devices)
         ]
+        AT_FORCED_END.append(self._kill)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -174,6 +183,8 @@ class OtherRanks:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0, until - time.monotonic()))
         self._kill()
+        if self._kill in AT_FORCED_END:
+            AT_FORCED_END.remove(self._kill)
         for name in self._variables:
             os.environ.pop(name, None)
 
