@@ -20,7 +20,6 @@ from places import TESTS
 from processes import TRAIN, catches, finish, free_port, is_running, start, wait_for
 
 from ssd_lightning.cli import ranks
-from ssd_lightning.cli.sweep.jobs import CHILD
 from ssd_lightning.data.batches import Key
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.run_folder import flatten, read_metrics
@@ -284,9 +283,10 @@ def test_other_ranks_end_with_the_first_even_if_it_is_killed(choices: list[str],
 def other_ranks(process: subprocess.Popen[str]) -> list[int]:
     """Return the processes of the other ranks that a process has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    # Any other child, such as git, has the words of this process for a moment.
-    words = "\0".join(CHILD)
-    return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_text().startswith(words)]
+    # Each rank is started with an option of Python before these words (-P by ssd-train, -u by torchrun). Any other
+    # child, such as git, has for a moment the words of this process, which have no such option.
+    words = {child: Path(f"/proc/{child}/cmdline").read_text().split("\0") for child in children}
+    return [int(child) for child in children if tuple(words[child][2:4]) == TRAIN]
 
 
 @pytest.mark.slow
