@@ -11,8 +11,11 @@ from pathlib import Path
 
 from places import TESTS
 
-TRAIN = ("-m", "ssd_lightning.cli.train")
-"""Arguments of Python that run ``ssd-train``."""
+TRAIN = (str(Path(sys.executable).with_name("ssd-train")),)
+"""Arguments of Python that run ``ssd-train`` as users do, where the process of a sweep imports no torch."""
+
+MODULE = ("-m", "ssd_lightning.cli.train")
+"""Arguments of Python that run ``ssd-train`` as one rank of several."""
 
 PATIENCE = 300.0
 """Seconds after which something that should happen counts as hanging."""

@@ -17,7 +17,7 @@ import torch
 from command_line import QUICK
 from ddp_program import STEPS, VALIDATIONS
 from places import TESTS
-from processes import TRAIN, catches, finish, free_port, is_running, start, wait_for
+from processes import MODULE, TRAIN, catches, finish, free_port, is_running, start, wait_for
 
 from ssd_lightning.cli import ranks
 from ssd_lightning.data.batches import Key
@@ -283,10 +283,10 @@ def test_other_ranks_end_with_the_first_even_if_it_is_killed(choices: list[str],
 def other_ranks(process: subprocess.Popen[str]) -> list[int]:
     """Return the processes of the other ranks that a process has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    # Each rank is started with an option of Python before these words (-P by ssd-train, -u by torchrun). Any other
-    # child, such as git, has for a moment the words of this process, which have no such option.
+    # ssd-train starts Python with -P, torchrun with -u. Any other child, such as git, has the words of this process for
+    # a moment, which have no option of Python.
     words = {child: Path(f"/proc/{child}/cmdline").read_text().split("\0") for child in children}
-    return [int(child) for child in children if tuple(words[child][2:4]) == TRAIN]
+    return [int(child) for child in children if tuple(words[child][2:4]) == MODULE]
 
 
 @pytest.mark.slow
@@ -365,7 +365,7 @@ def torchrun(folder: Path, *arguments: str) -> list[subprocess.Popen[str]]:
     """Start two launchers, as on two machines."""
     here = ["--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     nodes = [["-m", "torch.distributed.run", *here, f"--node_rank={node}"] for node in (0, 1)]
-    return [start(folder, *node, *TRAIN, *arguments, "trainer.devices=1", "trainer.num_nodes=2") for node in nodes]
+    return [start(folder, *node, *MODULE, *arguments, "trainer.devices=1", "trainer.num_nodes=2") for node in nodes]
 
 
 @pytest.mark.slow
@@ -389,7 +389,7 @@ def test_torchrun_on_two_machines_gives_one_run(trained, choices: list[str], tmp
 def test_a_signal_to_one_rank_of_torchrun_ends_all(choices: list[str], tmp_path: Path, moment: str, rank: int):
     """All ranks have the exit code of the signal, before torchrun would kill them after 30 seconds."""
     pause = ["+callbacks.pause._target_=added_callbacks.PauseInValidation", f"+callbacks.pause.moment={moment}"]
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *TRAIN, *choices]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *MODULE, *choices]
     process = start(tmp_path, *command, *([] if moment == "start" else pause), "hydra.run.dir=run")
     wait_for(lambda: len(other_ranks(process)) == 2, process)
     if moment == "start":

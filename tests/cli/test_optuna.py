@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from places import TESTS
 from processes import finish, start, wait_for
 from sweep_folder import column, table
 
+from ssd_lightning.cli.folder_lock import FolderLock
+from ssd_lightning.cli.sweep import search as search_module
+from ssd_lightning.cli.sweep.jobs import PRUNING_FILE
 from ssd_lightning.cli.sweep.search import open_study, search
 from ssd_lightning.cli.sweep.table import update
 from ssd_lightning.detector.presets import CONFIG_FOLDER
@@ -281,7 +285,6 @@ def test_the_seed_of_a_sampler_repeats_a_search_and_a_resumed_one_draws_new_valu
         ({"objectives": {"map_50": "up"}}, "hydra.sweeper.objectives.map_50"),
         ({"objectives": {"speed": "maximize"}}, "hydra.sweeper.objectives"),
         ({"objectives": {}}, "hydra.sweeper.objectives"),
-        ({"pruner": "median"}, "hydra/sweeper/pruner"),  # The jobs run elsewhere.
         ({"objectives": {"parameters": "minimize"}, "pruner": "median"}, "hydra/sweeper/pruner"),
         ({"objectives": {"map_50": "maximize", "map": "maximize"}, "pruner": "median"}, "hydra/sweeper/pruner"),
         ({"resumed": True, "n_trials": 1}, "resume_sweep"),
@@ -323,6 +326,56 @@ def test_a_launcher_gets_as_many_trials_as_may_run_at_once(tmp_path: Path):
     launcher = run_search(tmp_path / "sweep", "a=interval(0,1)", "seed=0,1", n_trials=5, n_jobs=2)
     assert [len(batch) for batch in launcher.batches] == [4, 4, 2]
     assert column_of_folders(tmp_path / "sweep") == [str(number) for number in range(10)]
+
+
+class Validating(Jobs):
+    """A launcher on whose machine the jobs write the scores of three validations, and wait for the end of others.
+
+    A job scores ``a`` at each validation. One with ``a`` below 0.5 does not end by itself.
+    """
+
+    def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+        with ThreadPoolExecutor() as machine:
+            started = [
+                machine.submit(super(Validating, self).launch, [job], initial_job_idx + place)
+                for place, job in enumerate(job_overrides)
+            ]
+            return [job.result()[0] for job in started]
+
+    def _run(self, folder: Path, arguments: list[str], values: dict[str, str]) -> Returned:
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra/overrides.yaml").write_text(yaml.safe_dump(arguments))
+        rows = [f"{step},{values['a']}\n" for step in (1, 2, 3)]
+        (folder / "metrics.csv").write_text("step,val/map_50\n" + "".join(rows))
+        lock = FolderLock(folder)
+        (folder / "job.json").write_text(json.dumps({"status": "running"}))
+        content = {"status": "finished"}
+        if float(values["a"]) < 0.5:
+            wait_for((folder / PRUNING_FILE).exists, patience=60)
+            content = {"status": "pruned", "reason": (folder / PRUNING_FILE).read_text()}
+        else:
+            scores = {f"val/{name}": float(values["a"]) for name in SCORE_NAMES}
+            (folder / "summary.json").write_text(json.dumps({"scores": scores}))
+        (folder / "job.json").write_text(json.dumps(content))
+        lock.release()
+        return Returned(folder)
+
+
+@pytest.mark.parametrize("seeds", [[], ["seed=0,1"]])
+def test_a_pruner_stops_the_jobs_of_a_launcher(tmp_path: Path, seeds: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(search_module, "SECONDS_BETWEEN_LOOKS", 0.01)
+    sweep = tmp_path / "sweep"
+    pruner = OmegaConf.create({"_target_": "optuna.pruners.ThresholdPruner", "lower": 0.5, "n_warmup_steps": 2})
+    launcher = Validating(sweep)
+    run_search(sweep, "a=choice(0.2,0.8)", *seeds, sampler="grid", pruner=pruner, launcher=launcher, n_jobs=2)
+    found = {trial.params["a"]: trial for trial in trials(sweep)}
+    assert {a: trial.state.name for a, trial in found.items()} == {0.8: "COMPLETE", 0.2: "PRUNED"}
+    assert found[0.8].intermediate_values == {1: 0.8, 2: 0.8, 3: 0.8}
+    assert found[0.2].intermediate_values == {1: 0.2, 2: 0.2}
+    jobs = [json.loads(path.read_text()) for path in sweep.glob("*/job.json")]
+    reasons = [job["reason"] for job in jobs if job["status"] == "pruned"]
+    assert reasons == [f"validation 2 of trial {found[0.2].number} was not good enough"] * max(1, 2 * len(seeds))
+    assert not list(sweep.rglob(PRUNING_FILE))
 
 
 def column_of_folders(sweep: Path) -> list[str]:

@@ -110,3 +110,17 @@ def test_jobs_of_a_cluster_are_processes_too(choices: list[str], tmp_path: Path)
     assert "1 of 2 jobs finished" in out
     assert summary_of(folder / "0")["choices"]["trainer"] == "ddp_cpu"
     assert len(list((folder / ".submitit").glob("*/*_result.pkl"))) == 2
+
+
+def test_a_pruner_stops_a_job_of_a_cluster(choices: list[str], tmp_path: Path):
+    """No score is good enough for this pruner. The job would wait for ever after its first epoch, of 3 steps."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pause = ["+callbacks.pause._target_=added_callbacks.PauseAtStep", "+callbacks.pause.step=4", "trainer.max_epochs=2"]
+    search = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=1", "loss=choice(focal)"]
+    pruner = ["hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner", "+hydra.sweeper.pruner.lower=2"]
+    local = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
+    finish(start(tmp_path, *TRAIN, "-m", *choices, *search, *pruner, *local, *pause))
+    assert column(tmp_path / "sweep", "status") == ["pruned"]
+    assert column(tmp_path / "sweep", "reason") == ["validation 1 of trial 0 was not good enough"]
+    assert torch.load(tmp_path / "sweep/0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+    assert not (tmp_path / "sweep/0/pruning.txt").exists()

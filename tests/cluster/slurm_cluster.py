@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from places import TESTS
-from processes import PATIENCE, free_port, wait_for
+from processes import PATIENCE, TRAIN, free_port, wait_for
 
 NODES = ("n1", "n2")
 
@@ -190,9 +190,9 @@ def _end(file: Path) -> None:
 def ssd_train(*arguments: str) -> str:
     """Return the command line of ssd-train for a shell."""
     quoted = [f"'{argument}'" for argument in arguments]
-    return " ".join([sys.executable, "-m", "ssd_lightning.cli.train", *quoted])
+    return " ".join([sys.executable, *TRAIN, *quoted])
 
 
 def words(arguments: Sequence[str]) -> list[str]:
     """Return the command of ssd-train without a shell."""
-    return [sys.executable, "-m", "ssd_lightning.cli.train", *arguments]
+    return [sys.executable, *TRAIN, *arguments]

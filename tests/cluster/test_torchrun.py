@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import QUICK
-from processes import TRAIN, finish, free_port, start, wait_for
+from processes import MODULE, finish, free_port, start, wait_for
 from run_folder import COMPLETE, files_of, summary_of
 from two_machines import ADDRESSES, INTERFACE, kill_all, reason_not_to_run, two_machines
 
@@ -36,7 +36,7 @@ def node(machines: Machines, rank: int, port: str, folder: Path, arguments: Sequ
     """Start torchrun on a machine, as the documentation says."""
     place = [f"--node_rank={rank}", f"--master_addr={ADDRESSES[0]}", f"--master_port={port}"]
     torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", *place]
-    return start(folder, *torchrun, *TRAIN, *arguments, inside=machines[rank], GLOO_SOCKET_IFNAME=INTERFACE)
+    return start(folder, *torchrun, *MODULE, *arguments, inside=machines[rank], GLOO_SOCKET_IFNAME=INTERFACE)
 
 
 def test_a_machine_that_comes_late_joins_the_run(machines: Machines, arguments, tmp_path: Path):

@@ -37,6 +37,9 @@ CHILD = [sys.executable, "-P", "-m", "ssd_lightning.cli.train"]
 OF_A_RANK = ("LOCAL_RANK", "RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
 """Environment variables of a rank. A job must not inherit them, since it starts ranks of its own."""
 
+PRUNING_FILE = "pruning.txt"
+"""File in a job's folder by which the process of the sweep asks for the end of a job that a launcher runs."""
+
 POLL_SECONDS = 0.1
 
 TAIL_LINES = 60
@@ -97,6 +100,12 @@ class Jobs:
         for child in self._running:
             if child.folder == folder:
                 child.prune(reason)
+
+    def prune_as_asked(self) -> None:
+        """Stop the jobs that the process of the sweep, perhaps on another machine, has asked to prune."""
+        for child in self._running:
+            with contextlib.suppress(FileNotFoundError):
+                child.prune((child.folder / PRUNING_FILE).read_text())
 
     def wait(self, is_over: Callable[[], bool] | None = None) -> None:
         """Wait for a condition, or for the end of all jobs."""

@@ -13,7 +13,8 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from ssd_lightning.cli.sweep import table
-from ssd_lightning.cli.sweep.jobs import Jobs
+from ssd_lightning.cli.sweep.jobs import PRUNING_FILE, Jobs
 from ssd_lightning.cli.sweep.space import Space, read_space
 from ssd_lightning.cli.sweep.start import current_jobs
 from ssd_lightning.require import require_whole_number
@@ -44,6 +45,9 @@ ENDED_WELL = (TrialState.COMPLETE, TrialState.PRUNED)
 
 OF_THE_STORAGE = (OSError, ImportError, RuntimeError, SQLAlchemyError, optuna.exceptions.OptunaError)
 """Errors of a storage that cannot be used: not reachable, without its driver, or written by an older Optuna."""
+
+SECONDS_BETWEEN_LOOKS = 1.0
+"""Time between two looks at the files of jobs that may run on other machines."""
 
 BEATS = 4
 """Number of heartbeats of a trial in the time after which it would count as lost."""
@@ -86,11 +90,8 @@ def search(
     # Other launchers run the jobs in processes that they start, or on other machines.
     is_here = str(config.hydra.launcher._target_).endswith(".BasicLauncher")
     jobs = current_jobs.get() if is_here else None
-    if not isinstance(pruner, optuna.pruners.NopPruner):
-        if jobs is None:
-            raise ValueError("hydra/sweeper/pruner: expected none, since the launcher runs the jobs elsewhere")
-        if _watched(objectives) is None:
-            raise ValueError(f"hydra/sweeper/pruner: expected one score as the objective, got {', '.join(objectives)}")
+    if not isinstance(pruner, optuna.pruners.NopPruner) and _watched(objectives) is None:
+        raise ValueError(f"hydra/sweeper/pruner: expected one score as the objective, got {', '.join(objectives)}")
     Trials(study, space, list(objectives), sweep, stale_after, launcher, jobs).run(left, n_jobs)
     _write_results(study, sweep)
 
@@ -300,28 +301,62 @@ class Trials:
         """Start jobs. Without jobs of this process, they have ended afterwards."""
         self._launching = batch[0][0]
         number = len(table.read_jobs(self._sweep))
-        ended = self._launcher.launch([arguments for _, arguments in batch], initial_job_idx=number)
+        with self._watching_elsewhere(batch) if self._jobs is None else contextlib.nullcontext():
+            ended = self._launcher.launch([arguments for _, arguments in batch], initial_job_idx=number)
         for (trial, arguments), job in zip(batch, ended, strict=True):
             trial.waiting.remove(arguments)
             if job.return_value not in trial.folders:
                 trial.folders.append(job.return_value)
 
-    def _watch(self) -> None:
-        """Report the validations of the jobs that run, and stop the jobs of a trial that is to be pruned.
+    @contextlib.contextmanager
+    def _watching_elsewhere(self, batch: list[tuple[Trial, list[str]]]) -> Iterator[None]:
+        """Watch the jobs of a launcher by the files in their folders, while the launcher waits for their end."""
+        is_over = threading.Event()
+        asked = set()
 
-        Only the first job of a trial is reported: its score is compared with those of other trials for the same seed.
-        """
+        def prune(folder: Path, reason: str) -> None:
+            if folder not in asked:
+                replace_text(folder / PRUNING_FILE, reason)
+                asked.add(folder)
+
+        def watch() -> None:
+            while not is_over.wait(SECONDS_BETWEEN_LOOKS):
+                running = [job for job in table.read_jobs(self._sweep) if job.status == "running"]
+                for trial, arguments in batch:
+                    for job in running:
+                        assert job.folder is not None
+                        if job.overrides == table.job_overrides(arguments):
+                            self._watch_job(trial, job.folder, arguments == trial.waiting[0], prune)
+
+        with ThreadPoolExecutor(1) as threads:
+            watching = threads.submit(watch)
+            try:
+                yield
+            finally:
+                is_over.set()
+        watching.result()  # Raises what went wrong.
+        for folder in asked:
+            (folder / PRUNING_FILE).unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        """Watch the jobs of this process."""
         assert self._jobs is not None
         for folder in self._jobs.folders():
             trial = next((trial for trial in self._trials if folder in trial.folders), self._launching)
             assert trial is not None
             if folder not in trial.folders:
                 trial.folders.append(folder)
-            if trial.folders[0] == folder and not trial.is_pruned:
-                trial.is_pruned = self._report(trial, folder)
-            if trial.is_pruned:
-                reason = f"validation {trial.reported} of trial {trial.asked.number} was not good enough"
-                self._jobs.prune(folder, reason)
+            self._watch_job(trial, folder, trial.folders[0] == folder, self._jobs.prune)
+
+    def _watch_job(self, trial: Trial, folder: Path, is_first: bool, prune: Callable[[Path, str], None]) -> None:
+        """Report the new validations of a job that runs, and stop it if its trial is to be pruned.
+
+        Only the first job of a trial is reported: its score is compared with those of other trials for the same seed.
+        """
+        if is_first and not trial.is_pruned:
+            trial.is_pruned = self._report(trial, folder)
+        if trial.is_pruned:
+            prune(folder, f"validation {trial.reported} of trial {trial.asked.number} was not good enough")
 
     def _report(self, trial: Trial, folder: Path, may_prune: bool = True) -> bool:
         """Report the new validations of a job, up to one at which the trial is to be pruned, and return True for that.

@@ -110,6 +110,7 @@ def run_job(config: DictConfig) -> Path | None:
         return None
     jobs = Jobs()
     jobs.begin(sweep, at_once=1, stop_on_failure=False)
+    jobs.watch = jobs.prune_as_asked
     # The job may be stopped by a signal, and the launcher expects every job to return.
     with contextlib.suppress(SystemExit):
         try:
