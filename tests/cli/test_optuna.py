@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from wsgiref.util import setup_testing_defaults
 
 import optuna
 import postgresql_server
@@ -238,6 +239,18 @@ def run_search(folder: Path, *arguments: str, launcher: Jobs | None = None, **se
     loader: Any = ConfigLoaderImpl.__new__(ConfigLoaderImpl)
     search(config, arguments, launcher, loader, **built)  # type: ignore[arg-type]
     return launcher
+
+
+@pytest.mark.skipif(importlib.util.find_spec("optuna_dashboard") is None, reason="optuna-dashboard is not installed")
+def test_the_dashboard_of_optuna_opens_a_study(tmp_path: Path):
+    dashboard = importlib.import_module("optuna_dashboard")
+    run_search(tmp_path / "sweep", "a=interval(0,1)")
+    request: dict[str, Any] = {"PATH_INFO": "/api/studies/1"}
+    setup_testing_defaults(request)
+    answer = dashboard.wsgi(f"sqlite:///{tmp_path}/sweep/study.db")(request, lambda *_: None)
+    study = json.loads(b"".join(answer))
+    assert study["name"] == "banana_tiny"
+    assert [trial["state"] for trial in study["trials"]] == ["Complete"] * 4
 
 
 SPACE = ("a=interval(0,1)", "loss=choice(x,y)")
