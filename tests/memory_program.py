@@ -1,4 +1,4 @@
-"""Trains 2,000 steps with 38 validations, and prints the memory of the process in MiB.
+"""Trains 1,000 steps with 38 validations, and prints the memory of the process in MiB.
 
 Usage: ``memory_program.py <folder of bananas> <folder for metrics>``. The shape checks of the tests do not run here,
 because they take longer than the steps. The output is json: the memory after the first steps and at the end, and the
@@ -20,7 +20,7 @@ from small_training import make_data, make_module
 
 from ssd_lightning.training.loggers.metrics_file import MetricsFile
 
-STEPS, STEPS_BETWEEN_VALIDATIONS, FIRST_STEPS = 2000, 52, 400
+STEPS, STEPS_BETWEEN_VALIDATIONS, FIRST_STEPS = 1000, 26, 200
 
 
 class Memory(lightning.Callback):

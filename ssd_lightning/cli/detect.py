@@ -1,6 +1,7 @@
-"""Detection by ``ssd-evaluate`` on a data set, which needs Lightning, unlike the scoring of stored detections."""
+"""Detection on a data set by ``ssd-evaluate`` and ``ssd-export``. They need Lightning only here."""
 
 import copy
+from pathlib import Path
 
 import pandas as pd
 from hydra.utils import instantiate
@@ -9,6 +10,7 @@ from omegaconf import DictConfig
 from ssd_lightning.cli.build import quiet_lightning
 from ssd_lightning.cli.weights import chosen_weights, load_chosen
 from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
+from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.onnx_detector import OnnxDetector
 from ssd_lightning.scoring.missed import why_missed
 from ssd_lightning.scoring.scores import DetectionScores
@@ -35,6 +37,52 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         )
     if is_exported and config.why_missed:
         raise ValueError("why_missed: expected false with an exported file, got true. Try checkpoint=<run folder>.")
+    datamodule = open_data(config, detector, checkpoint)
+    is_test = config.split == "test"
+    pictures = datamodule.test_pictures if is_test else datamodule.val_pictures
+    assert pictures is not None
+    paths = tuple(str(path) for path in pictures.paths)
+    if isinstance(detector, OnnxDetector):
+        scores = scores_of(detector, datamodule, is_test)
+        return StoredDetections(scores.detections(), scores.objects(), paths, detector.classes), None
+    module = SSDModule(detector.model, postprocess=detector.postprocess)
+    # float32 on every machine, since a score must not depend on the machine.
+    trainer = instantiate(
+        config.trainer,
+        precision=config.trainer.precision or "32-true",
+        logger=False,
+        enable_checkpointing=False,
+        _convert_="all",
+    )
+    (trainer.test if is_test else trainer.validate)(module, datamodule, verbose=False)
+    found = StoredDetections(module.scores.detections(), module.scores.objects(), paths, detector.classes)
+    if not config.why_missed:
+        return found, None
+    shown = copy.copy(detector.postprocess)
+    shown.score_threshold = config.draw_threshold
+    misses = why_missed(
+        # Lightning moved the model back to the CPU.
+        detector.model.eval().to(trainer.strategy.root_device),
+        shown,
+        rebuild_part(read_checkpoint(checkpoint), "matcher", checkpoint, config.trusted_packages),
+        pictures,
+        found.detections,
+        found.objects,
+        config.iou_threshold,
+    )
+    misses.insert(0, "picture", [paths[image_id] for image_id in misses.pop("image_id")])
+    misses.insert(1, "class", [detector.classes[label - 1] for label in misses.pop("label")])
+    return found, misses
+
+
+def open_data(config: DictConfig, detector: Detector | OnnxDetector, checkpoint: Path) -> DetectionDataModule:
+    """Open the split of the data group, or of the data of a checkpoint's training, at the input size of a detector.
+
+    Raises:
+        ValueError: naming the key, if the data cannot be used, have other classes, or have no such split.
+    """
+    if config.split not in ("val", "test"):
+        raise ValueError(f"split: expected val or test, got {config.split}")
     if config.get("data") and "classes" in config.data and config.data.classes is None:
         # A folder of pictures can lack some of the classes.
         config.data.classes = list(detector.classes)
@@ -64,46 +112,20 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         raise ValueError(
             f"data: expected the classes of the checkpoint, {list(detector.classes)}, got {list(datamodule.classes)}"
         )
-    pictures = datamodule.test_pictures if config.split == "test" else datamodule.val_pictures
-    if pictures is None:
+    if config.split == "test" and datamodule.test_pictures is None:
         raise ValueError(
             "split: expected val, got test, which this data does not have. "
             "Try data.test=<names>, or data.test_annotations=<file> with data=coco."
         )
-    paths = tuple(str(path) for path in pictures.paths)
-    if isinstance(detector, OnnxDetector):
-        scores = DetectionScores(len(detector.classes))
-        for batch in datamodule.test_dataloader() if config.split == "test" else datamodule.val_dataloader():
-            scores.update(batch, detector.run(batch.images))
-        return StoredDetections(scores.detections(), scores.objects(), paths, detector.classes), None
-    module = SSDModule(detector.model, postprocess=detector.postprocess)
-    # float32 on every machine, since a score must not depend on the machine.
-    trainer = instantiate(
-        config.trainer,
-        precision=config.trainer.precision or "32-true",
-        logger=False,
-        enable_checkpointing=False,
-        _convert_="all",
-    )
-    (trainer.test if config.split == "test" else trainer.validate)(module, datamodule, verbose=False)
-    found = StoredDetections(module.scores.detections(), module.scores.objects(), paths, detector.classes)
-    if not config.why_missed:
-        return found, None
-    shown = copy.copy(detector.postprocess)
-    shown.score_threshold = config.draw_threshold
-    misses = why_missed(
-        # Lightning moved the model back to the CPU.
-        detector.model.eval().to(trainer.strategy.root_device),
-        shown,
-        rebuild_part(read_checkpoint(checkpoint), "matcher", checkpoint, config.trusted_packages),
-        pictures,
-        found.detections,
-        found.objects,
-        config.iou_threshold,
-    )
-    misses.insert(0, "picture", [paths[image_id] for image_id in misses.pop("image_id")])
-    misses.insert(1, "class", [detector.classes[label - 1] for label in misses.pop("label")])
-    return found, misses
+    return datamodule
+
+
+def scores_of(detector: Detector | OnnxDetector, datamodule: DetectionDataModule, is_test: bool) -> DetectionScores:
+    """Run a detector on the pictures of the validation, or of the test, in this process."""
+    scores = DetectionScores(len(detector.classes))
+    for batch in datamodule.test_dataloader() if is_test else datamodule.val_dataloader():
+        scores.update(batch, detector.run(batch.images))
+    return scores
 
 
 class DataOfTraining(DetectionDataModule):

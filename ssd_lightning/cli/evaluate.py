@@ -116,8 +116,6 @@ def _check(config: DictConfig) -> None:
         raise ValueError(
             f"checkpoint, detections: expected one of checkpoint=<file> and detections=<run folder>, got {given}"
         )
-    if config.split not in ("val", "test"):
-        raise ValueError(f"split: expected val or test, got {config.split}")
     if config.detections is not None:
         for key in ("data", "postprocess", "why_missed", "split"):
             if config.get(key) and config[key] != "val":

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ssd_lightning.deploy.export import convert_to_openvino, export_onnx, export
 from ssd_lightning.deploy.onnx_detector import OnnxDetector, whole_levels
 from ssd_lightning.deploy.prediction import batch_of, views_of
 from ssd_lightning.deploy.quantization import quantize_onnx
-from ssd_lightning.run_folder import replace_text
+from ssd_lightning.run_folder import SCORE_NAMES, replace_text
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
 """Kinds of files, and their suffixes."""
@@ -48,6 +49,7 @@ def export(config: DictConfig) -> None:
     detector = load_chosen(checkpoint, config)
     if not isinstance(detector, Detector):
         raise ValueError(f"checkpoint: expected a checkpoint, got {checkpoint}, which is an exported file")
+    measure = scoring_on_data(config, detector, checkpoint, calibration) if config.get("data") else None
     # Pictures come first, since a damaged one is found in less time than the export takes.
     images = (
         resized_pictures(paths, detector.image_size, detector.antialias)
@@ -68,6 +70,7 @@ def export(config: DictConfig) -> None:
         if config.format == "openvino":
             convert_to_openvino(onnx_path, path)
             found = worst_of(found, compare_with_openvino(path, exported, images))
+    scores = measure(exported) if measure is not None else None
     report = path.with_suffix(".json")
     content = {
         "file": str(path),
@@ -80,16 +83,17 @@ def export(config: DictConfig) -> None:
         "least_score": LEAST_SCORE,
         "limit": None if config.int8 else LIMIT,
         "is_close": found.is_close,
+        "scores": scores,
         "metadata": metadata,
     }
     replace_text(report, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    for line in (*sentences(found), f"Results: {path} (report: {report.name})"):
+    for line in (*sentences(found), *score_sentences(scores), f"Results: {path} (report: {report.name})"):
         screen().print(line, soft_wrap=True)
-    if config.int8:
-        # Rounding to 8 bits changes every score. Only scores on pictures with truth say what it costs.
+    # Rounding to 8 bits changes every score. Only scores on pictures with truth say what it costs.
+    if config.int8 and scores is None:
         weights = shlex.quote(f"checkpoint={path.with_suffix('.onnx')}")
         screen().print(f"Next:    ssd-evaluate {weights} data=<the option of a data set>", soft_wrap=True)
-    elif not found.is_close:
+    if not config.int8 and not found.is_close:
         raise ValueError(
             f"file: expected differences of at most {LIMIT:g} from {shlex.quote(str(checkpoint))}, got "
             f"{found.box_difference:.2g} of a box and {found.score_difference:.2g} of a score in {path}"
@@ -106,6 +110,9 @@ def _path(config: DictConfig, folder: Path) -> Path:
         require_packages("openvino", extra="openvino")
     if config.format == "torch_export" and config.int8:
         raise ValueError(f"int8: expected false with format={config.format}, got true. Try format=onnx.")
+    if config.get("data") and (config.format != "onnx" or config.raw):
+        given = "raw=true" if config.raw else f"format={config.format}"
+        raise ValueError(f"data: expected none with {given}, which cannot be scored. Try ssd-evaluate.")
     if config.int8 == (config.calibration is None):
         raise ValueError(
             "calibration: expected pictures with int8=true, and null without it, got "
@@ -116,6 +123,37 @@ def _path(config: DictConfig, folder: Path) -> Path:
     if path.suffix != suffix:
         raise ValueError(f"file: expected a name that ends with {suffix}, got {path}")
     return path
+
+
+def scoring_on_data(
+    config: DictConfig, detector: Detector, checkpoint: Path, calibration: list[Path]
+) -> Callable[[OnnxDetector], dict[str, Any]]:
+    """Open the data group, and return what scores a file and the checkpoint on it.
+
+    Raises:
+        ValueError: if the data cannot be used, or if pictures of the calibration are among those to score.
+    """
+    from ssd_lightning.cli.detect import open_data, scores_of
+
+    datamodule, is_test = open_data(config, detector, checkpoint), config.split == "test"
+    pictures = datamodule.test_pictures if is_test else datamodule.val_pictures
+    assert pictures is not None
+    both = {path.resolve() for path in calibration} & {Path(path).resolve() for path in pictures.paths}
+    if both:
+        raise ValueError(
+            f"calibration: expected other pictures than those that are scored, got {len(both)} of them, such as "
+            f"{min(both)}. Try pictures of the training."
+        )
+
+    def measure(exported: OnnxDetector) -> dict[str, Any]:
+        return {
+            "split": config.split,
+            "pictures": len(pictures),
+            "checkpoint": scores_of(detector, datamodule, is_test).compute(),
+            "file": scores_of(exported, datamodule, is_test).compute(),
+        }
+
+    return measure
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -132,6 +170,15 @@ def sentences(found: Agreement) -> list[str]:
         f"{found.pictures} pictures, {found.detections} scores above {LEAST_SCORE:g}. Largest differences from the "
         f"checkpoint: {found.box_difference:.2g} of a box, {found.score_difference:.2g} of a score"
     ]
+
+
+def score_sentences(scores: dict[str, Any] | None) -> list[str]:
+    """Describe the scores of a file beside those of its checkpoint."""
+    if scores is None:
+        return []
+    before, after = scores["checkpoint"], scores["file"]
+    each = (f"{SCORE_NAMES[key]} {before[key]:.3f} and {after[key]:.3f}" for key in ("map_50", "map"))
+    return [f"Checkpoint and file on the {scores['pictures']} pictures of {scores['split']}: {', '.join(each)}"]
 
 
 def resized_pictures(

@@ -76,18 +76,28 @@ def test_8_bit_files(detector: Detector, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_command_writes_8_bit_files_and_reports_the_difference(run, trained: Trained, tmp_path: Path):
+def test_the_command_writes_8_bit_files_and_reports_the_difference(
+    run, trained: Trained, bananas: Path, tmp_path: Path
+):
     (tmp_path / "photos").mkdir()
     for number in range(3):
         photo(48, 90, seed=number).save(tmp_path / "photos" / f"{number}.png")
-    outcome = run("ssd-export", str(trained.best), "int8=true", "calibration=photos", "hydra.run.dir=out")
+    data = ["data=banana", f"data.root={bananas}", "num_workers=0"]
+    settings = ["int8=true", "calibration=photos", "hydra.run.dir=out"]
+    outcome = run("ssd-export", str(trained.best), *settings, *data)
     assert outcome.exit_code == 0, outcome.error
     report = json.loads((tmp_path / "out/detector.json").read_text())
     assert report["int8"] is report["metadata"]["int8"] is True
     assert [Path(path).name for path in report["calibration"]] == ["0.png", "1.png", "2.png"]
     assert report["limit"] is None
     assert np.isfinite(report["score_difference"])
-    assert "ssd-evaluate checkpoint=" in outcome.out
+    before, after = report["scores"]["checkpoint"], report["scores"]["file"]
+    summary = json.loads((trained.folder / "summary.json").read_text())["scores"]
+    assert before == pytest.approx({key: summary[f"val/{key}"] for key in before}, abs=1e-4)
+    assert run("ssd-evaluate", "out/detector.onnx", *data, "hydra.run.dir=scored").exit_code == 0
+    scored = json.loads((tmp_path / "scored/scores.json").read_text())["scores"]["mean"]
+    assert (after["map_50"], after["map"]) == pytest.approx((scored["COCO AP50"], scored["COCO AP"]))
+    assert f"on the 4 pictures of val: AP50 {before['map_50']:.3f} and {after['map_50']:.3f}" in outcome.out
     assert OnnxDetector(tmp_path / "out/detector.onnx").predict(photo()).size == (48, 90)
 
 
@@ -135,6 +145,10 @@ def test_openvino_that_is_missing(run, trained: Trained, tmp_path: Path, monkeyp
         (["format=torch_export", "file=a.onnx"], "file"),
         (["format=onnx", "file=a.pt2"], "file"),
         (["format=tflite"], "format"),
+        (["data=banana", "raw=true"], "data"),
+        (["data=banana", "format=torch_export"], "data"),
+        (["data=banana", "split=train"], "split"),
+        (["data=banana", "data.root=nowhere"], "data.root"),
     ],
 )
 def test_mistakes(run, trained: Trained, arguments: list[str], key: str, tmp_path: Path):
@@ -143,3 +157,12 @@ def test_mistakes(run, trained: Trained, arguments: list[str], key: str, tmp_pat
     assert outcome.exit_code == 1
     assert outcome.message.startswith(f"ssd-export: {key}: expected")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_pictures_of_the_calibration_are_not_scored(run, trained: Trained, bananas: Path):
+    data = ["data=banana", f"data.root={bananas}", "num_workers=0"]
+    calibration = f"calibration={bananas}/bananas_val/images"
+    outcome = run("ssd-export", str(trained.best), "int8=true", calibration, *data)
+    assert outcome.exit_code == 1
+    assert outcome.message.startswith("ssd-export: calibration: expected other pictures than those that are scored")
+    assert "got 4 of them" in outcome.message

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from places import TESTS
 
-GROWTH = 40
-"""Largest growth in MiB. One batch kept in each step would be 75 MiB, and one graph kept in each step much more."""
+GROWTH = 20
+"""Largest growth in MiB. One batch kept in each step would be 37 MiB, and one graph kept in each step much more."""
 
 
 @pytest.mark.slow
