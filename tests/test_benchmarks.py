@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +15,8 @@ from places import ROOT
 from torch import nn
 from torchvision.models import mobilenet_v2
 from voc_xml import write_xml
+
+from ssd_lightning.records import Sample
 
 BENCHMARKS = ROOT / "benchmarks"
 VOC = BENCHMARKS.parents[1] / "shared" / "data" / "VOCdevkit" / "VOC2007"
@@ -99,6 +102,30 @@ def test_batch_norms_that_normalize_again_change_no_output():
         # In training they normalize by the same pictures.
         torch.testing.assert_close(network.train()(images), before)
     assert before.std(0).mean() > 0.01
+
+
+def test_photographs_on_a_canvas_keep_their_pixels_and_their_boxes():
+    functions = runpy.run_path(str(BENCHMARKS / "accuracy" / "tiles.py"))
+    rng = np.random.default_rng(0)
+    samples = [
+        Sample(
+            rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+            np.array([[0.25, 0.5, 0.75, 1]], dtype=np.float32),
+            np.array([label]),
+            np.array([label == 2]),
+        )
+        for label, (height, width) in enumerate([(40, 500), (500, 60), (30, 80)], start=1)
+    ]
+    image, boxes, labels, difficult = functions["canvas"](samples, 2)
+    assert image.shape == (1000, 1000, 3)
+    assert np.array_equal(image[:500, 500:560], samples[1].image)
+    assert np.array_equal(image[500:530, :80], samples[2].image)
+    assert (image[500:, 500:] == functions["GREY"]).all()
+    assert boxes.tolist() == [[125, 20, 375, 40], [515, 250, 545, 500], [20, 515, 60, 530]]
+    assert labels.tolist() == [1, 2, 3]
+    assert difficult.tolist() == [False, True, False]
+    alone = functions["canvas"](samples[:1], 1)
+    assert np.array_equal(alone.image, samples[0].image)
 
 
 def test_every_benchmark_is_tested():
