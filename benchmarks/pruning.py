@@ -1,6 +1,6 @@
 """Compare pruners: the epochs that a search trains and the best score that it finds, with each of them and without.
 
-    uv run python benchmarks/pruning.py --trials 20 --epochs 8 --studies 3 -- model.image_size=128
+    uv run python benchmarks/pruning.py --trials 12 --epochs 6 --studies 3
 
 Each pruner runs the same studies. The trials of one study are the same for all pruners, until a pruner changes what the
 sampler has seen. Epochs do not depend on what else the machine does, unlike minutes.
@@ -45,8 +45,8 @@ def search(folder: Path, pruner: str, arguments: list[str]) -> Found:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--studies", type=int, default=3)
     parser.add_argument("--pruners", nargs="+", default=PRUNERS, choices=PRUNERS)
     parser.add_argument("arguments", nargs="*", help="more arguments of ssd-train, after --")
