@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import subprocess
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,6 +20,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.plugins.launcher import Launcher
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from optuna.trial import TrialState
 from places import TESTS
 from processes import finish, start, wait_for
 from sweep_folder import column, table
@@ -27,7 +29,7 @@ from ssd_lightning.cli.folder_lock import FolderLock
 from ssd_lightning.cli.sweep import search as search_module
 from ssd_lightning.cli.sweep.jobs import PRUNING_FILE
 from ssd_lightning.cli.sweep.search import open_study, search
-from ssd_lightning.cli.sweep.table import update
+from ssd_lightning.cli.sweep.table import Job, update
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.run_folder import SCORE_NAMES
 
@@ -375,8 +377,20 @@ class Validating(Jobs):
 
 
 @pytest.mark.parametrize("seeds", [[], ["seed=0,1"]])
-def test_a_pruner_stops_the_jobs_of_a_launcher(tmp_path: Path, seeds: list[str], monkeypatch: pytest.MonkeyPatch):
+def test_a_pruner_stops_the_jobs_of_a_launcher(
+    tmp_path: Path, seeds: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The first looks find a disk that is away."""
     monkeypatch.setattr(search_module, "SECONDS_BETWEEN_LOOKS", 0.01)
+    errors = iter([OSError("the disk is away")] * 3)
+
+    def read_jobs(sweep: Path) -> list[Job]:
+        if threading.current_thread() is not threading.main_thread() and (error := next(errors, None)):
+            raise error
+        return original(sweep)
+
+    original = search_module.table.read_jobs
+    monkeypatch.setattr(search_module.table, "read_jobs", read_jobs)
     sweep = tmp_path / "sweep"
     pruner = OmegaConf.create({"_target_": "optuna.pruners.ThresholdPruner", "lower": 0.5, "n_warmup_steps": 2})
     launcher = Validating(sweep)
@@ -389,6 +403,48 @@ def test_a_pruner_stops_the_jobs_of_a_launcher(tmp_path: Path, seeds: list[str],
     reasons = [job["reason"] for job in jobs if job["status"] == "pruned"]
     assert reasons == [f"validation 2 of trial {found[0.2].number} was not good enough"] * max(1, 2 * len(seeds))
     assert not list(sweep.rglob(PRUNING_FILE))
+    assert capsys.readouterr().err.count("the disk is away") == 1
+
+
+def test_a_trial_that_another_sweep_took_for_lost_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    sweep = tmp_path / "sweep"
+
+    class Lost(Jobs):
+        def _run(self, folder: Path, arguments: list[str], values: dict[str, str]) -> Returned:
+            returned = super()._run(folder, arguments, values)
+            (folder / "metrics.csv").write_text("step,val/map_50\n1,0.5\n")
+            study = optuna.load_study(study_name="banana_tiny", storage=f"sqlite:///{sweep / 'study.db'}")
+            study.tell(study.trials[-1].number, state=TrialState.FAIL)
+            return returned
+
+    run_search(sweep, "a=interval(0,1)", n_trials=2, launcher=Lost(sweep))
+    assert [trial.state.name for trial in trials(sweep)] == ["FAIL"] * 2
+    assert capsys.readouterr().out.count("was taken for lost by another sweep") == 2
+
+
+def test_a_pruned_trial_with_a_job_that_can_go_on_is_repeated(tmp_path: Path):
+    sweep = tmp_path / "sweep"
+
+    class Interrupted(Jobs):
+        def _run(self, folder: Path, arguments: list[str], values: dict[str, str]) -> Returned:
+            returned = super()._run(folder, arguments, values)
+            status = {"0": "pruned", "1": "interrupted"}[values["seed"]]
+            (folder / "job.json").write_text(json.dumps({"status": status}))
+            return returned
+
+    run_search(sweep, "a=choice(1)", "seed=0,1", sampler="grid", launcher=Interrupted(sweep))
+    assert [trial.state.name for trial in trials(sweep)] == ["FAIL"]
+
+
+@pytest.mark.parametrize(
+    "pruner", [path.stem for path in sorted((CONFIG_FOLDER / "hydra/sweeper/pruner").glob("*.yaml"))]
+)
+def test_each_pruner_sees_the_validations(tmp_path: Path, pruner: str):
+    sweep = tmp_path / "sweep"
+    run_search(sweep, "a=choice(0.6,0.7,0.8)", sampler="grid", pruner=pruner, launcher=Validating(sweep))
+    found = trials(sweep)
+    assert [trial.state.name for trial in found] == ["COMPLETE"] * 3
+    assert all(trial.intermediate_values == dict.fromkeys((1, 2, 3), trial.params["a"]) for trial in found)
 
 
 def column_of_folders(sweep: Path) -> list[str]:

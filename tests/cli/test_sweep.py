@@ -1,16 +1,19 @@
 """Sweeps over a grid: ``ssd-train -m``. A stand-in takes the place of training."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import signal
 from datetime import datetime, tzinfo
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from command_line import QUICK, Outcome, run_command
+from omegaconf import OmegaConf
 from places import TESTS
 from processes import finish, start, wait_for
 from run_folder import summary_of
@@ -380,3 +383,42 @@ def test_a_missing_plugin_is_named(run, monkeypatch, argument: str, package: str
 )
 def test_the_reason_of_a_failure_is_one_line(lines: list[str], code: int, reason: str):
     assert sweep.reason_of(lines, code) == reason
+
+
+# --- a job that SLURM queues again ---
+
+
+def test_a_job_that_is_queued_again_is_itself_though_another_has_the_same_values(tmp_path: Path, monkeypatch):
+    folders = [tmp_path / "sweep" / name for name in ("2", "5")]
+    for folder, status in zip(folders, ("finished", "interrupted"), strict=True):
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra/config.yaml").write_text("seed: 1\n")
+        (folder / ".hydra/overrides.yaml").write_text("[seed=1]\n")
+        (folder / "job.json").write_text(json.dumps({"status": status}))
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints/last.ckpt").touch()
+        scores = dict.fromkeys(("val/map_50", "val/map", "val/map_voc07", "val/map_voc12"), 0.5)
+        (folder / "summary.json").write_text(json.dumps({"scores": scores}))
+    overrides = SimpleNamespace(task=["seed=1"])
+    hydra = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(folders[1])), overrides=overrides)
+    monkeypatch.setattr(start_of_sweep, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    config = OmegaConf.create({"resume_sweep": None})
+    assert start_of_sweep.find_folder(config, tmp_path / "sweep") == (folders[1], False)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_preempted_job_waits_for_its_end_only_if_it_is_queued_again(code: int, monkeypatch):
+    commands, waited = [], []
+
+    def run(command: list[str], **settings: object) -> SimpleNamespace:
+        commands.append(command[1])
+        return SimpleNamespace(stdout="PreemptTime=2026-01-01T00:00:00", returncode=code)
+
+    monkeypatch.setattr(start_of_sweep, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(start_of_sweep, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr(start_of_sweep, "shutil", SimpleNamespace(which=lambda name: name))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    start_of_sweep._queue_again(signal.SIGTERM)
+    assert commands == ["show", "requeue"]
+    assert len(waited) == (1 if code == 0 else 0)

@@ -104,7 +104,8 @@ class Jobs:
     def prune_as_asked(self) -> None:
         """Stop the jobs that the process of the sweep, perhaps on another machine, has asked to prune."""
         for child in self._running:
-            with contextlib.suppress(FileNotFoundError):
+            # A shared folder may be away for a moment.
+            with contextlib.suppress(OSError):
                 child.prune((child.folder / PRUNING_FILE).read_text())
 
     def wait(self, is_over: Callable[[], bool] | None = None) -> None:

@@ -9,12 +9,12 @@ import contextlib
 import math
 import os
 import socket
+import sys
 import threading
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from ssd_lightning.cli.sweep import table
-from ssd_lightning.cli.sweep.jobs import PRUNING_FILE, Jobs
+from ssd_lightning.cli.sweep.jobs import NAME, PRUNING_FILE, Jobs
 from ssd_lightning.cli.sweep.space import Space, read_space
 from ssd_lightning.cli.sweep.start import current_jobs
 from ssd_lightning.require import require_whole_number
@@ -301,7 +301,8 @@ class Trials:
         """Start jobs. Without jobs of this process, they have ended afterwards."""
         self._launching = batch[0][0]
         number = len(table.read_jobs(self._sweep))
-        with self._watching_elsewhere(batch) if self._jobs is None else contextlib.nullcontext():
+        prunes_elsewhere = self._jobs is None and not isinstance(self._study.pruner, optuna.pruners.NopPruner)
+        with self._watching_elsewhere(batch) if prunes_elsewhere else contextlib.nullcontext():
             ended = self._launcher.launch([arguments for _, arguments in batch], initial_job_idx=number)
         for (trial, arguments), job in zip(batch, ended, strict=True):
             trial.waiting.remove(arguments)
@@ -312,31 +313,41 @@ class Trials:
     def _watching_elsewhere(self, batch: list[tuple[Trial, list[str]]]) -> Iterator[None]:
         """Watch the jobs of a launcher by the files in their folders, while the launcher waits for their end."""
         is_over = threading.Event()
-        asked = set()
+        asked: set[Path] = set()
 
         def prune(folder: Path, reason: str) -> None:
             if folder not in asked:
                 replace_text(folder / PRUNING_FILE, reason)
                 asked.add(folder)
 
-        def watch() -> None:
-            while not is_over.wait(SECONDS_BETWEEN_LOOKS):
-                running = [job for job in table.read_jobs(self._sweep) if job.status == "running"]
-                for trial, arguments in batch:
-                    for job in running:
-                        assert job.folder is not None
-                        if job.overrides == table.job_overrides(arguments):
-                            self._watch_job(trial, job.folder, arguments == trial.waiting[0], prune)
+        def look() -> None:
+            running = [job for job in table.read_jobs(self._sweep) if job.status == "running"]
+            for trial, arguments in batch:
+                for job in running:
+                    assert job.folder is not None
+                    if job.overrides == table.job_overrides(arguments):
+                        self._watch_job(trial, job.folder, arguments == trial.waiting[0], prune)
 
-        with ThreadPoolExecutor(1) as threads:
-            watching = threads.submit(watch)
-            try:
-                yield
-            finally:
-                is_over.set()
-        watching.result()  # Raises what went wrong.
-        for folder in asked:
-            (folder / PRUNING_FILE).unlink(missing_ok=True)
+        def watch() -> None:
+            reported = ""
+            while not is_over.wait(SECONDS_BETWEEN_LOOKS):
+                try:
+                    look()
+                except (ValueError, *OF_THE_STORAGE) as error:
+                    # A folder was moved, or a disk or a database is away for a while. The jobs go on all the same.
+                    if str(error) != reported:
+                        print(f"{NAME}: no job is pruned until the next look, because of: {error}", file=sys.stderr)
+                    reported = str(error)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+            for folder in asked:
+                (folder / PRUNING_FILE).unlink(missing_ok=True)
 
     def _watch(self) -> None:
         """Watch the jobs of this process."""
@@ -375,7 +386,10 @@ class Trials:
         scores = [row[key] for _, row in sorted(read_metrics(file).items()) if key in row]
         for score in scores[trial.reported :]:
             trial.reported += 1
-            trial.asked.report(score, trial.reported)
+            try:
+                trial.asked.report(score, trial.reported)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return False  # Another sweep took the trial for lost, which is said at its end.
             if may_prune and trial.asked.should_prune():
                 return True
         return False
@@ -402,6 +416,8 @@ class Trials:
                 self._tell(trial, TrialState.COMPLETE, values)
             else:
                 is_pruned = trial.is_pruned or any(job.status == "pruned" for job in jobs)
+                # A trial with a job that can be resumed is repeated by resume_sweep, which leaves its other jobs alone.
+                is_pruned = is_pruned and all(job.status in table.ENDED for job in jobs)
                 self._tell(trial, TrialState.PRUNED if is_pruned else TrialState.FAIL)
 
     def _tell(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
@@ -435,8 +451,8 @@ class Trials:
         def beat() -> None:
             while not is_over.wait(self._stale_after / BEATS):
                 for trial in list(self._trials):
-                    # A trial may end in the meantime.
-                    with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    # A trial may end in the meantime, and a database may be away until the next beat.
+                    with contextlib.suppress(*OF_THE_STORAGE):
                         trial.asked.set_user_attr("heartbeat", time.time())
 
         thread = threading.Thread(target=beat, daemon=True)

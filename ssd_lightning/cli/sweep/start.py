@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,21 +134,20 @@ def _queue_again(received: signal.Signals | None) -> None:
         # submitit ends this process, except if the job has reached its time limit too often.
         with contextlib.suppress(UncompletedJobError):
             os.kill(os.getpid(), received)
-    elif received == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+    elif received == signal.SIGTERM and "SLURM_JOB_ID" in os.environ and shutil.which("scontrol"):
         job = os.environ["SLURM_JOB_ID"]
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=False).stdout
         # A job of a greater priority takes its place. SLURM would queue this job again only if it did not end itself.
-        if re.search(r"PreemptTime=\d", shown):
-            subprocess.run(["scontrol", "requeue", job], check=False)
+        is_preempted = re.search(r"PreemptTime=\d", shown) is not None
+        if is_preempted and subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0:
             time.sleep(600)  # SLURM ends this process.
 
 
-def _is_queued_again(folder: Path, overrides: dict[str, str], sweep: Path) -> bool:
+def _is_queued_again(folder: Path, overrides: dict[str, str]) -> bool:
     """Return True if SLURM has queued this job again, which has begun to write its folder already."""
     if current_jobs.get() is not None or os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
         return False
-    known = _known_job(sweep, overrides)
-    return known is not None and known.folder == folder
+    return (folder / JOB_FILE).exists() and table.read_job(folder).overrides == overrides
 
 
 def find_folder(config: DictConfig, sweep: Path) -> tuple[Path | None, bool]:
@@ -161,15 +161,21 @@ def find_folder(config: DictConfig, sweep: Path) -> tuple[Path | None, bool]:
     if sweep.resolve() not in folder.resolve().parents:
         raise ValueError(f"hydra.sweep.subdir: expected a folder inside that of the sweep, got {folder}")
     overrides = table.job_overrides(hydra_config.overrides.task)
-    if config.resume_sweep is not None or _is_queued_again(folder, overrides, sweep):
-        known = _known_job(sweep, overrides)
+    is_queued_again = _is_queued_again(folder, overrides)
+    if config.resume_sweep is not None or is_queued_again:
+
+        def known_job() -> table.Job | None:
+            # Another job may have the same values.
+            return table.read_job(folder) if is_queued_again else _known_job(sweep, overrides)
+
+        known = known_job()
         if known is not None and known.status == "running":
             # A job ends itself soon after the process of its sweep was killed.
             assert known.folder is not None
             if (holder := wait_until_free(known.folder, PATIENCE)) is not None:
                 print(f"{known.folder} is being run {holder}", flush=True)
                 return None, False
-            known = _known_job(sweep, overrides)
+            known = known_job()
         if known is not None:
             assert known.folder is not None
             if known.folder != folder:
