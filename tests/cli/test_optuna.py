@@ -376,6 +376,30 @@ class Validating(Jobs):
         return Returned(folder)
 
 
+def test_the_other_jobs_count_if_a_launcher_loses_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    sweep = tmp_path / "sweep"
+
+    class Losing(Jobs):
+        def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+            super().launch(job_overrides, initial_job_idx)
+            raise RuntimeError("a task was killed")
+
+    space = ("loss=choice(x,y)", "a=choice(1)")
+    run_search(sweep, *space, sampler="grid", launcher=Losing(sweep, failing=("y",)), n_jobs=2)
+    found = {trial.params["loss"]: (trial.state.name, trial.value) for trial in trials(sweep)}
+    assert found == {"x": ("COMPLETE", pytest.approx(0.1)), "y": ("FAIL", None)}
+    assert "the launcher has lost a job: a task was killed" in capsys.readouterr().err
+
+
+def test_a_launcher_that_starts_no_job_ends_the_search(tmp_path: Path):
+    class Refusing(Jobs):
+        def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+            raise RuntimeError("no such partition")
+
+    with pytest.raises(RuntimeError, match="no such partition"):
+        run_search(tmp_path / "sweep", "a=choice(1)", sampler="grid", launcher=Refusing(tmp_path / "sweep"))
+
+
 @pytest.mark.parametrize("seeds", [[], ["seed=0,1"]])
 def test_a_pruner_stops_the_jobs_of_a_launcher(
     tmp_path: Path, seeds: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -303,11 +303,28 @@ class Trials:
         number = len(table.read_jobs(self._sweep))
         prunes_elsewhere = self._jobs is None and not isinstance(self._study.pruner, optuna.pruners.NopPruner)
         with self._watching_elsewhere(batch) if prunes_elsewhere else contextlib.nullcontext():
-            ended = self._launcher.launch([arguments for _, arguments in batch], initial_job_idx=number)
-        for (trial, arguments), job in zip(batch, ended, strict=True):
+            try:
+                ended = self._launcher.launch([arguments for _, arguments in batch], initial_job_idx=number)
+                folders = [job.return_value for job in ended]
+            except Exception as error:
+                folders = self._wait_for_begun(batch) if self._jobs is None else []
+                if not any(folders):
+                    raise
+                # A launcher gives up all jobs if one of them, such as one that was killed, has no result.
+                print(f"{NAME}: the launcher has lost a job: {error}", file=sys.stderr)
+        for (trial, arguments), folder in zip(batch, folders, strict=True):
             trial.waiting.remove(arguments)
-            if job.return_value not in trial.folders:
-                trial.folders.append(job.return_value)
+            if folder not in trial.folders:
+                trial.folders.append(folder)
+
+    def _wait_for_begun(self, batch: list[tuple[Trial, list[str]]]) -> list[Path | None]:
+        """Wait for the jobs that a launcher has given up, and return their folders; None for one that has not begun."""
+        wanted = [table.job_overrides(arguments) for _, arguments in batch]
+        while any(job.status == "running" and job.overrides in wanted for job in table.read_jobs(self._sweep)):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        # The folders of earlier trials come first.
+        found = table.read_jobs(self._sweep)[::-1]
+        return [next((job.folder for job in found if job.overrides == values), None) for values in wanted]
 
     @contextlib.contextmanager
     def _watching_elsewhere(self, batch: list[tuple[Trial, list[str]]]) -> Iterator[None]:
