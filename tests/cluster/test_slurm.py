@@ -125,6 +125,15 @@ class TestSweep:
         assert "batch_size: expected a whole number of at least 1, got 0" in column(tmp_path / "sweep", "reason")[1]
         assert "2 of 3 jobs finished" in done.stdout
 
+    def test_a_pruner_stops_a_job(self, slurm: Cluster, arguments, tmp_path: Path):
+        """No score is good enough for this pruner. The job would wait for ever after its first epoch, of 3 steps."""
+        search = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "loss=choice(focal)"]
+        pruner = ["hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner", "+hydra.sweeper.pruner.lower=2"]
+        sweep = [*arguments[:-1], *PAUSE, "trainer.max_epochs=2", "hydra.sweep.dir=sweep", "-m"]
+        slurm.run(*words([*sweep, *search, *pruner, *self.LAUNCHER]), cwd=tmp_path)
+        assert column(tmp_path / "sweep", "status") == ["pruned"]
+        assert last_step(tmp_path / "sweep/0") == 5
+
     def start(self, slurm: Cluster, arguments: list[str], folder: Path) -> tuple[subprocess.Popen[str], str]:
         """Start two jobs that train alike. Return the process and SLURM's id of the first job, when that job pauses."""
         pause = [PAUSE[0], "+callbacks.pause.step=4,99", "trusted_packages=[added_callbacks]"]
