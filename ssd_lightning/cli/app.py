@@ -39,8 +39,10 @@ NOTHING_TO_DO_ABOUT = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     # A run on one machine of a cluster needs no srun.
     "The `srun` command is available on your system but is not used",
+    # Optuna says this of some samplers and pruners.
+    r"\w+ is experimental \(supported from",
 )
-"""Warnings of Lightning, from their beginning, about which a user of the commands can do nothing."""
+"""Warnings of libraries, from their beginning, about which a user of the commands can do nothing."""
 
 WRITE_NOTHING = ["hydra.output_subdir=null"]
 """Arguments that keep Hydra from writing files for this process."""

@@ -140,6 +140,12 @@ class TestCommand:
         assert outcome.exit_code == 1
         assert "n_trials" in outcome.message
 
+    def test_no_warning_of_optuna_is_on_the_screen(self, run, recwarn: pytest.WarningsRecorder):
+        space = ("optimizer.lr=choice(0.2)", "hydra/sweeper/sampler=grid", "hydra.sweep.dir=sweep")
+        outcome = run("ssd-train", "-m", "hydra/sweeper=optuna", "hydra/sweeper/pruner=patience", *space)
+        assert outcome.exit_code == 0, outcome.error
+        assert not [each for each in recwarn if "experimental" in str(each.message)]
+
     @pytest.mark.slow
     def test_two_sweeps_share_a_study_and_repeat_the_trial_of_a_killed_one(self, tmp_path: Path, shared: str):
         def begin(name: str, *arguments: str) -> subprocess.Popen[str]:
