@@ -72,7 +72,7 @@ EXPORT = Command(
         "ssd-export checkpoint=best.ckpt postprocess.score_threshold=0.3   only detections above this score",
         "ssd-export checkpoint=best.ckpt raw=true                          scores and boxes before suppression",
         "ssd-export checkpoint=best.ckpt int8=true calibration=photos      convolutions in 8-bit whole numbers",
-        "ssd-export … data=voc_folder data.root=<folder>                   the AP of checkpoint and file",
+        "ssd-export checkpoint=best.ckpt data=voc_folder data.root=<folder> also the AP of checkpoint and file",
         "ssd-export checkpoint=best.ckpt format=torch_export               a program of torch.export",
     ],
     ("checkpoint",),

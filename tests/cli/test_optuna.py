@@ -397,13 +397,21 @@ def test_the_other_jobs_count_if_a_launcher_loses_one(tmp_path: Path, capsys: py
     assert "the launcher has lost a job: a task was killed" in capsys.readouterr().err
 
 
-def test_a_launcher_that_starts_no_job_ends_the_search(tmp_path: Path):
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_launcher_that_does_not_start_all_jobs_ends_the_search(tmp_path: Path, started: int):
+    """What the started jobs found is kept. A job of an earlier trial with the same values is not taken for one."""
+    sweep = tmp_path / "sweep"
+
     class Refusing(Jobs):
         def launch(self, job_overrides: Any, initial_job_idx: int) -> Any:
+            if not self.batches:
+                return super().launch(job_overrides, initial_job_idx)
+            super().launch(job_overrides[:started], initial_job_idx)
             raise RuntimeError("no such partition")
 
     with pytest.raises(RuntimeError, match="no such partition"):
-        run_search(tmp_path / "sweep", "a=choice(1)", sampler="grid", launcher=Refusing(tmp_path / "sweep"))
+        run_search(sweep, "a=choice(1)", sampler="random", launcher=Refusing(sweep), n_jobs=2)
+    assert [trial.state.name for trial in trials(sweep)] == ["COMPLETE"] * (2 + started) + ["FAIL"] * (2 - started)
 
 
 @pytest.mark.parametrize("seeds", [[], ["seed=0,1"]])

@@ -188,7 +188,7 @@ with interruptible():
 
 def test_another_signal_to_a_process_that_is_ending_changes_nothing(tmp_path: Path):
     """torchrun signals all ranks when the first of them has ended."""
-    finish(start(tmp_path, "-c", ENDING), exit_code=128 + signal.SIGTERM)
+    assert finish(start(tmp_path, "-c", ENDING), exit_code=128 + signal.SIGTERM) == ("", "")
 
 
 @pytest.mark.parametrize("number", STOPPING)

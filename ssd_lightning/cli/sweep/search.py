@@ -36,7 +36,7 @@ from ssd_lightning.cli.sweep.jobs import NAME, PRUNING_FILE, Jobs
 from ssd_lightning.cli.sweep.space import Space, read_space
 from ssd_lightning.cli.sweep.start import current_jobs
 from ssd_lightning.require import require_whole_number
-from ssd_lightning.run_folder import SCORE_NAMES, read_metrics, replace_text
+from ssd_lightning.run_folder import JOB_FILE, SCORE_NAMES, read_metrics, replace_text
 
 OBJECTIVES = (*SCORE_NAMES, "images_per_second", "train_seconds", "parameters", "default_boxes")
 """Names that ``hydra.sweeper.objectives`` may have: scores of the validation, and numbers of ``summary.json``."""
@@ -300,36 +300,57 @@ class Trials:
     def _launch(self, batch: list[tuple[Trial, list[str]]]) -> None:
         """Start jobs. Without jobs of this process, they have ended afterwards."""
         self._launching = batch[0][0]
-        number = len(table.read_jobs(self._sweep))
+        former = self._job_files()
         prunes_elsewhere = self._jobs is None and not isinstance(self._study.pruner, optuna.pruners.NopPruner)
+        lost: Exception | None = None
         with self._watching_elsewhere(batch) if prunes_elsewhere else contextlib.nullcontext():
             try:
-                ended = self._launcher.launch([arguments for _, arguments in batch], initial_job_idx=number)
+                ended = self._launcher.launch([arguments for _, arguments in batch], initial_job_idx=len(former))
                 folders = [job.return_value for job in ended]
             except Exception as error:
-                folders = self._wait_for_begun(batch) if self._jobs is None else []
-                if not any(folders):
+                if self._jobs is not None:
                     raise
                 # A launcher gives up all jobs if one of them, such as one that was killed, has no result.
                 print(f"{NAME}: the launcher has lost a job: {error}", file=sys.stderr)
+                lost, folders = error, self._wait_for_begun(batch, former)
         for (trial, arguments), folder in zip(batch, folders, strict=True):
+            if lost is not None and folder is None:
+                continue
             trial.waiting.remove(arguments)
             if folder not in trial.folders:
                 trial.folders.append(folder)
+        if lost is not None and None in folders:
+            # A job that has not begun is in no table. What the others found is kept, and the sweep fails.
+            self._tell_ended()
+            raise lost
 
-    def _wait_for_begun(self, batch: list[tuple[Trial, list[str]]]) -> list[Path | None]:
-        """Wait for the jobs that a launcher has given up, and return their folders; None for one that has not begun."""
+    def _job_files(self) -> dict[Path, int]:
+        """Return the folders of the jobs that have begun, each with the time at which its state was written."""
+        folders = [job.folder for job in table.read_jobs(self._sweep) if job.folder is not None]
+        return {folder: (folder / JOB_FILE).stat().st_mtime_ns for folder in folders}
+
+    def _wait_for_begun(self, batch: list[tuple[Trial, list[str]]], former: Mapping[Path, int]) -> list[Path | None]:
+        """Wait for the jobs that a launcher has given up, and return their folders; None for one that has not begun.
+
+        Args:
+            batch: the jobs.
+            former: the jobs before the launch, of which one may have the same values.
+        """
         wanted = [table.job_overrides(arguments) for _, arguments in batch]
         while any(job.status == "running" and job.overrides in wanted for job in table.read_jobs(self._sweep)):
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        # The folders of earlier trials come first.
-        found = table.read_jobs(self._sweep)[::-1]
-        return [next((job.folder for job in found if job.overrides == values), None) for values in wanted]
+        begun = [folder for folder, written in self._job_files().items() if former.get(folder) != written]
+        found: list[Path | None] = []
+        for values in wanted:
+            folder = next((folder for folder in begun if table.read_job(folder).overrides == values), None)
+            if folder is not None:
+                begun.remove(folder)  # Two jobs may have the same values.
+            found.append(folder)
+        return found
 
     @contextlib.contextmanager
     def _watching_elsewhere(self, batch: list[tuple[Trial, list[str]]]) -> Iterator[None]:
         """Watch the jobs of a launcher by the files in their folders, while the launcher waits for their end."""
-        is_over = threading.Event()
         asked: set[Path] = set()
 
         def prune(folder: Path, reason: str) -> None:
@@ -345,24 +366,21 @@ class Trials:
                     if job.overrides == table.job_overrides(arguments):
                         self._watch_job(trial, job.folder, arguments == trial.waiting[0], prune)
 
-        def watch() -> None:
-            reported = ""
-            while not is_over.wait(SECONDS_BETWEEN_LOOKS):
-                try:
-                    look()
-                except (ValueError, *OF_THE_STORAGE) as error:
-                    # A folder was moved, or a disk or a database is away for a while. The jobs go on all the same.
-                    if str(error) != reported:
-                        print(f"{NAME}: no job is pruned until the next look, because of: {error}", file=sys.stderr)
-                    reported = str(error)
+        reported = set()
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
+        def watch() -> None:
+            try:
+                look()
+            except (ValueError, *OF_THE_STORAGE) as error:
+                # A folder was moved, or a disk or a database is away for a while. The jobs go on all the same.
+                if str(error) not in reported:
+                    print(f"{NAME}: no job is pruned until the next look, because of: {error}", file=sys.stderr)
+                reported.add(str(error))
+
         try:
-            yield
+            with _repeated(watch, SECONDS_BETWEEN_LOOKS):
+                yield
         finally:
-            is_over.set()
-            thread.join()
             for folder in asked:
                 (folder / PRUNING_FILE).unlink(missing_ok=True)
 
@@ -463,22 +481,15 @@ class Trials:
 
         Optuna has heartbeats of its own, but only in databases, and not with ask and tell.
         """
-        is_over = threading.Event()
 
         def beat() -> None:
-            while not is_over.wait(self._stale_after / BEATS):
-                for trial in list(self._trials):
-                    # A trial may end in the meantime, and a database may be away until the next beat.
-                    with contextlib.suppress(*OF_THE_STORAGE):
-                        trial.asked.set_user_attr("heartbeat", time.time())
+            for trial in list(self._trials):
+                # A trial may end in the meantime, and a database may be away until the next beat.
+                with contextlib.suppress(*OF_THE_STORAGE):
+                    trial.asked.set_user_attr("heartbeat", time.time())
 
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
+        with _repeated(beat, self._stale_after / BEATS):
             yield
-        finally:
-            is_over.set()
-            thread.join()
 
     @contextlib.contextmanager
     def _failing_the_rest(self) -> Iterator[None]:
@@ -488,6 +499,24 @@ class Trials:
         finally:
             for trial in self._trials:
                 self._tell(trial, TrialState.FAIL)
+
+
+@contextlib.contextmanager
+def _repeated(work: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Do some work again and again in a thread while the block runs, with this time between."""
+    is_over = threading.Event()
+
+    def repeat() -> None:
+        while not is_over.wait(seconds):
+            work()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _state(folder: Path | None) -> str:
