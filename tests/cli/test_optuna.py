@@ -26,7 +26,7 @@ from processes import finish, start, wait_for
 from sweep_folder import column, table
 
 from ssd_lightning.cli.folder_lock import FolderLock
-from ssd_lightning.cli.sweep import search as search_module
+from ssd_lightning.cli.sweep import trials as trials_module
 from ssd_lightning.cli.sweep.jobs import PRUNING_FILE
 from ssd_lightning.cli.sweep.search import open_study, search
 from ssd_lightning.cli.sweep.table import Job, update
@@ -419,7 +419,7 @@ def test_a_pruner_stops_the_jobs_of_a_launcher(
     tmp_path: Path, seeds: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """The first looks find a disk that is away."""
-    monkeypatch.setattr(search_module, "SECONDS_BETWEEN_LOOKS", 0.01)
+    monkeypatch.setattr(trials_module, "SECONDS_BETWEEN_LOOKS", 0.01)
     errors = iter([OSError("the disk is away")] * 3)
 
     def read_jobs(sweep: Path) -> list[Job]:
@@ -427,8 +427,8 @@ def test_a_pruner_stops_the_jobs_of_a_launcher(
             raise error
         return original(sweep)
 
-    original = search_module.table.read_jobs
-    monkeypatch.setattr(search_module.table, "read_jobs", read_jobs)
+    original = trials_module.table.read_jobs
+    monkeypatch.setattr(trials_module.table, "read_jobs", read_jobs)
     sweep = tmp_path / "sweep"
     pruner = OmegaConf.create({"_target_": "optuna.pruners.ThresholdPruner", "lower": 0.5, "n_warmup_steps": 2})
     launcher = Validating(sweep)
