@@ -34,6 +34,7 @@ from .detector.losses import MeanOverBoxesLoss as MeanOverBoxesLoss
 from .detector.losses import MinedCrossEntropy as MinedCrossEntropy
 from .detector.losses import MultiBoxLoss as MultiBoxLoss
 from .detector.losses import SmoothL1 as SmoothL1
+from .detector.matching import AdaptiveMatcher as AdaptiveMatcher
 from .detector.matching import BoxMatcher as BoxMatcher
 from .detector.model import SSD as SSD
 from .detector.model import DepthwiseHead as DepthwiseHead

@@ -59,7 +59,7 @@ PARTS = {
     *("Augmentation", "BrightnessContrast", "MinIoUCrop", "PhotometricDistortion", "ZoomIn", "ZoomOut"),
     *("Bananas", "COCO", "CSV", "GeneratedBananas", "VOC", "VOCFolder", "YOLO"),
     *("ExtraLayers", "SSD", "Tiny", "TorchvisionFeatures", "VGG16", "DepthwiseHead", "Head", "PostProcess"),
-    *("AspectRatios", "BoxMatcher", "DefaultBoxes", "LinearScales"),
+    *("AdaptiveMatcher", "AspectRatios", "BoxMatcher", "DefaultBoxes", "LinearScales"),
     *("BoxIoULoss", "FocalLoss", "L1", "MeanOverBoxesLoss", "MinedCrossEntropy", "MultiBoxLoss", "SmoothL1"),
 }
 """Public names that a checkpoint, perhaps of a stranger, may build: parts that write nothing and run no other code."""

@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, pairwise_iou
-from ssd_lightning.require import require_number
+from ssd_lightning.require import require_number, require_whole_number
 from ssd_lightning.structures import IGNORED_LABEL, Matches, Objects
 
-CLAIMED = 2.0
-"""Value that replaces the IoU of a claimed pair; no IoU is above 1."""
+CLAIMED = 3.0
+"""Value of a claimed pair, in place of its IoU. No IoU is above 1, and no value of ``AdaptiveMatcher`` above 2."""
 
 
 class BoxMatcher:
@@ -48,7 +48,8 @@ class BoxMatcher:
             boxes, labels = boxes.new_zeros((len(boxes), 1, 4)), labels.new_zeros((len(boxes), 1))
         iou = pairwise_iou(boxes, cxcywh_to_xyxy(default_boxes).unsqueeze(0))
         claims = claim_default_boxes(iou)
-        # A claim outranks any overlap. An object without a claim writes the IoU that is already there.
+        iou = self._ranked(iou, boxes, default_boxes)
+        # A claim outranks any overlap. An object without a claim writes the value that is already there.
         claimed = claims.default_box.unsqueeze(-1)
         iou.scatter_(2, claimed, torch.where(claims.made.unsqueeze(-1), CLAIMED, iou.gather(2, claimed)))
         best_iou, best_object = iou.max(dim=1)
@@ -58,6 +59,72 @@ class BoxMatcher:
         if self.background_threshold is not None:
             matched = torch.where(~positive & (best_iou >= self.background_threshold), IGNORED_LABEL, matched)
         return Matches(matched, best_object, boxes)
+
+    def _ranked(
+        self,
+        iou: Float[Tensor, "batch objects boxes"],
+        boxes: Float[Tensor, "batch objects 4"],
+        default_boxes: Float[Tensor, "boxes 4"],
+    ) -> Float[Tensor, "batch objects boxes"]:
+        """Return the values that decide which object a free default box joins: the highest from the threshold on."""
+        return iou
+
+
+class AdaptiveMatcher(BoxMatcher):
+    """A matcher with a threshold for each object, from the default boxes around its centre (ATSS, arXiv 1912.02424).
+
+    Forced matches are those of :class:`BoxMatcher`. Candidates of an object are, of each shape of each level, the
+    ``candidates`` default boxes whose centres are nearest. The object's threshold is the mean plus the standard
+    deviation of the candidates' IoU. It is joined by the candidates that reach the threshold and whose centre lies in
+    the object. A default box that could join several objects joins the one with the highest IoU.
+
+    So an object which all default boxes fit badly still gets positives, and one which many fit well gets only the best.
+
+    Args:
+        candidates: number of default boxes of each shape, 9 in the publication.
+        iou_threshold: the IoU at which statistics and ``ssd-boxes`` say that a default box reaches an object. The
+            matches do not depend on it.
+    """
+
+    def __init__(self, candidates: int = 9, iou_threshold: float = 0.5) -> None:
+        super().__init__(iou_threshold)
+        require_whole_number("candidates", candidates, 1)
+        self.candidates = candidates
+        self._laid: Float[Tensor, "boxes 4"] | None = None
+        self._shapes: list[Int[Tensor, " of_shape"]] = []
+
+    def _ranked(
+        self,
+        iou: Float[Tensor, "batch objects boxes"],
+        boxes: Float[Tensor, "batch objects 4"],
+        default_boxes: Float[Tensor, "boxes 4"],
+    ) -> Float[Tensor, "batch objects boxes"]:
+        if self._laid is not default_boxes:  # The shapes are found once, since this waits for the device.
+            self._laid, self._shapes = default_boxes, boxes_of_shapes(default_boxes)
+        x, y = default_boxes[:, 0], default_boxes[:, 1]
+        left, top, right, bottom = boxes.unsqueeze(2).unbind(dim=-1)
+        distance = (x - (left + right) / 2).square() + (y - (top + bottom) / 2).square()
+        # As for the claims, of equal values the first is chosen on every device.
+        ranked = distance.view(torch.int32).long().mul_(1 << 32).add_(torch.arange(len(x), device=x.device))
+        candidate = torch.cat(
+            [
+                of_shape[ranked[..., of_shape].topk(min(self.candidates, len(of_shape)), largest=False).indices]
+                for of_shape in self._shapes
+            ],
+            dim=-1,
+        )
+        candidate_iou = iou.gather(2, candidate)
+        deviation, mean = torch.std_mean(candidate_iou, dim=2, keepdim=True)
+        x, y = x[candidate], y[candidate]
+        joins = (candidate_iou > 0) & (candidate_iou >= mean + deviation)
+        joins &= (left < x) & (x < right) & (top < y) & (y < bottom)
+        return torch.zeros_like(iou).scatter_(2, candidate, torch.where(joins, 1 + candidate_iou, 0))
+
+
+def boxes_of_shapes(default_boxes: Float[Tensor, "boxes 4"]) -> list[Int[Tensor, " of_shape"]]:
+    """Return the indices of the default boxes (cxcywh) with each (width, height)."""
+    shapes, shape = default_boxes[:, 2:].unique(dim=0, return_inverse=True)
+    return [(shape == number).nonzero().squeeze(1) for number in range(len(shapes))]
 
 
 class Claims(NamedTuple):

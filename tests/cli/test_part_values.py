@@ -155,18 +155,19 @@ AUGMENTATIONS: dict[str, dict[str, list[Any]]] = {
         name: [*NO_NUMBER, 1000]
         for name in ("probability", "brightness", "contrast", "saturation", "hue", "shuffled_channels")
     },
+    "AdaptiveMatcher": {"candidates": [*NO_COUNT, 0], "iou_threshold": [*NO_NUMBER, 0, 2]},
     "AveragedWeights": {"decay": [*NO_NUMBER, 1, 2]},
     "HeadsFirst": {"epochs": [value for value in NO_COUNT if value is not None]},
     "SaveEverySteps": {"every_n_train_steps": [*NO_COUNT, 0]},
 }
-"""Wrong values of the arguments of parts that are built outside the module."""
+"""Wrong values of the arguments of parts that are built alone."""
 
 
 @pytest.mark.parametrize(
     ("target", "name", "value"),
     [(target, name, value) for target, bad in AUGMENTATIONS.items() for name in bad for value in bad[name]],
 )
-def test_a_wrong_value_of_an_augmentation_or_a_callback_is_refused_by_its_key(target: str, name: str, value: Any):
+def test_a_wrong_value_of_an_augmentation_or_another_part_is_refused_by_its_key(target: str, name: str, value: Any):
     config = OmegaConf.create({"group": {"part": {"_target_": f"ssd_lightning.{target}", name: value}}})
     with pytest.raises(InstantiationException) as caught:
         instantiate(config, _convert_="all")

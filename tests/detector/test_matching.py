@@ -1,5 +1,8 @@
 """The matcher, compared with its definition as a slow loop, hand-made cases, and torchvision's SSDMatcher."""
 
+import math
+import statistics
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -10,7 +13,7 @@ from torchvision.ops import box_iou
 
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from ssd_lightning.detector.default_boxes import DefaultBoxes
-from ssd_lightning.detector.matching import BoxMatcher, claim_default_boxes
+from ssd_lightning.detector.matching import AdaptiveMatcher, BoxMatcher, claim_default_boxes
 from ssd_lightning.structures import Matches, Objects
 
 seeds = st.integers(0, 2**31 - 1)
@@ -177,6 +180,71 @@ def test_an_image_without_objects_among_others():
     matches = BoxMatcher()(objects._replace(valid=valid), DEFAULT_BOXES)
     assert set(objects.labels[0].tolist()) <= set(matches.labels[0].tolist())
     assert not matches.labels[1].any()
+
+
+# ------------------------------------------------------------------------------------------------- adaptive thresholds
+
+LEVELS = DefaultBoxes([0.2, 0.4, 0.7, 0.95], [[2.0], [2.0, 3.0], [2.0]])([(6, 5), (3, 2), (1, 1)], (64, 64))
+
+
+def adaptive_by_definition(boxes: Tensor, candidates: int) -> list[int | str]:
+    """Match one image to ``LEVELS`` as ATSS does, level by level: 30, 6 and 1 cells with 4, 6 and 4 default boxes."""
+    centres = LEVELS[:, :2].tolist()
+    overlaps = box_iou(boxes, cxcywh_to_xyxy(LEVELS)).tolist()
+    outcome = match_by_definition(boxes, LEVELS, 2.0, None)  # The forced matches.
+    claimed = [box for box, owner in enumerate(outcome) if owner != "background"]
+    best = [0.0] * len(LEVELS)
+    for number, (left, top, right, bottom) in enumerate(boxes.tolist()):
+        chosen: list[int] = []
+        for first, cells, each in ((0, 30, 4), (120, 6, 6), (156, 1, 4)):
+            away = [
+                (math.dist(centres[first + cell * each], ((left + right) / 2, (top + bottom) / 2)), cell)
+                for cell in range(cells)
+            ]
+            chosen += [first + cell * each + box for _, cell in sorted(away)[:candidates] for box in range(each)]
+        iou = [overlaps[number][box] for box in chosen]
+        threshold = statistics.mean(iou) + statistics.stdev(iou)
+        for box, value in zip(chosen, iou, strict=True):
+            x, y = centres[box]
+            is_inside = left < x < right and top < y < bottom
+            if is_inside and value >= threshold and value > best[box] and box not in claimed:
+                best[box], outcome[box] = value, number
+    return outcome
+
+
+@fast
+@given(seed=seeds, images=st.integers(1, 3), slots=st.integers(0, 7), candidates=st.sampled_from([1, 3, 9, 1000]))
+def test_adaptive_matches_are_those_of_a_slow_loop(seed, images, slots, candidates):
+    objects = random_objects(seed, images, slots)
+    outcomes = [
+        adaptive_by_definition(boxes[valid], candidates)
+        for boxes, valid in zip(objects.boxes, objects.valid, strict=True)
+    ]
+    assert_matches_are(AdaptiveMatcher(candidates)(objects, LEVELS), objects, outcomes)
+
+
+def test_adaptive_thresholds_reach_objects_that_no_default_box_fits():
+    """Give a thin object several positives, whose best IoU is below one half."""
+    objects = one_image([(0.05, 0.1, 0.2, 0.95)], [3])
+    assert box_iou(objects.boxes[0], cxcywh_to_xyxy(LEVELS)).max() < 0.5
+    assert (BoxMatcher()(objects, LEVELS).labels > 0).sum() == 1
+    assert (AdaptiveMatcher()(objects, LEVELS).labels > 0).sum() > 2
+
+
+def test_an_adaptive_matcher_follows_the_default_boxes_that_it_is_given():
+    matcher, objects = AdaptiveMatcher(), random_objects(0, 2, 4)
+    other = DefaultBoxes([0.3, 0.6, 0.9], [[2.0], [2.0]])([(3, 3), (1, 1)], (64, 64))
+    for default_boxes in (LEVELS, other, LEVELS.clone()):
+        matches, expected = matcher(objects, default_boxes), AdaptiveMatcher()(objects, default_boxes)
+        assert torch.equal(matches.labels, expected.labels)
+        assert torch.equal(matches.objects, expected.objects)
+
+
+def test_a_claim_outranks_an_adaptive_match_with_an_iou_of_1():
+    """Two equal objects lie exactly on a default box: the first claims it, and the second claims the next best."""
+    box = tuple(cxcywh_to_xyxy(LEVELS[120:121])[0].tolist())
+    matches = AdaptiveMatcher()(one_image([box, box], [1, 2]), LEVELS)
+    assert {1, 2} == set(matches.labels[matches.labels > 0].tolist())
 
 
 # ----------------------------------------------------------------------------------------------- claims, worked by hand
