@@ -149,9 +149,11 @@ def _watch(handler: "_Interrupt", report: Callable[[Interrupted], None]) -> Call
                         error = Interrupted(number)
                         if not handler.is_over:
                             report(error)
-                        for act in AT_FORCED_END:
-                            act()
-                        os._exit(error.code)
+                        try:
+                            for act in AT_FORCED_END:
+                                act()
+                        finally:
+                            os._exit(error.code)
                     time.sleep(0.05)
 
     def stop() -> None:

@@ -332,6 +332,36 @@ def test_a_process_that_waits_outside_of_python_ends_after_some_patience(tmp_pat
     assert error == f"interrupted by {number.name}\n"
 
 
+FORCED_END = f"""
+import threading
+from ssd_lightning import signals
+signals.AT_FORCED_END += [lambda: print("first", flush=True), lambda: print("second", flush=True), lambda: 1 / 0]
+{BLOCKED}
+"""
+
+
+def test_what_is_to_be_done_at_a_forced_end_is_done_after_the_report(tmp_path: Path):
+    """An error there does not keep the process, which has the exit code of the signal."""
+    process = start(tmp_path, "-c", FORCED_END.replace("print(error, file=sys.stderr, flush=True)", "print(error)"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    wait_for(lambda: "(sleeping)" in Path(f"/proc/{process.pid}/status").read_text(), process)
+    os.kill(process.pid, signal.SIGTERM)
+    out, _ = finish(process, exit_code=128 + signal.SIGTERM)
+    assert out.splitlines() == ["interrupted by SIGTERM", "first", "second"]
+
+
+def test_what_is_to_be_done_at_a_forced_end_is_not_done_at_an_orderly_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(interruption, "PATIENCE", 0.0)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    done = []
+    monkeypatch.setattr(interruption, "AT_FORCED_END", [lambda: done.append(1)])
+    with pytest.raises(Interrupted), interruptible():
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    assert done == []
+
+
 def test_the_signals_of_a_forked_process_are_its_own(monkeypatch: pytest.MonkeyPatch):
     """Data loaders end their workers by SIGTERM."""
     monkeypatch.setattr(interruption, "PATIENCE", 0.0)
