@@ -235,8 +235,9 @@ def _training_arguments() -> list[str]:
 
 def _begin(config: DictConfig) -> tuple[Path, Console, Inputs]:
     """Check the config, build what it names, and print the summary."""
-    if config.resume:
-        raise ValueError(f"resume: expected null, got {config.resume}. Try ssd-train, which resumes a run.")
+    for key in ("resume", "resume_sweep"):
+        if config[key] is not None:
+            raise ValueError(f"{key}: expected null, got {config[key]}. Try ssd-train, which resumes a run.")
     if config.least_reached is not None:
         require_number("least_reached", config.least_reached, "[0, 1]")
     datamodule = build_datamodule(config)

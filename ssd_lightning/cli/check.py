@@ -53,10 +53,11 @@ def check(config: DictConfig) -> None:
     Raises:
         ValueError: if the data has faults with which training would fail or be wrong.
     """
-    if config.resume:
-        raise ValueError(
-            f"resume: expected null, got {config.resume}. Try ssd-train: a run that began has been checked."
-        )
+    for key in ("resume", "resume_sweep"):
+        if config[key] is not None:
+            raise ValueError(
+                f"{key}: expected null, got {config[key]}. Try ssd-train: a run that began has been checked."
+            )
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = screen()
     data = instantiate(config.data, _convert_="all")

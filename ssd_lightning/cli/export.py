@@ -113,6 +113,8 @@ def _path(config: DictConfig, folder: Path) -> Path:
     if config.get("data") and (config.format != "onnx" or config.raw):
         given = "raw=true" if config.raw else f"format={config.format}"
         raise ValueError(f"data: expected none with {given}, which cannot be scored. Try ssd-evaluate.")
+    if config.split != "val" and not config.get("data"):
+        raise ValueError(f"split: expected val without data, got {config.split}. Try data=<the option of a data set>.")
     if config.int8 == (config.calibration is None):
         raise ValueError(
             "calibration: expected pictures with int8=true, and null without it, got "

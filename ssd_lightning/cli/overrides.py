@@ -44,6 +44,11 @@ LISTS_OF_NAMES = (
 )
 """Keys whose value is a list of names. A name is text as typed, also where it looks like a number or like null."""
 
+WITH_A_PLUS = re.compile(
+    r"^\+{1,2}(?=(resume|resume_sweep|pretrained|trusted_packages|hydra\.(run|sweep)\.dir|hydra\.mode)=)"
+)
+"""Pluses before keys that commands read from their arguments, where Hydra has not composed the config yet."""
+
 STARTS_A_SWEEP = re.compile(r"(-m|--multirun|hydra\.mode=MULTIRUN|hydra/sweeper=.*|hparams_search=(?!null).*)$")
 
 PARSER = OverridesParser.create()
@@ -94,8 +99,9 @@ def readable(arguments: list[str]) -> list[str]:
 
     A value that begins with a quote or a bracket is meant for that grammar and stays as it is. ``~`` is expanded to the
     user's folder, as a shell does at the start of a word. A comma separates values in a sweep, and elsewhere it is part
-    of a path.
+    of a path. Keys work with a plus, so ``++resume=run`` becomes ``resume=run``.
     """
+    arguments = [WITH_A_PLUS.sub("", argument, count=1) for argument in arguments]
     sweeps = any(STARTS_A_SWEEP.match(argument) for argument in arguments)
     return [_readable(argument, sweeps) for argument in arguments]
 

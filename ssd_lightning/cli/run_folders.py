@@ -229,11 +229,15 @@ def _begin_run(folder: Path) -> None:
 
 def _folder_in(config: DictConfig, key: str) -> Path:
     """Return the folder of a key, and fail in one line if its name refers to a key that does not exist."""
+    name = str(config.hydra.job.name)
     try:
-        return Path(OmegaConf.select(config, key))
+        folder = str(OmegaConf.select(config, key))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
-        fail(str(config.hydra.job.name), f"{key}: expected a folder, got a name with ${{…}} ({reason}). Try another.")
+        fail(name, f"{key}: expected a folder, got a name with ${{…}} ({reason}). Try another.")
+    if not folder:  # As from a variable of a script that is not set. It would be the working folder.
+        fail(name, f"{key}: expected a folder, got none. Try {key}=. for the working folder.")
+    return Path(folder)
 
 
 def resume_in_run_folder(arguments: list[str]) -> list[str]:

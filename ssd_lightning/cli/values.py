@@ -6,8 +6,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ssd_lightning.cli.callback_values import check_callbacks
 from ssd_lightning.cli.optimizer_values import check_optimizer
+from ssd_lightning.cli.rules import one_of
 from ssd_lightning.cli.trainer_values import check_trainer
-from ssd_lightning.require import LARGEST_IMAGE, require_number, require_whole_number
+from ssd_lightning.require import LARGEST_IMAGE, require_number, require_texts, require_whole_number
 
 WHOLE_NUMBERS = {
     "seed": 0,
@@ -35,6 +36,16 @@ NUMBERS = {
 
 SWITCHES = ("augmented", "compile", "design", "draw", "int8", "raw", "stop_sweep_on_failure", "why_missed")
 """Keys that are true or false."""
+
+SPLITS = ("val", "test")
+"""Values of ``split``."""
+
+FLAGS = {
+    "_partial_": (True, False),
+    "_recursive_": (True, False),
+    "_convert_": ("none", "partial", "object", "all"),
+}
+"""Flags of Hydra beside ``_target_``, with their values. Hydra fails on others, with an error of its own code."""
 
 REQUIRED = (
     "seed",
@@ -67,12 +78,29 @@ def check_values(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if _is_given(config, key) and not isinstance(value, bool):
             raise ValueError(f"{key}: expected true or false, got {value}")
+    if "split" in config:
+        one_of(*SPLITS)("split", config.split)
+    plain: Any = OmegaConf.to_container(config)
+    if "trusted_packages" in plain:
+        require_texts("trusted_packages", plain["trusted_packages"])
+    _check_flags("", plain)
     checks = {"trainer": check_trainer, "optimizer": check_optimizer, "callbacks": check_callbacks}
     for group, check in checks.items():
         arguments = OmegaConf.select(config, group)
         if isinstance(arguments, DictConfig):
             check(arguments)
     _check_image_size(OmegaConf.select(config, "model.image_size"))
+
+
+def _check_flags(name: str, node: Any) -> None:
+    """Refuse wrong flags of Hydra, and classes that are no text, in nested lists and dictionaries."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        place = f"{name}.{key}" if name else str(key)
+        if key in FLAGS:
+            one_of(*FLAGS[key])(place, value)
+        if key == "_target_" and not (isinstance(value, str) and value):
+            raise ValueError(f"{place}: expected the name of a class, got {value}")
+        _check_flags(place, value)
 
 
 def _is_given(config: DictConfig, key: str) -> bool:

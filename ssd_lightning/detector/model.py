@@ -63,6 +63,9 @@ class SSD(nn.Module):
         require_switch("frozen_batch_norm", frozen_batch_norm)
         require_part("backbone", backbone)
         require_part("default_boxes", default_boxes)
+        for name, part in (("extra_layers", extra_layers), ("head", head)):
+            if part is not None:
+                require_part(name, part)
         self.antialias = antialias
         self.image_size = height_and_width(image_size)
         self.num_classes = num_classes

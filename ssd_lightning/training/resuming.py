@@ -6,6 +6,7 @@ expects.
 
 import contextlib
 import copy
+import math
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Any
 import torch
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ssd_lightning.require import one_line
+from ssd_lightning.require import in_short, one_line, require_number, require_numbers, require_whole_number
+
+CHANGING = ("params", "lr", "initial_lr", "betas", "momentum", "capturable", "foreach", "fused")
+"""Settings of an optimizer that a schedule changes or that depend on the device. Others stay in a resumed run."""
 
 
 @contextlib.contextmanager
@@ -67,8 +72,23 @@ def refuse_other_optimizer(
     """
     try:
         [state], [schedule] = content["optimizer_states"], content["lr_schedulers"]
-        if type(schedule["last_epoch"]) is not int or not scheduler.state_dict().keys() <= schedule.keys():
+        own_schedule = scheduler.state_dict()
+        if not own_schedule.keys() <= schedule.keys():
             raise ValueError(f"lr_schedulers holds {', '.join(map(str, schedule))}")
+        for name in ("last_epoch", *(name for name, value in own_schedule.items() if type(value) is int)):
+            require_whole_number(name, schedule[name], 0)
+        for name, number in _numbers(state):
+            if not math.isfinite(number):
+                raise ValueError(f"{name} is {number}")
+        require_numbers("base_lrs", schedule.get("base_lrs", []), "[0, inf)")
+        done, steps = schedule["last_epoch"], content["global_step"]
+        if abs(done - steps) > 1:  # The schedule makes its step after the optimizer.
+            raise ValueError(f"the schedule is at step {in_short(done)} and the run at {in_short(steps)}")
+        for given, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+            for name in own:
+                if name not in CHANGING and given.get(name, own[name]) != own[name]:
+                    raise ValueError(f"{name} is {in_short(given[name])} there and {in_short(own[name])} here")
+            require_number("lr", given["lr"], "[0, inf)")
         optimizer.load_state_dict(copy.deepcopy(state))
         for group in optimizer.param_groups:
             # These need a GPU, and the copies are on the CPU.
@@ -82,6 +102,17 @@ def refuse_other_optimizer(
         ) from error
 
 
+def _numbers(node: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the numbers in nested dictionaries and lists; for a tensor NaN if it holds one that is not finite, or 0."""
+    if isinstance(node, dict | list | tuple):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _numbers(child, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, Tensor):
+        yield name, 0.0 if bool(node.float().isfinite().all()) else math.nan
+    elif isinstance(node, float):
+        yield name, node
+
+
 def refuse_other_progress(content: dict[str, Any], own: dict[str, Any], path: Path | str) -> None:
     """Refuse a checkpoint whose counts of epochs and steps are no counts.
 
@@ -93,6 +124,12 @@ def refuse_other_progress(content: dict[str, Any], own: dict[str, Any], path: Pa
     Raises:
         ValueError: with the file and the first wrong value.
     """
+    for name in ("epoch", "global_step"):
+        count = content.get(name)
+        if type(count) is not int or count < 0:
+            raise ValueError(f"checkpoint: expected a run to resume, got {path}, where {name} is {in_short(count)}")
+    if not isinstance(content.get("callbacks"), dict):  # The best score of the run is in there.
+        raise ValueError(f"checkpoint: expected a run to resume, got {path}, without the states of its callbacks")
     loops = content.get("loops")
     stored = loops.get("fit_loop") if isinstance(loops, dict) else loops
     for fault in _faults({"fit_loop": stored}, {"fit_loop": own}, "loops"):

@@ -105,10 +105,20 @@ def default_config() -> DictConfig:
         ("augmented", 3, "true or false"),
         ("why_missed", None, "true or false"),
         ("trainer.overfit_batches", 1, "overfit_pictures"),
+        ("head._partial_", "abc", "true, false"),
+        ("lr_scheduler._partial_", None, "true, false"),
+        ("augmentation.windows.0._recursive_", 1, "true, false"),
+        ("model.default_boxes._convert_", "abc", "none, partial, object, all"),
+        ("matcher._target_", 5, "name of a class"),
+        ("loss.classification._target_", "", "name of a class"),
+        ("trusted_packages", "os", "list of names"),
+        ("trusted_packages", [5], "list of names"),
+        ("split", "train", "val, test"),
+        ("callbacks.last.filename", 5, "text"),
     ],
 )
 def test_values_are_checked(default_config: DictConfig, key: str, value: object, expected: str):
-    config = default_config.copy()
+    config = OmegaConf.create(OmegaConf.to_container(default_config))
     OmegaConf.update(config, key, value, force_add=True)
     with pytest.raises(ValueError, match=f"^{key}: ") as caught:
         check_values(config)
@@ -179,6 +189,31 @@ def test_a_folder_that_refers_to_no_key(run, tmp_path: Path, key: str):
     assert outcome.error.startswith(f"ssd-compare: {key}: ")
     assert len(outcome.error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir"])
+def test_an_empty_name_of_a_folder(run, tmp_path: Path, key: str):
+    """A variable of a script that is not set would fill the working folder."""
+    sweep = ["-m"] if key == "hydra.sweep.dir" else []
+    outcome = run("ssd-compare", "runs=x", *sweep, f"{key}=")
+    assert outcome.exit_code == 1
+    assert outcome.error.startswith(f"ssd-compare: {key}: expected a folder, got none")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["ssd-check", "ssd-boxes"])
+def test_a_command_that_resumes_no_sweep(run, name: str):
+    outcome = run(name, "resume_sweep=runs/x", "hydra.run.dir=run")
+    assert outcome.exit_code == 1
+    assert outcome.message.startswith(f"{name}: resume_sweep: expected null, got runs/x. ")
+
+
+@pytest.mark.parametrize("key", ["resume", "resume_sweep"])
+def test_a_folder_to_resume_that_is_given_with_a_plus(run, key: str):
+    outcome = run("ssd-train", f"++{key}=nothing_here")
+    assert outcome.exit_code == 1
+    assert outcome.message.startswith(f"ssd-train: {key}: expected ")
+    assert "nothing_here" in outcome.message
 
 
 def test_a_working_folder_that_hydra_would_resolve(run, tmp_path: Path, monkeypatch):

@@ -46,6 +46,16 @@ def test_a_path_is_taken_as_it_is_typed(name: str, key: str):
     assert read(argument) == name
 
 
+@pytest.mark.parametrize("plus", ["+", "++"])
+@pytest.mark.parametrize(
+    "key",
+    ["resume", "resume_sweep", "pretrained", "trusted_packages", "hydra.run.dir", "hydra.sweep.dir", "hydra.mode"],
+)
+def test_a_key_that_a_command_reads_itself_works_with_a_plus(plus: str, key: str):
+    """With the plus, ``++resume_sweep=sweep`` would be a key that nothing reads."""
+    assert paths.readable([f"{plus}{key}=null", f"source={plus}{key}=x"])[0] == f"{key}=null"
+
+
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_quoted_path_is_read_back(name: str):
     assert read(f"source={paths.quote(name)}") == name

@@ -85,6 +85,8 @@ PARTS: dict[str, tuple[str, dict[str, list[Any]]]] = {
             "antialias": NO_SWITCH,
             "default_boxes": [*NO_PART, None],
             "backbone": [*NO_PART, None],
+            "extra_layers": NO_PART,
+            "head": NO_PART,
         },
     ),
     "model.default_boxes": (

@@ -247,6 +247,7 @@ def test_a_file_that_finds_something_else_is_an_error(run, trained: Trained, tmp
     [
         ("format=tflite", "format"),
         ("file=detector.pt", "file"),
+        ("split=test", "split"),
         ("raw=3", "raw"),
         ("source=nowhere.png", "source"),
         ("checkpoint=nowhere.ckpt", "checkpoint"),

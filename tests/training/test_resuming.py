@@ -1,6 +1,7 @@
 """Runs resumed from checkpoints that are whole files, but hold something else than the run needs."""
 
 import copy
+import math
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -75,6 +76,10 @@ def states(content: dict[str, Any]) -> list[dict[str, Any]]:
     return list(content["optimizer_states"][0]["state"].values())
 
 
+def group(content: dict[str, Any]) -> dict[str, Any]:
+    return content["optimizer_states"][0]["param_groups"][0]
+
+
 def of_run_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
     [key] = [key for key in content["callbacks"] if key.startswith("RunCheckpoint")]
     return content["callbacks"][key]
@@ -125,6 +130,18 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "the schedule is missing": lambda content: content.pop("lr_schedulers"),
     "text for the schedule": lambda content: content.update(lr_schedulers=["garbage"]),
     "an empty schedule": lambda content: content.update(lr_schedulers=[{}]),
+    "a schedule at another step": lambda content: content["lr_schedulers"][0].update(last_epoch=10**9),
+    "a list for a count of the schedule": lambda content: content["lr_schedulers"][0].update(_step_count=[1]),
+    "NaN for a rate of the schedule": lambda content: content["lr_schedulers"][0].update(base_lrs=[math.nan]),
+    "NaN in a moment": lambda content: states(content)[3]["exp_avg"].view(-1)[0].fill_(math.nan),
+    "infinity in a moment": lambda content: states(content)[3]["exp_avg_sq"].view(-1)[0].fill_(math.inf),
+    "NaN for a setting": lambda content: group(content).update(betas=(math.nan, 0.9)),
+    "another setting": lambda content: group(content).update(weight_decay=0.5),
+    "a negative learning rate": lambda content: group(content).update(lr=-1e-3),
+    "no epoch": lambda content: content.pop("epoch"),
+    "text for the step": lambda content: content.update(global_step="last"),
+    "no callbacks": lambda content: content.pop("callbacks"),
+    "null for the callbacks": lambda content: content.update(callbacks=None),
     "a number among the weights": lambda content: content["state_dict"].update({5: torch.zeros(1)}),
     "text for the position in the epoch": lambda content: content.update(DetectionDataModule="garbage"),
     "text for the epoch": lambda content: content["DetectionDataModule"].update(epoch="first"),
