@@ -25,7 +25,7 @@ from ssd_lightning.records import DRAW_THRESHOLD, DetectionRecords, ObjectRecord
 from ssd_lightning.run_folder import naming, written_whole
 
 if TYPE_CHECKING:
-    from ssd_lightning.data.datamodule import Pictures
+    from ssd_lightning.data.data_set import Pictures
 
 logger = logging.getLogger(__name__)
 

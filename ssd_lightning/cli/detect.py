@@ -1,4 +1,4 @@
-"""Detection on a data set by ``ssd-evaluate`` and ``ssd-export``. They need Lightning only here."""
+"""Detection on a data set by ``ssd-evaluate`` and ``ssd-export``."""
 
 import copy
 from pathlib import Path
@@ -6,17 +6,20 @@ from pathlib import Path
 import pandas as pd
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from rich.progress import track
 
-from ssd_lightning.cli.build import quiet_lightning
-from ssd_lightning.cli.weights import chosen_weights, load_chosen
-from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule
+from ssd_lightning.cli.screen import screen
+from ssd_lightning.cli.weights import chosen_weights, load_chosen, moved
+from ssd_lightning.data.batches import scored_loader
+from ssd_lightning.data.data_set import DetectionData, Pictures, TestedData, refuse_unusable
 from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.onnx_detector import OnnxDetector
+from ssd_lightning.devices import free_cores
 from ssd_lightning.scoring.missed import why_missed
 from ssd_lightning.scoring.scores import DetectionScores
 from ssd_lightning.scoring.stored_detections import StoredDetections
+from ssd_lightning.structures import Detections
 from ssd_lightning.training.checkpoint import read_checkpoint, rebuild_part
-from ssd_lightning.training.module import SSDModule
 
 
 def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
@@ -27,9 +30,9 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     Returns:
         Its detections; and the reasons for missed objects, or None without ``why_missed``.
     """
-    quiet_lightning()
     checkpoint = chosen_weights(config.checkpoint)
-    detector = load_chosen(checkpoint, config)
+    # float32 on every machine, since a score must not depend on the machine.
+    detector = moved(load_chosen(checkpoint, config), config.device)
     is_exported = isinstance(detector, OnnxDetector)
     if is_exported and not config.get("data"):
         raise ValueError(
@@ -37,32 +40,16 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
         )
     if is_exported and config.why_missed:
         raise ValueError("why_missed: expected false with an exported file, got true. Try checkpoint=<run folder>.")
-    datamodule = open_data(config, detector, checkpoint)
-    is_test = config.split == "test"
-    pictures = datamodule.test_pictures if is_test else datamodule.val_pictures
-    assert pictures is not None
+    pictures = open_pictures(config, detector, checkpoint)
     paths = tuple(str(path) for path in pictures.paths)
-    if isinstance(detector, OnnxDetector):
-        scores = scores_of(detector, datamodule, is_test)
-        return StoredDetections(scores.detections(), scores.objects(), paths, detector.classes), None
-    module = SSDModule(detector.model, postprocess=detector.postprocess)
-    # float32 on every machine, since a score must not depend on the machine.
-    trainer = instantiate(
-        config.trainer,
-        precision=config.trainer.precision or "32-true",
-        logger=False,
-        enable_checkpointing=False,
-        _convert_="all",
-    )
-    (trainer.test if is_test else trainer.validate)(module, datamodule, verbose=False)
-    found = StoredDetections(module.scores.detections(), module.scores.objects(), paths, detector.classes)
-    if not config.why_missed:
+    scores = scores_of(detector, pictures, config)
+    found = StoredDetections(scores.detections(), scores.objects(), paths, detector.classes)
+    if isinstance(detector, OnnxDetector) or not config.why_missed:
         return found, None
     shown = copy.copy(detector.postprocess)
     shown.score_threshold = config.draw_threshold
     misses = why_missed(
-        # Lightning moved the model back to the CPU.
-        detector.model.eval().to(trainer.strategy.root_device),
+        detector.model,
         shown,
         rebuild_part(read_checkpoint(checkpoint), "matcher", checkpoint, config.trusted_packages),
         pictures,
@@ -75,64 +62,67 @@ def detect(config: DictConfig) -> tuple[StoredDetections, pd.DataFrame | None]:
     return found, misses
 
 
-def open_data(config: DictConfig, detector: Detector | OnnxDetector, checkpoint: Path) -> DetectionDataModule:
-    """Open the split of the data group, or of the data of a checkpoint's training, at the input size of a detector.
+def open_pictures(config: DictConfig, detector: Detector | OnnxDetector, checkpoint: Path) -> Pictures:
+    """Open the split of the data group, or of the data of a checkpoint's training.
+
+    The data of a training are read, and neither generated nor downloaded: a checkpoint may come from another machine or
+    person, and must not fill a folder that it names.
 
     Raises:
         ValueError: naming the key, if the data cannot be used, have other classes, or have no such split.
     """
     if config.split not in ("val", "test"):
         raise ValueError(f"split: expected val or test, got {config.split}")
-    if config.get("data") and "classes" in config.data and config.data.classes is None:
+    is_given = bool(config.get("data"))
+    if is_given and "classes" in config.data and config.data.classes is None:
         # A folder of pictures can lack some of the classes.
         config.data.classes = list(detector.classes)
     data: DetectionData = (
         instantiate(config.data, _convert_="all")
-        if config.get("data")
+        if is_given
         else rebuild_part(read_checkpoint(checkpoint), "data", checkpoint, config.trusted_packages)
     )
-    datamodule = (DetectionDataModule if config.get("data") else DataOfTraining)(
-        data,
-        detector.image_size,
-        batch_size=config.batch_size,
-        num_workers=config.num_workers,
-        antialias=detector.antialias,
-    )
-    datamodule.prepare_data()
+    if is_given:
+        data.prepare()
     try:
-        datamodule.setup("test" if config.split == "test" else "validate")
+        pictures = _split(data, config.split)
     except (ValueError, OSError) as error:
-        if config.get("data"):
+        if is_given:
             raise
         raise ValueError(
             f"data: expected the data of the training of {checkpoint}, got an error: {error}. "
             "Try data=<the option of a data set>."
         ) from error
-    if datamodule.classes != detector.classes:
+    if tuple(data.classes) != detector.classes:
         raise ValueError(
-            f"data: expected the classes of the checkpoint, {list(detector.classes)}, got {list(datamodule.classes)}"
+            f"data: expected the classes of the checkpoint, {list(detector.classes)}, got {list(data.classes)}"
         )
-    if config.split == "test" and datamodule.test_pictures is None:
+    if pictures is None:
         raise ValueError(
             "split: expected val, got test, which this data does not have. "
             "Try data.test=<names>, or data.test_annotations=<file> with data=coco."
         )
-    return datamodule
+    return pictures
 
 
-def scores_of(detector: Detector | OnnxDetector, datamodule: DetectionDataModule, is_test: bool) -> DetectionScores:
-    """Run a detector on the pictures of the validation, or of the test, in this process."""
+def _split(data: DetectionData, split: str) -> Pictures | None:
+    """Read the pictures of a split, or return None for a test that the data does not have."""
+    pictures: Pictures | None
+    if split == "val":
+        purpose, pictures = "scoring", data.val()
+    else:
+        purpose, pictures = "the test", data.test() if isinstance(data, TestedData) else None
+    if pictures is not None:
+        refuse_unusable({purpose: pictures}, tuple(data.classes))
+    return pictures
+
+
+def scores_of(detector: Detector | OnnxDetector, pictures: Pictures, config: DictConfig) -> DetectionScores:
+    """Run a detector on pictures, and collect what it finds beside the truth."""
+    num_workers = free_cores() if config.num_workers is None else config.num_workers
+    loader = scored_loader(pictures, detector.image_size, config.batch_size, detector.antialias, num_workers)
     scores = DetectionScores(len(detector.classes))
-    for batch in datamodule.test_dataloader() if is_test else datamodule.val_dataloader():
-        scores.update(batch, detector.run(batch.images))
+    for batch in track(loader, description="Detecting", console=screen(), transient=True):
+        # The truth is on the host.
+        scores.update(batch, Detections(*(column.cpu() for column in detector.run(batch.images))))
     return scores
-
-
-class DataOfTraining(DetectionDataModule):
-    """The data that a checkpoint names, which are read, and neither generated nor downloaded.
-
-    A checkpoint may come from another machine or person, and must not fill a folder that it names.
-    """
-
-    def prepare_data(self) -> None:
-        """Do nothing."""

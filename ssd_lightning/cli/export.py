@@ -135,11 +135,9 @@ def scoring_on_data(
     Raises:
         ValueError: if the data cannot be used, or if pictures of the calibration are among those to score.
     """
-    from ssd_lightning.cli.detect import open_data, scores_of
+    from ssd_lightning.cli.detect import open_pictures, scores_of
 
-    datamodule, is_test = open_data(config, detector, checkpoint), config.split == "test"
-    pictures = datamodule.test_pictures if is_test else datamodule.val_pictures
-    assert pictures is not None
+    pictures = open_pictures(config, detector, checkpoint)
     both = {path.resolve() for path in calibration} & {Path(path).resolve() for path in pictures.paths}
     if both:
         raise ValueError(
@@ -151,8 +149,8 @@ def scoring_on_data(
         return {
             "split": config.split,
             "pictures": len(pictures),
-            "checkpoint": scores_of(detector, datamodule, is_test).compute(),
-            "file": scores_of(exported, datamodule, is_test).compute(),
+            "checkpoint": scores_of(detector, pictures, config).compute(),
+            "file": scores_of(exported, pictures, config).compute(),
         }
 
     return measure

@@ -22,11 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssd_lightning.cli.screen import screen
 from ssd_lightning.cli.sources import PictureFile, find_sources
-from ssd_lightning.cli.weights import chosen_weights, load_chosen
+from ssd_lightning.cli.weights import chosen_weights, load_chosen, moved
 from ssd_lightning.data.augmentation.pipeline import resample
 from ssd_lightning.data.augmentation.windows import WHOLE, Window
 from ssd_lightning.data.pictures import PictureError, read_picture
-from ssd_lightning.deploy.detector import Detector
 from ssd_lightning.deploy.prediction import Found, Predictor, Resized, tile_windows, views_of
 from ssd_lightning.deploy.video import Frame, Video, VideoWriter, require_av
 from ssd_lightning.devices import free_cores, keep_freed_memory
@@ -69,11 +68,7 @@ def predict(config: DictConfig) -> None:
         if sources.videos:
             require_av()
         checkpoint = chosen_weights(config.checkpoint)
-        detector = load_chosen(checkpoint, config)
-        if isinstance(detector, Detector):
-            detector = detector.to(config.device)
-        elif config.device not in ("auto", "cpu"):
-            raise ValueError(f"device: expected auto or cpu with an exported file, got {config.device}")
+        detector = moved(load_chosen(checkpoint, config), config.device)
         keep_freed_memory()
         for source in sources.videos:
             predict_video(source, folder, detector, windows, config)

@@ -43,3 +43,16 @@ def load_chosen(path: Path, config: DictConfig) -> Detector | OnnxDetector:
             "Try ssd-export with these settings, or checkpoint=<run folder>."
         )
     return OnnxDetector(path)
+
+
+def moved(detector: Detector | OnnxDetector, device: str) -> Detector | OnnxDetector:
+    """Move a detector to the device of ``device=…``, and return it.
+
+    Raises:
+        ValueError: if the machine has no such device, or if an exported file should leave the CPU.
+    """
+    if isinstance(detector, Detector):
+        return detector.to(device)
+    if device not in ("auto", "cpu"):
+        raise ValueError(f"device: expected auto or cpu with an exported file, got {device}")
+    return detector

@@ -3,21 +3,20 @@
 ShuffledKeys ── Key ──> SampleDataset ── Item ──> collate ──> Batch
 """
 
+import math
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssd_lightning.data.augmentation.pipeline import Augmentation
+from ssd_lightning.data.data_set import Pictures
 from ssd_lightning.records import Sample
 from ssd_lightning.signals import STOPPING
 from ssd_lightning.structures import Batch, Objects
-
-if TYPE_CHECKING:
-    from ssd_lightning.data.datamodule import Pictures
 
 
 class Key(NamedTuple):
@@ -42,7 +41,7 @@ class SampleDataset(Dataset):
 
     def __init__(
         self,
-        pictures: "Pictures",
+        pictures: Pictures,
         augmentation: Augmentation,
         image_size: tuple[int, int],
         seed: int = 0,
@@ -171,3 +170,48 @@ def collate(items: list[Item]) -> Batch:
         torch.tensor([item.image_id for item in items], dtype=torch.int64),
         torch.tensor([item.image_size for item in items], dtype=torch.int64).view(-1, 2),
     )
+
+
+def scored_loader(
+    pictures: Pictures,
+    image_size: tuple[int, int],
+    batch_size: int,
+    antialias: bool = True,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Return a loader of one rank's batches of pictures that are only resized, among the empty batches of other ranks.
+
+    Each batch has the same pictures as on a single rank, and all ranks take the same number of steps. Each rank has
+    a contiguous part of the batches.
+
+    Args:
+        pictures: the pictures to score on.
+        image_size: (height, width) of the network's input.
+        batch_size: number of pictures in a batch.
+        antialias: resize with anti-aliasing; see :class:`~ssd_lightning.detector.model.SSD`.
+        num_workers: number of processes that decode.
+        rank: number of this process.
+        world_size: number of processes.
+    """
+    count = math.ceil(len(pictures) / batch_size)
+    batches = [
+        [Key(0, index) for index in range(len(pictures))[number * batch_size :][:batch_size]]
+        if number * world_size // count == rank
+        else []
+        for number in range(count)
+    ]
+    dataset = SampleDataset(pictures, Augmentation(), image_size, antialias=antialias)
+    return DataLoader(dataset, batch_sampler=batches, **loader_arguments(num_workers))
+
+
+def loader_arguments(num_workers: int) -> dict[str, Any]:
+    """Return the arguments that all loaders have."""
+    return {
+        "num_workers": num_workers,
+        "collate_fn": collate,
+        "pin_memory": torch.cuda.is_available(),
+        "persistent_workers": num_workers > 0,
+        "worker_init_fn": leave_signals_to_the_main_process,
+    }

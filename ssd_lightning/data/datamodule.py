@@ -1,77 +1,16 @@
 """The datamodule: from a data set to loaders of batches for training, validation and test."""
 
-import math
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import lightning
-import numpy as np
-import torch
-from jaxtyping import UInt8
 from torch.utils.data import DataLoader
 
 from ssd_lightning.data.augmentation.pipeline import Augmentation
-from ssd_lightning.data.batches import (
-    Key,
-    ResumableLoader,
-    SampleDataset,
-    ShuffledKeys,
-    collate,
-    leave_signals_to_the_main_process,
-)
-from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
-from ssd_lightning.data.formats.findings import check_objects, refuse
+from ssd_lightning.data.batches import ResumableLoader, SampleDataset, ShuffledKeys, loader_arguments, scored_loader
+from ssd_lightning.data.data_set import DetectionData, Pictures, TestedData, refuse_unusable
 from ssd_lightning.devices import free_cores
-from ssd_lightning.records import Sample, Truth
 from ssd_lightning.require import require_whole_number
 from ssd_lightning.structures import ImageSize, height_and_width
-
-
-@runtime_checkable
-class Pictures(Protocol):
-    """Pictures with their ground truth, by position.
-
-    :class:`~ssd_lightning.data.formats.annotated_pictures.AnnotatedPictures` are such pictures in files.
-    """
-
-    paths: list[Path]
-
-    def __len__(self) -> int: ...
-
-    def truth(self, index: int) -> Truth:
-        """Return the ground truth without decoding the picture, so that augmentation can plan first."""
-
-    def image(self, index: int, least: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
-        """Decode a picture, possibly reduced, but not below ``least`` (height, width); ``None``: not reduced."""
-
-    def __getitem__(self, index: int) -> Sample:
-        """Return the picture in its own size with its ground truth."""
-
-
-@runtime_checkable
-class DetectionData(Protocol):
-    """A data set: one entry of the config group ``data``."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names in the order of their labels; the first has label 1."""
-
-    def prepare(self) -> None:
-        """Download or generate what is missing; one process of a machine calls this."""
-
-    def train(self) -> Pictures:
-        """Return the pictures to train on."""
-
-    def val(self) -> Pictures:
-        """Return the pictures to score on."""
-
-
-@runtime_checkable
-class TestedData(Protocol):
-    """A data set that can have pictures for a test, which are scored once, after the training."""
-
-    def test(self) -> Pictures | None:
-        """Return the pictures for the test; ``None``: this data set has none."""
 
 
 class DetectionDataModule(lightning.LightningDataModule):
@@ -137,15 +76,7 @@ class DetectionDataModule(lightning.LightningDataModule):
             self.val_pictures = self.data.val()
         if self.test_pictures is None and stage in (None, "fit", "test") and isinstance(self.data, TestedData):
             self.test_pictures = self.data.test()
-        for purpose, pictures in self.splits().items():
-            refuse_faulty(pictures, self.classes)
-            if len(pictures) == 0:
-                raise ValueError(f"data: expected at least one picture for {purpose}, got none")
-        if "background" in self.classes:
-            raise ValueError(
-                "data: expected classes of objects, got one called background, which is the name of label 0. "
-                "Try another name, or leave the class out."
-            )
+        refuse_unusable(self.splits(), self.classes)
 
     def splits(self) -> dict[str, Pictures]:
         """Return the pictures that have been read, by their purpose in the words of messages."""
@@ -167,7 +98,7 @@ class DetectionDataModule(lightning.LightningDataModule):
             sampler=sampler,
             batch_size=self.batch_size,
             drop_last=len(sampler) >= self.batch_size,
-            **self._loader_arguments(),
+            **loader_arguments(self._num_workers()),
         )
         state, self._resume_from = self._resume_from, {}
         if state:
@@ -185,23 +116,8 @@ class DetectionDataModule(lightning.LightningDataModule):
         return self._scored(self.test_pictures)
 
     def _scored(self, pictures: Pictures) -> DataLoader:
-        dataset = SampleDataset(pictures, Augmentation(), self.image_size, self.seed, self.antialias)
-        return DataLoader(dataset, batch_sampler=self._scored_batches(len(dataset)), **self._loader_arguments())
-
-    def _scored_batches(self, pictures: int) -> list[list["Key"]]:
-        """Return the batches of one rank among the empty batches of the other ranks.
-
-        Each batch has the same pictures as on a single rank, and all ranks take the same number of steps. Each rank has
-        a contiguous part of the batches.
-        """
-        rank, world_size = self._rank_and_world_size()
-        count = math.ceil(pictures / self.batch_size)
-        return [
-            [Key(0, index) for index in range(pictures)[number * self.batch_size :][: self.batch_size]]
-            if number * world_size // count == rank
-            else []
-            for number in range(count)
-        ]
+        ranks = self._rank_and_world_size()
+        return scored_loader(pictures, self.image_size, self.batch_size, self.antialias, self._num_workers(), *ranks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the epoch, which Lightning restores before it asks for a loader.
@@ -225,24 +141,7 @@ class DetectionDataModule(lightning.LightningDataModule):
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader_arguments(self) -> dict[str, Any]:
-        num_workers = self.num_workers
-        if num_workers is None:
-            num_workers = free_cores(processes=1 if self.trainer is None else self.trainer.num_devices)
-        return {
-            "num_workers": num_workers,
-            "collate_fn": collate,
-            "pin_memory": torch.cuda.is_available(),
-            "persistent_workers": num_workers > 0,
-            "worker_init_fn": leave_signals_to_the_main_process,
-        }
-
-
-def refuse_faulty(pictures: Pictures, classes: tuple[str, ...]) -> None:
-    """Refuse pictures in files of which one is faulty, or has a faulty object.
-
-    Raises:
-        ValueError: with the first fault.
-    """
-    if isinstance(pictures, AnnotatedPictures):
-        refuse([*pictures.findings, *check_objects(pictures.annotations(classes), classes)])
+    def _num_workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return free_cores(processes=1 if self.trainer is None else self.trainer.num_devices)

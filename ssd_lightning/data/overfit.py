@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import UInt8
 
-from ssd_lightning.data.datamodule import DetectionData, Pictures, refuse_faulty
+from ssd_lightning.data.data_set import DetectionData, Pictures, refuse_faulty
 from ssd_lightning.records import Sample, Truth
 from ssd_lightning.require import require_whole_number
 

@@ -1,6 +1,6 @@
 """Reasons why SSD missed an object: the step from default boxes to detections at which the object was lost."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ssd_lightning.box_design.coverage import best_ious, sides
 from ssd_lightning.data.augmentation.pipeline import Augmentation
+from ssd_lightning.data.batches import Key, SampleDataset, collate
+from ssd_lightning.data.data_set import Pictures
 from ssd_lightning.detector.boxes import decode, pairwise_iou
 from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
@@ -17,9 +19,6 @@ from ssd_lightning.detector.postprocess import PostProcess, best_candidates, non
 from ssd_lightning.records import DetectionRecords, ObjectRecords, select
 from ssd_lightning.scoring.errors import find_errors
 from ssd_lightning.structures import Objects, Predictions
-
-if TYPE_CHECKING:
-    from ssd_lightning.data.datamodule import Pictures
 
 NO_DEFAULT_BOX = "no default box"
 SCORED_AS_BACKGROUND = "scored as background"
@@ -58,7 +57,7 @@ def why_missed(
     model: SSD,
     postprocess: PostProcess,
     matcher: BoxMatcher,
-    pictures: "Pictures",
+    pictures: Pictures,
     detections: DetectionRecords,
     objects: ObjectRecords,
     iou_threshold: float = 0.5,
@@ -215,12 +214,9 @@ def find_reasons(
 
 
 def _network_input(
-    model: SSD, pictures: "Pictures", objects: ObjectRecords, images: Int[np.ndarray, " images"]
+    model: SSD, pictures: Pictures, objects: ObjectRecords, images: Int[np.ndarray, " images"]
 ) -> tuple[Tensor, Objects]:
     """Return pictures as the network scores them, and all their objects, on the device of the model."""
-    # The import is here since the datamodule imports Lightning.
-    from ssd_lightning.data.batches import Key, SampleDataset, collate
-
     if images[-1] >= len(pictures):
         raise ValueError(
             f"pictures: expected the {images[-1] + 1} or more pictures of the detections, got {len(pictures)}"

@@ -226,7 +226,7 @@ def test_the_best_weights_score_on_one_device_as_on_two(run, trained, tmp_path: 
     scored = run(
         "ssd-evaluate",
         f"checkpoint={folder}/checkpoints/best.ckpt",
-        "trainer=cpu",
+        "device=cpu",
         "batch_size=2",
         "num_workers=0",
         "hydra.run.dir=scores",

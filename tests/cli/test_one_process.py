@@ -61,7 +61,7 @@ class TestRun:
     @pytest.mark.usefixtures("empty_figures")
     def test_it_can_be_scored(self, run, live):
         folder, process = live
-        scored = run("ssd-evaluate", f"checkpoint={folder}/checkpoints/best.ckpt", "num_workers=0", "trainer=cpu")
+        scored = run("ssd-evaluate", f"checkpoint={folder}/checkpoints/best.ckpt", "num_workers=0", "device=cpu")
         assert scored.exit_code == 0, scored.error
         assert process.poll() is None
 

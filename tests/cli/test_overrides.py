@@ -194,7 +194,7 @@ class TestStrangeNames:
         data = str(folder.parent / "2024")
         assert OmegaConf.load(folder / ".hydra/config.yaml").data.root == data
         assert read_checkpoint(folder / "checkpoints/last.ckpt")[CONFIG_KEY]["config"]["data"]["root"] == data
-        arguments = [trained.checkpoint, "num_workers=0", "trainer=cpu"]
+        arguments = [trained.checkpoint, "num_workers=0", "device=cpu"]
         outcome = run("ssd-evaluate", *arguments, "hydra.run.dir=scores (ü)")
         assert outcome.exit_code == 0, outcome.error
         name, *arguments = shlex.split(outcome.out.strip().splitlines()[-1].removeprefix("Next:"))

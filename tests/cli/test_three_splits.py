@@ -82,7 +82,7 @@ def test_nothing_is_chosen_by_a_test(tested: tuple[Path, str]):
 def test_the_test_can_be_scored_again(run, tested: tuple[Path, str], tmp_path: Path):
     folder, _ = tested
     best = f"checkpoint={folder / 'checkpoints' / 'best.ckpt'}"
-    outcome = run("ssd-evaluate", best, "split=test", "num_workers=0", "trainer=cpu", "hydra.run.dir=scores")
+    outcome = run("ssd-evaluate", best, "split=test", "num_workers=0", "device=cpu", "hydra.run.dir=scores")
     assert outcome.exit_code == 0, outcome.error
     expected = json.loads((folder / "test_scores.json").read_text())["scores"]
     written = json.loads((tmp_path / "scores" / "scores.json").read_text())
@@ -101,7 +101,7 @@ def test_what_cannot_be_scored(run, tested: tuple[Path, str], bananas: Path, tra
         (trained.checkpoint, "split=test"): "split: expected val, got test",
         (f"detections={tested[0]}", "split=test"): "split: expected no value with detections=",
     }.items():
-        outcome = run("ssd-evaluate", *arguments, "num_workers=0", "trainer=cpu")
+        outcome = run("ssd-evaluate", *arguments, "num_workers=0", "device=cpu")
         assert outcome.exit_code == 1
         assert told in outcome.message
 

@@ -1,5 +1,7 @@
 """``ssd-train``: the run folder, what it prints, and the weights that it starts from."""
 
+import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +23,22 @@ from ssd_lightning.scoring.average_precision import voc_average_precision
 from ssd_lightning.scoring.stored_detections import load_detections
 from ssd_lightning.signals import Pruned, StoppedBySignal
 from ssd_lightning.training.checkpoint import load_detector
+
+
+def test_nothing_of_lightning_is_shown_also_where_slurm_is_installed(
+    run, bananas: Path, tmp_path: Path, monkeypatch, empty_figures, recwarn: pytest.WarningsRecorder
+):
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    shown: list[str] = []
+    monkeypatch.setattr(logging.Logger, "callHandlers", lambda _, record: shown.append(record.name))
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.INFO)  # as when Lightning is imported
+    outcome = run("ssd-train", "data=banana", f"data.root={bananas}", *QUICK)
+    assert outcome.exit_code == 0, outcome.error
+    assert [name for name in shown if name.startswith("lightning")] == []
+    assert [str(warning.message) for warning in recwarn if "srun" in str(warning.message)] == []
 
 
 class TestRunFolder:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ssd_lightning.data.datamodule import Pictures
+from ssd_lightning.data.data_set import Pictures
 from ssd_lightning.records import DetectionRecords, ObjectRecords, Records, Sample, Truth, concatenate, select
 
 LONGEST_SIDE = 640
