@@ -1,10 +1,11 @@
-"""Runs commands while packages that they must not need cannot be imported: run folder, picture."""
+"""Runs commands while packages that they must not need cannot be imported: run folder, picture, data set."""
 
+import contextlib
 import sys
 
 from ssd_lightning.cli import commands
 
-run_folder, picture = sys.argv[1:]
+run_folder, picture, data = sys.argv[1:]
 
 
 class Blocked:
@@ -25,10 +26,16 @@ def run(name: str, *arguments: str) -> None:
 
 blocked = Blocked()
 sys.meta_path.insert(0, blocked)
-blocked.packages = {"torch", "torchvision", "lightning", "torchmetrics"}
+blocked.packages = {"torch", "torchvision", "lightning", "torchmetrics", "matplotlib"}
+with contextlib.suppress(SystemExit):
+    run("compare", "runs=nowhere")
+print("loaded", *(blocked.packages & set(sys.modules)))
+blocked.packages.remove("matplotlib")
 run("compare", f"runs={run_folder}")
 print("loaded", *(blocked.packages & set(sys.modules)))
 blocked.packages = {"lightning"}
 run("predict", run_folder, picture, "num_workers=0")
-run("evaluate", f"detections={run_folder}")
+run("evaluate", run_folder, "num_workers=0", "why_missed=true")
+run("export", run_folder, "data=banana", f"data.root={data}", "num_workers=0")
+run("benchmark", run_folder, "repeats=1", "warm_up=1")
 print("loaded", *(blocked.packages & set(sys.modules)))

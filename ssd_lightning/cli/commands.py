@@ -13,8 +13,6 @@ from omegaconf import DictConfig
 from ssd_lightning.cli.app import run
 from ssd_lightning.cli.help import Command
 from ssd_lightning.cli.run_folders import holding_folders
-from ssd_lightning.cli.sweep.resume import expand_resume_sweep
-from ssd_lightning.cli.sweep.start import local_jobs, run_job
 
 TRAIN = Command(
     "ssd-train",
@@ -136,6 +134,9 @@ COMMANDS = {command.name: command for command in (TRAIN, EVALUATE, PREDICT, EXPO
 
 def train() -> None:
     """Run ``ssd-train``."""
+    from ssd_lightning.cli.sweep.resume import expand_resume_sweep
+    from ssd_lightning.cli.sweep.start import local_jobs
+
     with holding_folders(), local_jobs():
         run(TRAIN, _train, expand_resume_sweep)
 
@@ -143,6 +144,8 @@ def train() -> None:
 def _train(config: DictConfig) -> Any:
     """Run one training, or one job of a sweep, and return the score that a sweep maximises."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
+        from ssd_lightning.cli.sweep.start import run_job
+
         return run_job(config)
     from ssd_lightning.cli.train import train
 

@@ -3,38 +3,25 @@
 This module computes the content; ``comparison_report.html`` is the template. Jinja escapes all inserted text.
 """
 
-import base64
-import contextlib
-import io
 import os
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
-from matplotlib.figure import Figure
 
 from ssd_lightning.records import BACKGROUND, DRAW_THRESHOLD
 from ssd_lightning.require import visible_line
 from ssd_lightning.review.bootstrap import HOLDS, MORE_THAN_NOISE, compare_classes, compare_runs, compare_settings
 from ssd_lightning.review.picture_pairs import SHOWN_SIDE, Pairs, picture_pairs
-from ssd_lightning.review.run_figures import (
-    NAMES,
-    draw_class_differences,
-    draw_importance,
-    draw_learning_curves,
-    draw_pareto,
-)
 from ssd_lightning.review.runs import (
     MOST_NAMED,
-    learning_curves,
+    NAMES,
     load_runs,
     more_is_better,
-    objectives_of,
     run_labels,
     settings_of,
     shown_value,
@@ -43,17 +30,13 @@ from ssd_lightning.review.runs import (
 from ssd_lightning.review.same_pictures import picture_sets
 from ssd_lightning.review.settings import SEED, importance, over_seeds
 from ssd_lightning.run_folder import SCORE_NAMES, replace_text
-from ssd_lightning.scoring.error_figures import CAUSE_COLOURS, SHORT_NAMES
-from ssd_lightning.scoring.errors import BOTH, CAUSES, FOUND, IGNORED, TRUE, cost_in_ap
+from ssd_lightning.scoring.errors import BOTH, CAUSES, FOUND, IGNORED, SHORT_NAMES, TRUE, cost_in_ap
 from ssd_lightning.scoring.stored_detections import FILE_NAME, StoredDetections, load_detections
 
 FINISHED = "finished"
 
 NO_RESULT = ("failed", "broken")
 """Prefixes of the status of runs without a result."""
-
-DOTS_PER_INCH = 200
-"""Resolution of figures that are stored as pixels; sharp on a screen of double density."""
 
 SCORES = ("map_50", "map", "map_75", "map_voc12", "val/loss")
 """Scores in the table of runs, beside the score that ranks them."""
@@ -65,9 +48,6 @@ RESULTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "default_boxes": ("default boxes", "{:.0f}".format),
 }
 """Further columns of the table of runs: title and format."""
-
-COSTS = ("train_seconds", "parameters")
-"""Columns that the score is drawn against, beside the other objectives of a search."""
 
 
 class Findings(NamedTuple):
@@ -173,14 +153,11 @@ def write_comparison(
     others = [name for name in settings if name != SEED]
     # Runs that differ in the seed alone share a colour.
     by_setting = run_labels(runs, others) if SEED in settings and 0 < len(others) <= MOST_NAMED else None
-    # A dollar sign in a class or folder does not start a formula.
-    with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "comparison"}):
-        curves = _curves(runs, labels if by_setting is None else by_setting, score)
-        costs = [name for name in dict.fromkeys([*COSTS, *objectives_of(runs)]) if name != score]
-        fronts = [_image(draw_pareto(finished, score, cost, labels)) for cost in costs if finished[cost].nunique() > 1]
-        mattered = _importance(finished, score)
-        bars = _image(draw_importance(mattered, score)) if mattered is not None else None
-        classes = _image(draw_class_differences(two.classes)) if two is not None and len(two.classes) > 1 else None
+    mattered = _importance(finished, score)
+    # Matplotlib takes as long to import as all else. Without it, a mistake is reported soon.
+    from ssd_lightning.review.comparison_figures import CAUSE_COLOURS, draw_figures
+
+    figures = draw_figures(runs, finished, labels, by_setting, score, mattered, None if two is None else two.classes)
     sentences = _sentences(runs, labels, score, best, mattered, two)
     page = _template().render(
         folder=visible_line(_common_folder(runs)),
@@ -193,10 +170,10 @@ def write_comparison(
         failures=[(_shown_folder(run, runs), status) for run, status in runs["status"].items() if ":" in status],
         without_detections=[_shown_folder(run, runs) for run in finished.index if scored[run] is None],
         seeds=_table_over_seeds(runs, score) if SEED in settings else None,
-        curves=curves,
+        curves=figures.curves,
         has_shared_colours=by_setting is not None,
-        fronts=fronts,
-        importance=bars,
+        fronts=figures.fronts,
+        importance=figures.importance,
         mattered=mattered,
         sets=[
             (pictures, [_shown_folder(run, runs) for run in runs.index if scored[run] == place])
@@ -204,7 +181,7 @@ def write_comparison(
         ],
         two=two,
         reason=reason,
-        classes=classes,
+        classes=figures.classes,
         iou_threshold=iou_threshold,
         draw_threshold=draw_threshold,
         shown_side=SHOWN_SIDE,
@@ -407,15 +384,6 @@ def _column(table: pd.DataFrame, name: str, title: str, shown: Callable[[Any], s
     return Column(title, is_number, cells)
 
 
-def _curves(runs: pd.DataFrame, labels: pd.Series, score: str) -> str | None:
-    """Draw the learning curves; None if no run has logged any."""
-    parts = []
-    for key in dict.fromkeys(("train/loss", "val/loss", f"val/{score.removeprefix('val/')}")):
-        with contextlib.suppress(ValueError):
-            parts.append(learning_curves(runs, [key]))
-    return _image(draw_learning_curves(pd.concat(parts), labels)) if parts else None
-
-
 def _importance(finished: pd.DataFrame, score: str) -> pd.DataFrame | None:
     """Rate the settings; None if there are too few runs."""
     if len(finished) < 2:
@@ -485,20 +453,6 @@ def _headline(runs: pd.DataFrame, labels: pd.Series, two: TwoRuns) -> str:
         f"{name} of the trained network with {short[two.b]} is {by} than with {short[two.a]}; "
         f"other pictures of this kind {verdict} show the same sign ({interval}). {rest}"
     )
-
-
-def _image(figure: Figure) -> str:
-    """Return a figure as a data URI, of lines or of pixels, whichever is smaller."""
-    files = []
-    for kind, media, options in (
-        ("svg", "image/svg+xml", {"metadata": {"Date": None}}),
-        ("png", "image/png", {"dpi": DOTS_PER_INCH}),
-    ):
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, **options)
-        files.append((media, file.getvalue()))
-    media, content = min(files, key=lambda pair: len(pair[1]))
-    return f"data:{media};base64,{base64.b64encode(content).decode()}"
 
 
 def _template() -> Template:

@@ -11,10 +11,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from ssd_lightning.data.pictures import PictureError, read_picture
-from ssd_lightning.drawing import FEW_BOXES, place_labels, text_size
 from ssd_lightning.records import DRAW_THRESHOLD, DetectionRecords, ObjectRecords, select
-from ssd_lightning.scoring.error_figures import SHORT_NAMES
-from ssd_lightning.scoring.errors import FOUND, IGNORED, TRUE, Errors, find_errors
+from ssd_lightning.scoring.errors import FOUND, IGNORED, SHORT_NAMES, TRUE, Errors, find_errors
 from ssd_lightning.scoring.stored_detections import StoredDetections
 
 SHOWN_SIDE = 480
@@ -181,6 +179,9 @@ def _labels(
     picture_size: tuple[int, int],
 ) -> list[Label | None]:
     """Place the texts of detections, of which the last ones are the best."""
+    # Matplotlib, which measures the texts, takes long to import.
+    from ssd_lightning.drawing import FEW_BOXES, place_labels, text_size
+
     unit = max(picture_size) / SHOWN_SIDE
     size = (13 if len(boxes) <= FEW_BOXES else 9) * unit
     sizes = np.array([text_size(text, size) for text in texts]).reshape(-1, 2) + 2 * LABEL_BORDER * unit

@@ -27,22 +27,7 @@ from ssd_lightning.drawing import (
     text_size,
 )
 from ssd_lightning.review.bootstrap import HOLDS
-from ssd_lightning.review.runs import more_is_better, pareto, run_labels, with_numbers
-
-NAMES = {
-    "map": "AP, IoU 0.5 to 0.95",
-    "map_50": "AP at IoU 0.5",
-    "map_75": "AP at IoU 0.75",
-    "map_voc07": "AP (VOC07)",
-    "map_voc12": "AP (VOC12)",
-    "train/loss": "training loss",
-    "val/loss": "validation loss",
-    "train_seconds": "seconds of training",
-    "images_per_second": "training images/s",
-    "parameters": "parameters",
-    "default_boxes": "default boxes",
-}
-"""Names of columns and metrics in text."""
+from ssd_lightning.review.runs import NAMES, more_is_better, pareto, run_labels, with_numbers
 
 LINES: list[tuple[str, Any]] = [(COLOURS[n], style) for style in ("solid", "dashed") for n in (4, 0, 2, 5, 6, 1)]
 """Twelve colours and styles of lines that can be distinguished. Yellow is left out, since it is invisible on white."""

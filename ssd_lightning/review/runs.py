@@ -52,6 +52,21 @@ RESULTS = ("best_epoch", *COSTS)
 NO_SETTING = ("run", "status", "seeds", *RESULTS, *SCORE_NAMES)
 """Names of other columns in the tables of runs, which a setting cannot have."""
 
+NAMES = {
+    "map": "AP, IoU 0.5 to 0.95",
+    "map_50": "AP at IoU 0.5",
+    "map_75": "AP at IoU 0.75",
+    "map_voc07": "AP (VOC07)",
+    "map_voc12": "AP (VOC12)",
+    "train/loss": "training loss",
+    "val/loss": "validation loss",
+    "train_seconds": "seconds of training",
+    "images_per_second": "training images/s",
+    "parameters": "parameters",
+    "default_boxes": "default boxes",
+}
+"""Names of columns and metrics in text."""
+
 LARGEST_EXACT = 2**53
 """Largest whole number up to which a column of numbers holds each exactly. A larger one of a setting is text."""
 

@@ -29,13 +29,14 @@ from ssd_lightning.scoring.errors import (
     LOCALISATION,
     MISSED,
     MISSES,
+    SHORT_NAMES,
     TRUE,
     Errors,
     find_errors,
 )
 
 if TYPE_CHECKING:
-    from ssd_lightning.data.datamodule import Pictures
+    from ssd_lightning.data.data_set import Pictures
 
 CAUSE_COLOURS = {
     TRUE: COLOURS[2],
@@ -54,9 +55,6 @@ PICTURE_INCHES = 3.0
 """Side of a picture in inches."""
 
 LONGEST_FILE_NAME = 32
-
-SHORT_NAMES = {CLASSIFICATION: "cls", LOCALISATION: "loc", BOTH: "both", DUPLICATE: "dup", BACKGROUND: "bkg"}
-"""Names of causes for places with little room."""
 
 
 def draw_error_costs(costs: pd.DataFrame, score_threshold: float = DRAW_THRESHOLD) -> Figure:

@@ -43,6 +43,9 @@ CAUSES = {
 }
 """All causes, and the meaning of each."""
 
+SHORT_NAMES = {CLASSIFICATION: "cls", LOCALISATION: "loc", BOTH: "both", DUPLICATE: "dup", BACKGROUND: "bkg"}
+"""Names of causes for places with little room."""
+
 TRUE = "true"
 FOUND = "found"
 IGNORED = "ignored"
