@@ -31,7 +31,8 @@ from ssd_lightning.box_design.coverage import (
 )
 from ssd_lightning.box_design.coverage_figures import MatchedBoxes, draw_coverage, draw_design
 from ssd_lightning.box_design.search import design_boxes
-from ssd_lightning.cli.build import build_datamodule, plain_values, without_weights
+from ssd_lightning.cli.build import build_datamodule
+from ssd_lightning.cli.plain import plain_values, without_weights
 from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.detector.default_boxes import DefaultBoxes, Grid

@@ -11,12 +11,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from ssd_lightning.cli import ranks
 from ssd_lightning.cli.errors import in_part
+from ssd_lightning.cli.plain import plain_values, without_weights
 from ssd_lightning.cli.trainer_values import naming_arguments
+from ssd_lightning.data.data_set import refuse_data_without_objects
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.data.download import only_one_process_in
 from ssd_lightning.data.formats.cache import cache_folder
@@ -57,24 +59,13 @@ def build_datamodule(config: DictConfig) -> DetectionDataModule:
         datamodule.setup("fit")
     if "classes" in config.data and config.data.classes is None:
         config.data.classes = list(datamodule.classes)
-    refuse_data_without_objects(datamodule)
+    refuse_data_without_objects(datamodule.splits())
     for (one, pictures), (other, others) in itertools.combinations(datamodule.splits().items(), 2):
         shared = set(pictures.paths) & set(others.paths)
         if shared and config.overfit_pictures is None:
             more = f" and {len(shared) - 1} more. Try ssd-check, which lists them" if len(shared) > 1 else ""
             raise ValueError(f"data: expected other pictures for {other} than for {one}, got {min(shared)}{more}")
     return datamodule
-
-
-def refuse_data_without_objects(datamodule: DetectionDataModule) -> None:
-    """Refuse data without a single object to train on, to score on, or in a test.
-
-    Raises:
-        ValueError: naming the purpose that lacks objects.
-    """
-    for purpose, pictures in datamodule.splits().items():
-        if not any(len(pictures.truth(row).labels) for row in range(len(pictures))):
-            raise ValueError(f"data: expected at least one object in the pictures for {purpose}, got none")
 
 
 def build_module(config: DictConfig, classes: Sequence[str]) -> SSDModule:
@@ -136,17 +127,6 @@ def _maker(config: DictConfig, group: str) -> Callable[..., Any]:
     return named
 
 
-def without_weights(model: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's config without the source of its initial weights, which a checkpoint replaces.
-
-    Raises:
-        ValueError: if the backbone is no part.
-    """
-    if not isinstance(model["backbone"], dict):
-        raise ValueError(f"model.backbone: expected a part, got {model['backbone']}. Try backbone=<option>.")
-    return {**model, "backbone": {key: value for key, value in model["backbone"].items() if key != "weights"}}
-
-
 def build_loggers(config: DictConfig) -> list[Logger]:
     """Build the loggers. Call this before anything that takes long, since a logger may need a login."""
     return [instantiate(logger, _convert_="all") for logger in (config.logger or {}).values() if logger]
@@ -195,8 +175,3 @@ def refuse_batches_of_one(config: DictConfig, model: SSD, pictures: int, world_s
         raise ValueError(f"batch_size: expected at least 2, {reason}, got 1. Try batch_size=2.")
     key = "data" if config.overfit_pictures is None else "overfit_pictures"
     raise ValueError(f"{key}: expected at least 2 training pictures per device, {reason}, got 1")
-
-
-def plain_values(node: Any) -> Any:
-    """Return plain dictionaries, lists and numbers in place of a config node."""
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

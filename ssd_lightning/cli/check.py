@@ -17,9 +17,15 @@ from rich.table import Table
 
 from ssd_lightning.box_design.coverage import best_ious, coverage_by_class, coverage_by_size, sides, worst_classes
 from ssd_lightning.box_design.data_figures import draw_data_set
-from ssd_lightning.cli.build import plain_values, refuse_data_without_objects, without_weights
+from ssd_lightning.cli.plain import plain_values, without_weights
 from ssd_lightning.cli.screen import screen
-from ssd_lightning.data.datamodule import DetectionData, DetectionDataModule, Pictures, TestedData
+from ssd_lightning.data.data_set import (
+    DetectionData,
+    Pictures,
+    TestedData,
+    refuse_data_without_objects,
+    refuse_unusable,
+)
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures
 from ssd_lightning.data.formats.findings import FIXED, Finding, printable
 from ssd_lightning.data.formats.picture_checks import (
@@ -83,12 +89,9 @@ def check(config: DictConfig) -> None:
 
     fix = f"Left to fix={getattr(data, 'fix', None)}"
     # The rest must pass the checks of a training.
-    datamodule = DetectionDataModule(data, plain_values(config.model.image_size), config.batch_size, num_workers=0)
-    datamodule.train_pictures, datamodule.val_pictures = train, val
-    datamodule.test_pictures = splits.get("the test")
     try:
-        datamodule.setup("fit")
-        refuse_data_without_objects(datamodule)
+        refuse_unusable(splits, classes)
+        refuse_data_without_objects(splits)
     except ValueError as error:
         if not problems and not fixed:
             raise

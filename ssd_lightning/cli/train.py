@@ -21,12 +21,12 @@ from ssd_lightning.cli.build import (
     build_module,
     build_trainer,
     checkpoint_config,
-    plain_values,
     quiet_lightning,
     refuse_batches_of_one,
 )
 from ssd_lightning.cli.launch_ranks import SameOnAllRanks, together
 from ssd_lightning.cli.overrides import PLACES_OF_DATA
+from ssd_lightning.cli.plain import plain_values
 from ssd_lightning.cli.results import device_name, git_commit, score_and_write_results
 from ssd_lightning.cli.run_folders import chosen_options, run_in_folder
 from ssd_lightning.cli.screen import screen

@@ -89,3 +89,17 @@ def refuse_faulty(pictures: Pictures, classes: tuple[str, ...]) -> None:
     """
     if isinstance(pictures, AnnotatedPictures):
         refuse([*pictures.findings, *check_objects(pictures.annotations(classes), classes)])
+
+
+def refuse_data_without_objects(splits: Mapping[str, Pictures]) -> None:
+    """Refuse data without a single object to train on, to score on, or in a test.
+
+    Args:
+        splits: pictures by their purpose in the words of messages.
+
+    Raises:
+        ValueError: naming the purpose that lacks objects.
+    """
+    for purpose, pictures in splits.items():
+        if not any(len(pictures.truth(row).labels) for row in range(len(pictures))):
+            raise ValueError(f"data: expected at least one object in the pictures for {purpose}, got none")

@@ -139,7 +139,7 @@ class TestReport:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave figures out of the page: rendering takes most of its time."""
-    monkeypatch.setattr("ssd_lightning.review.comparison_report._image", lambda figure: "data:,")
+    monkeypatch.setattr("ssd_lightning.review.comparison_figures._image", lambda figure: "data:,")
 
 
 @pytest.mark.usefixtures("no_figures")
