@@ -1,5 +1,6 @@
 """Export of a detector to one file: pixels in, detections out."""
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -26,6 +27,9 @@ if TYPE_CHECKING:  # The package is in the extra "export".
 
 METADATA_KEY = "ssd_lightning"
 """Key of the JSON text in the file's metadata: classes, input size, resizing, post-processing, outputs, version."""
+
+CHECKSUM_KEY = f"{METADATA_KEY}.sha256"
+"""Key of the SHA-256 of all bytes before it, which is the last entry of the file's metadata."""
 
 INPUT = "images"
 FINAL_OUTPUTS = {
@@ -79,7 +83,7 @@ def export_onnx(detector: Detector, path: Path | str, with_postprocess: bool = T
     """Write a detector as one ONNX file, which needs neither torch nor this project to run.
 
     The input ``images`` is uint8 (N, 3, H, W), red first, for any N. Pictures have the network's input size;
-    normalization is part of the file. The file's metadata hold the JSON text :data:`METADATA_KEY`.
+    normalization is part of the file. The file's metadata hold the JSON text :data:`METADATA_KEY` and a checksum.
 
     Args:
         detector: in evaluation mode. The file computes in float32, whatever the precision of the detector.
@@ -113,7 +117,27 @@ def export_onnx(detector: Detector, path: Path | str, with_postprocess: bool = T
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
-        file.write(proto.SerializeToString())
+        file.write(with_checksum(proto))
+
+
+def with_checksum(proto: "onnx.ModelProto") -> bytes:
+    """Return the content of an ONNX file that ends with its checksum. ONNX itself has none."""
+    content = proto.SerializeToString()
+    return content + _checksum(content)
+
+
+def is_damaged(path: Path | str) -> bool:
+    """Return True if the bytes of an ONNX file do not fit its checksum, and False if the file has none."""
+    content = Path(path).read_bytes()
+    length = len(_checksum(b""))
+    return content[-length:-64] == _checksum(b"")[:-64] and content[-length:] != _checksum(content[:-length])
+
+
+def _checksum(content: bytes) -> bytes:
+    """Return the entry of the checksum of a content. Fields of ONNX's format may follow each other in any order."""
+    key = CHECKSUM_KEY.encode()
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([64]) + hashlib.sha256(content).hexdigest().encode()
+    return b"\x72" + bytes([len(entry)]) + entry
 
 
 class PlainDetector(RawDetector):

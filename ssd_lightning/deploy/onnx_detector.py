@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ssd_lightning.deploy.export import INPUT, METADATA_KEY, require_packages
+from ssd_lightning.deploy.export import CHECKSUM_KEY, INPUT, METADATA_KEY, is_damaged, require_packages
 from ssd_lightning.deploy.prediction import Predictor
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.require import in_short, one_line, parse_json, require_names, require_switch
@@ -64,6 +64,11 @@ class OnnxDetector(Predictor):
         if not Path(path).is_file():
             raise ValueError(f"checkpoint: expected a file of ssd-export, got {path}, which does not exist")
         self.path = Path(path)
+        if is_damaged(path):
+            raise ValueError(
+                f"checkpoint: expected a file of ssd-export, got {path}, which is damaged or was changed: its checksum "
+                f"is wrong. Try ssd-export again, or remove {CHECKSUM_KEY} from its metadata if you changed it."
+            )
         with self.refusing_the_file():
             self.session = onnx_session(str(path), providers)
             stored = self.session.get_modelmeta().custom_metadata_map

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from ssd_lightning.deploy.export import INPUT, METADATA_KEY, quiet, require_packages
+from ssd_lightning.deploy.export import INPUT, METADATA_KEY, quiet, require_packages, with_checksum
 from ssd_lightning.run_folder import written_whole
 
 QUANTIZED = ("Conv", "Relu", "Clip", "MaxPool")
@@ -67,4 +67,4 @@ def quantize_onnx(
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(content, ensure_ascii=False)})
     with written_whole(Path(target)) as file:
-        file.write(proto.SerializeToString())
+        file.write(with_checksum(proto))

@@ -88,7 +88,8 @@ def refuse_other_optimizer(
             for name in own:
                 if name not in CHANGING and given.get(name, own[name]) != own[name]:
                     raise ValueError(f"{name} is {in_short(given[name])} there and {in_short(own[name])} here")
-            require_number("lr", given["lr"], "[0, inf)")
+            for name in ("lr", "initial_lr"):
+                require_number(name, given[name], "[0, inf)")
         optimizer.load_state_dict(copy.deepcopy(state))
         for group in optimizer.param_groups:
             # These need a GPU, and the copies are on the CPU.

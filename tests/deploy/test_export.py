@@ -1,5 +1,6 @@
 """``ssd-export`` and its files: against the detector, without torch, and files of other origin."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from run_folder import Trained
 import ssd_lightning.deploy.export as export_module
 from ssd_lightning.deploy.agreement import agreement, compare_with_file, generated_pictures
 from ssd_lightning.deploy.detector import Detector
-from ssd_lightning.deploy.export import export_onnx
+from ssd_lightning.deploy.export import CHECKSUM_KEY, export_onnx
 from ssd_lightning.deploy.onnx_detector import OnnxDetector
 from ssd_lightning.detector.backbones.tiny import Tiny
 from ssd_lightning.detector.postprocess import PostProcess
@@ -115,8 +116,11 @@ def test_without_suppression(detector: Detector, files: Path):
 
 def test_the_file_describes_itself(detector: Detector, exported: Path):
     proto = onnx.load(exported)
-    [text] = [entry.value for entry in proto.metadata_props]
+    text, checksum = [entry.value for entry in proto.metadata_props]
     about = json.loads(text)
+    content = exported.read_bytes()
+    assert content.endswith(checksum.encode())
+    assert sum(hashlib.sha256(content[:-length]).hexdigest() == checksum for length in range(64, 120)) == 1
     assert about["classes"] == list(CLASSES)
     assert about["image_size"] == [64, 80]
     assert about["antialias"] is True
@@ -157,6 +161,29 @@ def test_the_example_runs_without_torch(detector: Detector, exported: Path, anti
     assert is_near.any(axis=1).mean() >= (1 if antialias else 0.9)
     assert Image.open(tmp_path / "drawn.png").size == (100, 180)
     assert len(EXAMPLE.read_text().splitlines()) <= 35
+
+
+@pytest.mark.parametrize("share", np.linspace(0.05, 0.95, 10).round(2))
+def test_bytes_that_have_changed_are_refused(exported: Path, share: float, tmp_path: Path):
+    """ONNX Runtime would run most of such files, with other weights."""
+    path, content = tmp_path / "a.onnx", bytearray(exported.read_bytes())
+    content[int(share * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"^checkpoint: expected a file of ssd-export, got .*checksum") as caught:
+        OnnxDetector(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_without_the_checksum_is_read(exported: Path, tmp_path: Path):
+    """A program that changes the graph removes the entry, and a file of an earlier version has none."""
+    proto = onnx.load(exported)
+    proto.producer_version = "changed"
+    onnx.save(proto, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match=CHECKSUM_KEY):
+        OnnxDetector(tmp_path / "a.onnx")
+    del proto.metadata_props[1]
+    onnx.save(proto, tmp_path / "a.onnx")
+    assert OnnxDetector(tmp_path / "a.onnx").classes == tuple(CLASSES)
 
 
 def foreign_file(path: Path) -> None:
