@@ -37,5 +37,6 @@ blocked.packages = {"lightning"}
 run("predict", run_folder, picture, "num_workers=0")
 run("evaluate", run_folder, "num_workers=0", "why_missed=true")
 run("export", run_folder, "data=banana", f"data.root={data}", "num_workers=0")
+run("check", "data=banana", f"data.root={data}")
 run("benchmark", run_folder, "repeats=1", "warm_up=1")
 print("loaded", *(blocked.packages & set(sys.modules)))

@@ -21,6 +21,6 @@ def test_files_are_compared_without_torch_and_detectors_used_without_lightning(
     assert re.search(r"^ssd-compare: .*nowhere", error, re.MULTILINE)
     for file in (
         *("compare/comparison.html", "predict/predictions.json", "evaluate/misses.csv"),
-        *("export/detector.onnx", "benchmark/benchmark.json"),
+        *("export/detector.onnx", "check/classes.csv", "benchmark/benchmark.json"),
     ):
         assert (tmp_path / "out" / file).is_file()
