@@ -2,10 +2,10 @@
 
     uv run python benchmarks/tiny_training_step.py
 
-The batch has 32 pictures of 256×256 pixels with one object each. The recipe labels anchors image by image, as the book
-does, and assigns the best anchors in a Python loop over objects. Its loss is cross-entropy and L1 over all anchors.
-Both losses are checked to be equal first. Our step runs as in ``ssd-train``: channels-last, with kept memory, and in
-the fastest precision of the CPU. Kept memory is a setting of the whole process, so the recipe is timed before it.
+The batch has 32 pictures of 256×256 pixels with one object each. The recipe labels anchors image by image, as the
+book does, and assigns the best anchors in a Python loop over objects. Its loss is cross-entropy and L1 over all
+anchors. Both losses are checked to be equal first. Our step runs as in ``ssd-train``: channels-last, with kept memory,
+and in the fastest precision of the CPU. Kept memory is a setting of the process, so the recipe is timed before it.
 """
 
 import argparse
