@@ -4,8 +4,14 @@ import contextlib
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+if sys.dont_write_bytecode:
+    # Each of the many processes that tests start would compile the package again.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The tests themselves run in parallel. Set before torch is imported, and for the commands that tests start.
