@@ -1,5 +1,6 @@
 """The README and the documentation: their Python runs, and their commands name what exists."""
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -8,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 from places import ROOT
 from run_folder import Trained
@@ -16,6 +20,7 @@ from ssd_lightning.cli import overrides
 from ssd_lightning.cli.commands import COMMANDS
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.cli.keys import check_keys
+from ssd_lightning.cli.plain import without_weights
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.training.checkpoint import load_detector
 
@@ -29,6 +34,9 @@ PAGES = [
     ),
 ]
 """Pages that are written by hand."""
+
+NETWORK = ("aspect_ratios", "backbone", "box_scales", "experiment", "extra_layers", "head", "model")
+"""Groups that change the network."""
 
 
 def name_of(page: Path) -> str:
@@ -92,6 +100,31 @@ def test_commands_name_keys_and_options_that_exist(page: Path, monkeypatch: pyte
             if group in GROUPS and "--config-dir" not in arguments:
                 for option in options.removeprefix("choice(").strip("[])").split(","):
                     assert (CONFIG_FOLDER / group / f"{option}.yaml").exists(), line
+
+
+def networks() -> list[tuple[str, ...]]:
+    """Return the arguments for the network on each line with ``ssd-train``, one value of a sweep after another."""
+    found = set()
+    for _, line in command_lines():
+        name, *arguments = arguments_of(line)
+        if name != "ssd-train" or "--help" in arguments or "--config-dir" in arguments or "<" in line:
+            continue
+        own = [argument for argument in arguments if argument.split("=")[0].split(".")[0] in NETWORK]
+        values = [re.sub(r"=choice\((.*)\)$", r"=\1", argument) for argument in own if "weights=" not in argument]
+        pairs = [argument.partition("=") for argument in values]
+        choices = [
+            [f"{key}={value}" for value in (text.split(",") if text[0] != "[" else [text])] for key, _, text in pairs
+        ]
+        found |= set(itertools.product(*choices))
+    return sorted(found - {()})
+
+
+@pytest.mark.parametrize("arguments", networks(), ids=" ".join)
+def test_networks_on_training_lines_can_be_built(arguments: tuple[str, ...]):
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        config = compose("train", [*arguments, "+model.num_classes=3"])
+    model = without_weights(OmegaConf.to_container(config.model, resolve=True))
+    assert len(instantiate(model, _convert_="all").grids) > 2
 
 
 def test_every_command_is_shown():
