@@ -48,6 +48,8 @@ def explain(error: BaseException) -> str | None:
         return _one_line(str(error).split("Config search path:")[0])
     if type(error).__name__ in ("MisconfigurationException", "NonFiniteLossError"):
         return _one_line(str(error))
+    if isinstance(error, RuntimeError) and (loop := re.match(r"Symlink loop from '(.*)'", str(error))):
+        return f"{loop[1]}: expected a file or a folder, got a link that leads to itself"
     if isinstance(error, (ValueError, OSError)):
         text = str(error)
         # A worker of a data loader passes its whole traceback as the message; the last line is the error itself.

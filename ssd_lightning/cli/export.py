@@ -1,6 +1,7 @@
 """The task of ``ssd-export``: write a detector as one file, and compare the file with the checkpoint."""
 
 import json
+import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -138,7 +139,7 @@ def scoring_on_data(
     from ssd_lightning.cli.detect import open_pictures, scores_of
 
     pictures = open_pictures(config, detector, checkpoint)
-    both = {path.resolve() for path in calibration} & {Path(path).resolve() for path in pictures.paths}
+    both = set(map(os.path.realpath, calibration)) & set(map(os.path.realpath, pictures.paths))
     if both:
         raise ValueError(
             f"calibration: expected other pictures than those that are scored, got {len(both)} of them, such as "

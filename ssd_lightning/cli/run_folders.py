@@ -89,7 +89,7 @@ def hold(folder: Path, key: str, expected: str, advice: str, patience: float = 0
     Raises:
         ValueError: if another process holds the folder, or the folder cannot be written to.
     """
-    folder, held = folder.resolve(), _held.get()
+    folder, held = Path(os.path.realpath(folder)), _held.get()
     assert held is not None
     if not ranks.is_first() or folder in held.locks or held.inherited.is_of(folder):
         return
@@ -295,7 +295,10 @@ def resume_in_run_folder(arguments: list[str]) -> list[str]:
         is_fixed = key.lstrip("+~").partition(".")[0] in FIXED_AT_THE_START
         if is_fixed or key in GROUPS or key in ("-m", "--multirun", "hydra.run.dir"):
             raise ValueError(f"resume: expected only changes of length, loggers, devices and data, got {other}")
-    if not (folder / "checkpoints" / "last.ckpt").is_file():
+    last = folder / "checkpoints" / "last.ckpt"
+    if not last.is_file():
+        if os.path.lexists(last):  # Such as a link to a disk that is not there now.
+            raise ValueError(f"resume: expected a checkpoint, got {last}, which is no file or a link to no file")
         print(f"{folder} has no checkpoint, so the run starts from its beginning", flush=True)
         return [*run_in_folder(folder), *others]
     return [*run_in_folder(folder), f"resume={overrides.quote(folder)}", *others]

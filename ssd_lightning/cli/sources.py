@@ -1,6 +1,7 @@
 """The pictures, videos and cameras that ``source`` names."""
 
 import glob
+import os
 import sys
 import urllib.error
 import urllib.parse
@@ -68,7 +69,9 @@ def find_sources(sources: list[Any], downloads: Path) -> Sources:
             videos |= dict.fromkeys(str(file) for file in files if is_video(str(file)))
             for file in files:
                 if not is_video(str(file)):
-                    pictures.setdefault(file.resolve(), PictureFile(file.absolute(), str(file.absolute())))
+                    pictures.setdefault(
+                        Path(os.path.realpath(file)), PictureFile(file.absolute(), str(file.absolute()))
+                    )
     return Sources(list(pictures.values()), list(videos))
 
 
@@ -87,7 +90,7 @@ def find_pictures(sources: list[Any], key: str = "source") -> list[Path]:
     found: dict[Path, Path] = {}
     for source in map(str, sources):
         for file in find_files(source, key):
-            found.setdefault(file.resolve(), file.absolute())
+            found.setdefault(Path(os.path.realpath(file)), file.absolute())
     return list(found.values())
 
 

@@ -21,6 +21,9 @@ PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16")
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 """Names of strategies whose ranks hold the whole model and are started as ``ssd-train`` starts them."""
 
+MOST_DEVICES = 256
+"""Largest number of devices of a machine. Each device is a process, and too many would stop the machine."""
+
 UNITS = ("weeks", "days", "hours", "minutes", "seconds")
 """Keys of a duration."""
 
@@ -106,6 +109,9 @@ def _devices(key: str, value: Any) -> None:
     if isinstance(value, str) and "," in value and text:
         indices = [int(index) for index in value.split(",") if index.strip()]
     is_list = bool(indices) and all(type(index) is int and index >= 0 for index in indices)
+    number = str(value).strip()
+    if number.isdecimal() and int(number[:1000]) > MOST_DEVICES:
+        raise ValueError(f"{key}: expected at most {MOST_DEVICES} devices, got {number[:20]}")
     if not (plain or text or is_list) or len(set(map(str, indices))) < len(indices):
         raise ValueError(
             f"{key}: expected a number of devices, -1 for all, auto, or a list of different indices, got {value}. "

@@ -281,12 +281,18 @@ class RunCheckpoint(ModelCheckpoint):
         """Restore the best checkpoint and its score.
 
         Raises:
-            ValueError: if a score is no number.
+            ValueError: if a score is no number, or a best file is not among those with a score.
         """
         scores = [state_dict[key] for key in ("current_score", "best_model_score", "kth_value") if key in state_dict]
         for score in (*scores, *state_dict.get("best_k_models", {}).values()):
             if not isinstance(score, Tensor | float | int | None):
                 raise ValueError(f"expected a score of {type(self).__name__}, got {score!r}")
+        saved, kind = state_dict.get("best_k_models", {}), type(self).__name__
+        if any(bool(score != score) for score in saved.values()):  # No later score would be better than NaN.
+            raise ValueError(f"expected scores of {kind} without NaN, got {saved}")
+        for key in ("best_model_path", "kth_best_model_path"):
+            if saved and state_dict.get(key) and state_dict[key] not in saved:
+                raise ValueError(f"expected a {key} of {kind} that has a score, got {state_dict[key]!r}")
         super().load_state_dict(_moved_to(self.dirpath, state_dict))
 
 

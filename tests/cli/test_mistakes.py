@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from ssd_lightning.cli import errors
+from ssd_lightning.cli.sources import find_pictures
 from ssd_lightning.cli.values import check_values
 from ssd_lightning.data.bananas import dataset as banana
 from ssd_lightning.detector.presets import CONFIG_FOLDER
@@ -214,6 +215,33 @@ def test_a_folder_to_resume_that_is_given_with_a_plus(run, key: str):
     assert outcome.exit_code == 1
     assert outcome.message.startswith(f"ssd-train: {key}: expected ")
     assert "nothing_here" in outcome.message
+
+
+@pytest.mark.filterwarnings("error:Callback RunFolderGuard")
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ssd-compare", ["runs=loop"]),
+        ("ssd-compare", ["runs=.", "hydra.run.dir=loop"]),
+        ("ssd-train", ["data=banana", "data.root=loop", "hydra.run.dir=run"]),
+        ("ssd-train", ["resume=loop"]),
+        ("ssd-check", ["data=voc_folder", "data.root=loop", "hydra.run.dir=run"]),
+        ("ssd-predict", ["checkpoint=loop", "source=x.png", "hydra.run.dir=run"]),
+        ("ssd-predict", ["checkpoint=x.ckpt", "source=loop", "hydra.run.dir=run"]),
+        ("ssd-evaluate", ["detections=loop", "hydra.run.dir=run"]),
+    ],
+)
+def test_a_link_that_leads_to_itself(run, tmp_path: Path, name: str, arguments: list[str]):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "x.png").write_bytes(b"")
+    outcome = run(name, *arguments)
+    assert outcome.exit_code == 1
+    assert "loop" in outcome.message
+
+
+def test_a_picture_that_is_a_link_to_itself(tmp_path: Path):
+    (tmp_path / "a.png").symlink_to("a.png")
+    assert find_pictures([str(tmp_path)]) == [tmp_path / "a.png"]  # An error of the reader, that does not stop others.
 
 
 def test_a_working_folder_that_hydra_would_resolve(run, tmp_path: Path, monkeypatch):

@@ -82,6 +82,17 @@ def test_a_run_without_a_checkpoint_starts_again(folder: Path, capsys):
     assert str(folder) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("target", ["/no/such/disk/last.ckpt", "last.ckpt", "."])
+def test_a_checkpoint_that_cannot_be_found_now_is_not_started_again(folder: Path, target: str):
+    """The link may lead to a disk that is not mounted."""
+    (folder / "checkpoints").mkdir()
+    last = folder / "checkpoints" / "last.ckpt"
+    last.symlink_to(target)
+    with pytest.raises(ValueError, match=r"^resume: expected a checkpoint") as caught:
+        resume_in_run_folder([f"resume={folder}"])
+    assert str(last) in str(caught.value)
+
+
 def test_auto_starts_what_has_not_begun(folder: Path):
     shutil.rmtree(folder)
     arguments = ["batch_size=4", f"hydra.run.dir={folder}"]

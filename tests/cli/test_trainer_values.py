@@ -22,7 +22,7 @@ NO_BATCHES = [0, 0.0, 1.5, -1, "abc", True, [], NAN]
 BAD: Mapping[str, list[Any]] = {
     "accelerator": ["abc", "tpu", 3, None, True, [], {}],
     "strategy": ["abc", "ddp_spawn", "ddp_notebook", "fsdp", "deepspeed", 3, None, [], {}],
-    "devices": [0, -2, 1.5, True, "0", "abc", "1.5", [], [0, 0], [-1], ["a"], "0,0", None, {}],
+    "devices": [257, 10**30, "100000", 0, -2, 1.5, True, "0", "abc", "1.5", [], [0, 0], [-1], ["a"], "0,0", None, {}],
     "num_nodes": [0, *NO_COUNT, None],
     "precision": [64, "bf16-true", "abc", [], True],
     "logger": [True, False, "csv", []],

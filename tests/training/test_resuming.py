@@ -126,6 +126,9 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "numbers for the callbacks": with_garbage_for_callbacks,
     "text for a score": lambda content: of_run_checkpoint(content).update(best_model_score="high"),
     "text for all scores": lambda content: of_run_checkpoint(content).update(best_k_models="high"),
+    "other files with scores": lambda content: of_run_checkpoint(content).update(
+        best_k_models={"a": torch.tensor(1.0)}
+    ),
     "no schedule": lambda content: content.update(lr_schedulers=[]),
     "the schedule is missing": lambda content: content.pop("lr_schedulers"),
     "text for the schedule": lambda content: content.update(lr_schedulers=["garbage"]),
