@@ -91,7 +91,7 @@ def match_objects(
         row = picture * rows.shape[1] + owner
         positives = (row * levels + level_of_box[box]).bincount(minlength=rows.size * levels).view(-1, levels)
         overlapping = row[iou[picture, owner, box] >= matcher.iou_threshold].bincount(minlength=rows.size)
-        alone = (positives.sum(dim=1) > 0) & (overlapping == 0)
+        alone = (positives.sum(dim=1) == 1) & (overlapping == 0)
         return ObjectMatches(best_iou.numpy(), best_box.numpy(), positives.numpy(), alone.numpy())
 
     matched = ObjectMatches(

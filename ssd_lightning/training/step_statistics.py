@@ -115,7 +115,7 @@ class TrainingStatistics:
         reaches = pairwise_iou(objects.boxes, cxcywh_to_xyxy(default_boxes).unsqueeze(0)) >= self.iou_threshold
         number = torch.arange(objects.valid.shape[1], device=default_boxes.device).unsqueeze(-1)
         is_own = (matches.labels > 0).unsqueeze(1) & (matches.objects.unsqueeze(1) == number)
-        by_claim_alone = is_own.any(dim=2) & ~(is_own & reaches).any(dim=2)
+        by_claim_alone = (is_own.sum(dim=2) == 1) & ~(is_own & reaches).any(dim=2)
         shares = torch.stack((by_claim_alone, ~reaches.any(dim=2))) & objects.valid
         return torch.stack((shares.sum(dim=(1, 2)), objects.valid.sum().expand(2))).float()
 

@@ -26,7 +26,7 @@ from ssd_lightning.data.bananas.dataset import Bananas
 from ssd_lightning.data.batches import Key, SampleDataset
 from ssd_lightning.data.formats import annotated_pictures
 from ssd_lightning.detector.default_boxes import DefaultBoxes
-from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.matching import AdaptiveMatcher, BoxMatcher
 
 GRIDS = [(5, 6), (3, 3), (1, 1)]
 DEFAULT_BOXES = DefaultBoxes([0.15, 0.4, 0.7, 1.0], [[2], [2, 3], []])
@@ -93,6 +93,20 @@ def test_matching_agrees_with_a_slow_loop(monkeypatch: pytest.MonkeyPatch, chunk
         sharing.append(len(set(best)) < len(best))
     assert 0 < sum(sharing) < len(counts)
     np.testing.assert_array_equal(sharing_pictures(matches, counts), sharing)
+
+
+def test_an_object_with_adaptive_matches_is_not_matched_by_claim_alone():
+    """A thin object has several positives by the adaptive matcher, though no default box reaches it."""
+    thin, counts = np.array([[0.1, 0.1, 0.2, 0.9]], dtype=np.float32), np.array([1])
+    default_boxes = DEFAULT_BOXES(GRIDS, (50, 60))
+    by_iou, adaptive = (
+        match_objects(thin, counts, default_boxes, BOXES_OF_LEVEL, matcher)
+        for matcher in (BoxMatcher(), AdaptiveMatcher())
+    )
+    assert by_iou.best_iou[0] < 0.5
+    assert by_iou.by_claim_alone.all()
+    assert adaptive.positives.sum() > 1
+    assert not adaptive.by_claim_alone.any()
 
 
 def test_the_number_of_threads_is_restored():
@@ -183,7 +197,7 @@ def test_levels_by_hand():
 
 class TestCommand:
     def test_tables_agree_with_a_slow_loop(self, run, bananas: Path, tmp_path: Path):
-        outcome = run("ssd-boxes", "data=banana", f"data.root={bananas}", *QUICK)
+        outcome = run("ssd-boxes", "data=banana", f"data.root={bananas}", "matcher=iou50", *QUICK)
         assert outcome.exit_code == 0, outcome.error
         boxes = Bananas(bananas).train().boxes
         default_boxes = DefaultBoxes([0.2, 0.37, 0.54, 0.71, 0.88, 1.05], [[2]] * 5)

@@ -18,7 +18,7 @@ from ssd_lightning import collectives
 from ssd_lightning.detector.boxes import cxcywh_to_xyxy
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.losses import FocalLoss, MeanOverBoxesLoss, MinedCrossEntropy, MultiBoxLoss
-from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.matching import AdaptiveMatcher, BoxMatcher
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.structures import Matches, Objects, Predictions
@@ -51,7 +51,12 @@ PICTURES: dict[str, list[list[tuple[float, ...]]]] = {
     "the same twice and thrice": [[ONE, ONE], [LARGE, LARGE, LARGE]],
     "some": [[ONE, TINY, LARGE], [], [SAME], [LARGE, ONE, SAME, TINY, ONE]],
 }
-MATCHERS = {"iou50": BoxMatcher(), "ignore band": BoxMatcher(0.6, 0.3), "low": BoxMatcher(0.2)}
+MATCHERS = {
+    "iou50": BoxMatcher(),
+    "ignore band": BoxMatcher(0.6, 0.3),
+    "low": BoxMatcher(0.2),
+    "adaptive": AdaptiveMatcher(),
+}
 MININGS = {
     "paper": MinedCrossEntropy(),
     "none without positives": MinedCrossEntropy(2.5, 0),
@@ -155,7 +160,7 @@ def slow_statistics(
                 for box in range(len(default_boxes))
                 if labels[picture][box] > 0 and matches.objects[picture, box] == number
             ]
-            alone.append(float(bool(own) and max(own) < threshold))
+            alone.append(float(len(own) == 1 and own[0] < threshold))
             not_reached.append(float(max(iou) < threshold))
     found["objects_by_claim_alone"] = mean(alone)
     found["objects_not_reached"] = mean(not_reached)

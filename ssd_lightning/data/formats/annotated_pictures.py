@@ -26,6 +26,9 @@ from ssd_lightning.records import Sample, Truth
 logger = logging.getLogger(__name__)
 
 
+MOST_OBJECTS = 5000
+"""Largest number of objects in a picture. Checks and scores compare all objects of a picture with each other."""
+
 MOST_LEFT_OUT = 20
 """Number of pictures whose faulty boxes are kept to be drawn."""
 
@@ -148,7 +151,16 @@ def annotated_pictures(
         findings: faults that the reader has found.
         remarks: what the reader has to say beside them.
         max_megapixels: see :class:`AnnotatedPictures`.
+
+    Raises:
+        ValueError: if a picture has more than :data:`MOST_OBJECTS` objects.
     """
+    if len(annotations.counts) and annotations.counts.max() > MOST_OBJECTS:
+        row = int(annotations.counts.argmax())
+        raise ValueError(
+            f"data: expected at most {MOST_OBJECTS} objects in a picture, got {annotations.counts[row]} in "
+            f"{printable(str(annotations.pictures[row]))}. Try parts of the picture."
+        )
     found = [*findings, *check_objects(annotations, classes)]
     remarks = [*remarks, *unusual_annotations(annotations)]
     fixed = [finding for finding in found if finding.kind in FIXED[fix]]

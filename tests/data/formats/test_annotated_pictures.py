@@ -55,6 +55,17 @@ def test_boxes_are_exact_in_float32():
         assert pictures.truth(index).boxes.tolist() == [expected]
 
 
+@pytest.mark.parametrize("count", [5000, 5001])
+def test_more_objects_in_a_picture_than_can_be_compared_are_refused(count: int):
+    """The checks and scores of 300,000 objects in a picture would never end."""
+    rows = [row(("dog", (1, 2, 3, 4))), row(*[("cat", (1, 2, 3, 4))] * count)]
+    if count == 5000:
+        assert annotated_pictures(as_columns(rows, "voc"), ["cat", "dog"]).counts.tolist() == [1, 5000]
+        return
+    with pytest.raises(ValueError, match=r"^data: expected at most 5000 objects in a picture, got 5001 in pictures/a\.png"):
+        annotated_pictures(as_columns(rows, "voc"), ["cat", "dog"])
+
+
 FAULTS: dict[str, tuple[tuple[str, Edges], list[list[float]] | None]] = {
     "right": (("dog", (1, 2, 3, 4)), [[2, 1, 2, 3, 4]]),
     "reversed": (("cat", (8, 0, 5, 9)), []),
