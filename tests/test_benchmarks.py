@@ -23,14 +23,17 @@ VOC = BENCHMARKS.parents[1] / "shared" / "data" / "VOCdevkit" / "VOC2007"
 
 ONCE = {
     "average_precision.py": (["--repeats", "1"], "pycocotools, COCO"),
-    "family.py": (["tiny_ssd", "--repeats", "1"], "5444"),
     "large_data.py": (["--share", "0.002", "--part", "1"], "`ssd-compare` of all runs"),
+    "picture_to_boxes.py": (
+        ["--model", "ssdlite320_torchvision", "--repeats", "1", "--pictures", "2"],
+        "ONNX Runtime, int8",
+    ),
     "pruning.py": (
         ["--trials", "1", "--epochs", "1", "--studies", "1", "--pruners", "median", "--", "debug=fast"],
         "| median | ",
     ),
     "ssd300_parts.py": (["--repeats", "1"], "times as fast"),
-    "tiny_training_step.py": (["--repeats", "1"], "ours, as ssd-train runs it"),
+    "tiny_training_step.py": (["--repeats", "1", "--batch", "2"], "ours, as ssd-train runs it"),
     "torchvision_models.py": (["--repeats", "1", "--batch", "2"], "ssdlite320_torchvision, training step"),
     "training_pictures.py": ([str(VOC), "--pictures", "8", "--rounds", "1"], "torchvision"),
 }

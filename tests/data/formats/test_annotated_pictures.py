@@ -62,7 +62,7 @@ def test_more_objects_in_a_picture_than_can_be_compared_are_refused(count: int):
     if count == 5000:
         assert annotated_pictures(as_columns(rows, "voc"), ["cat", "dog"]).counts.tolist() == [1, 5000]
         return
-    with pytest.raises(ValueError, match=r"^data: expected at most 5000 objects in a picture, got 5001 in pictures/a\.png"):
+    with pytest.raises(ValueError, match=r"^data: expected at most 5000 objects .*, got 5001 in pictures/a\.png"):
         annotated_pictures(as_columns(rows, "voc"), ["cat", "dog"])
 
 

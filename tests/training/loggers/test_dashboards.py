@@ -81,6 +81,7 @@ def offline(bananas: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         subprocess.run([*git, *command], check=True)
     (folder / "somebodys.txt").write_text("another version")
     loggers = ["logger=[wandb_offline,tensorboard]", "logger.wandb.log_model=true", "trainer.max_epochs=2"]
+    loggers.append("matcher=ignore_near")  # The second epoch is the best.
     loggers.append("++postprocess.max_detections=200")  # More points than a curve shows.
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
@@ -553,7 +554,7 @@ class TestSweepAgent:
             config = compose("train", overrides)
         assert config.optimizer.lr == definition["parameters"]["optimizer.lr"]["max"]
         assert config.loss.classification._target_.endswith("FocalLoss")
-        assert config.matcher.background_threshold == 0.4
+        assert config.matcher._target_.endswith("AdaptiveMatcher")
         assert "wandb" in config.logger
 
     def test_every_value_composes(self, definition: dict[str, Any]):
