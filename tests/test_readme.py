@@ -119,6 +119,7 @@ def networks() -> list[tuple[str, ...]]:
     return sorted(found - {()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", networks(), ids=" ".join)
 def test_networks_on_training_lines_can_be_built(arguments: tuple[str, ...]):
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):

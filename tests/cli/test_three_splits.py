@@ -97,7 +97,7 @@ def test_the_test_can_be_scored_again(run, tested: tuple[Path, str], tmp_path: P
 def test_what_cannot_be_scored(run, tested: tuple[Path, str], bananas: Path, trained):
     best = f"checkpoint={tested[0] / 'checkpoints' / 'best.ckpt'}"
     for arguments, told in {
-        (best, "split=train"): "split: expected val or test, got train",
+        (best, "split=train"): "split: expected one of val, test, got train",
         (trained.checkpoint, "split=test"): "split: expected val, got test",
         (f"detections={tested[0]}", "split=test"): "split: expected no value with detections=",
     }.items():
