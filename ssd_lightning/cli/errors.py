@@ -43,6 +43,9 @@ def explain(error: BaseException) -> str | None:
         return in_part(GROUP_OF_PART.get(where[1], where[1]), get_object(called[1]) if called else None, cause)
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key}: expected a value, got none. Try {error.full_key}=…, or --help."
+    if other := re.match(r"Could not override '([^']+)'\.\s+No match in the defaults list", str(error)):
+        advice = "device=cpu" if other[1] == "trainer" else "--help, which lists them"
+        return f"{other[1]}: expected a group that the command reads, got another. Try {advice}."
     if isinstance(error, (HydraException, OmegaConfBaseException, yaml.YAMLError)):
         # Hydra appends its search path, which means nothing to most users.
         return _one_line(str(error).split("Config search path:")[0])

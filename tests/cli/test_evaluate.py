@@ -1,6 +1,7 @@
 """``ssd-evaluate``: scores of a checkpoint, and of stored detections."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -243,3 +244,12 @@ class TestStoredDetections:
         assert outcome.message.startswith(f"ssd-evaluate: {key}")
         assert value in outcome.message
         assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize(("choice", "advice"), [("trainer=cpu", "device=cpu"), ("optimizer=sgd", "--help")])
+def test_groups_of_the_training_are_refused_by_name(run, choice: str, advice: str):
+    outcome = run("ssd-evaluate", "checkpoint=some.ckpt", choice)
+    assert outcome.exit_code == 1
+    group = choice.partition("=")[0]
+    assert re.match(rf"ssd-evaluate: {group}: expected .* Try {advice}", outcome.message)
+    assert "\n" not in outcome.message
