@@ -219,6 +219,7 @@ class TestCommand:
             f"data.root={bananas}",
             *QUICK,
             "+matcher.iou_threshold=0.1",
+            "matcher=ignore_band",
             "matcher.background_threshold=0.05",
         ]
         outcome = run("ssd-boxes", "design", *arguments)

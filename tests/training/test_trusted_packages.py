@@ -95,7 +95,7 @@ def test_a_backbone_of_the_user_trains_and_its_checkpoint_loads_by_name(run, ban
     assert type(load_detector(best, trusted_packages=["my_project"]).model.backbone).__module__ == "my_project"
     for command in (
         ["ssd-predict", "source=x.png", "draw=false", "device=cpu"],
-        ["ssd-evaluate", "trainer=cpu", "num_workers=0"],
+        ["ssd-evaluate", "device=cpu", "num_workers=0"],
     ):
         refused = run(*command, f"checkpoint={best}")
         assert refused.exit_code == 1
