@@ -73,15 +73,15 @@ class BoxMatcher:
 class AdaptiveMatcher(BoxMatcher):
     """A matcher with a threshold for each object, from the default boxes around its centre (ATSS, arXiv 1912.02424).
 
-    Forced matches are those of :class:`BoxMatcher`. Candidates of an object are, of each shape of each level, the
-    ``candidates`` default boxes whose centres are nearest. The object's threshold is the mean plus the standard
+    Forced matches are those of :class:`BoxMatcher`. Candidates of an object are, of each shape of default boxes,
+    the ``candidates`` whose centres are nearest. The object's threshold is the mean plus the standard
     deviation of the candidates' IoU. It is joined by the candidates that reach the threshold and whose centre lies in
     the object. A default box that could join several objects joins the one with the highest IoU.
 
     So an object which all default boxes fit badly still gets positives, and one which many fit well gets only the best.
 
     Args:
-        candidates: number of default boxes of each shape, 9 in the publication.
+        candidates: number of candidates of each shape, 9 in the publication.
         iou_threshold: the IoU at which statistics and ``ssd-boxes`` say that a default box reaches an object. The
             matches do not depend on it.
     """

@@ -16,7 +16,6 @@ from ssd_lightning.review.run_figures import (
     draw_pareto,
 )
 from ssd_lightning.review.runs import learning_curves, objectives_of
-from ssd_lightning.scoring.error_figures import CAUSE_COLOURS as CAUSE_COLOURS
 
 DOTS_PER_INCH = 200
 """Resolution of figures that are stored as pixels; sharp on a screen of double density."""

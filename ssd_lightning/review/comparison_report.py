@@ -155,7 +155,8 @@ def write_comparison(
     by_setting = run_labels(runs, others) if SEED in settings and 0 < len(others) <= MOST_NAMED else None
     mattered = _importance(finished, score)
     # Matplotlib takes as long to import as all else. Without it, a mistake is reported soon.
-    from ssd_lightning.review.comparison_figures import CAUSE_COLOURS, draw_figures
+    from ssd_lightning.review.comparison_figures import draw_figures
+    from ssd_lightning.scoring.error_figures import CAUSE_COLOURS
 
     figures = draw_figures(runs, finished, labels, by_setting, score, mattered, None if two is None else two.classes)
     sentences = _sentences(runs, labels, score, best, mattered, two)

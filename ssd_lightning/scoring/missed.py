@@ -142,7 +142,8 @@ def find_reasons(
     A default box would find an object if it scores the object's class above the threshold and its decoded box has IoU ≥
     ``iou_threshold``. Where such boxes exist, the reason is the last step that one of these boxes reached: best of the
     class, suppression, best of the picture. Otherwise the reason is the first that applies: no default box overlaps the
-    object enough, scored as background or as another class, placed badly.
+    object enough, scored as background or as another class, placed badly. The first of these is no reason where an
+    adaptive matcher trains more default boxes on the object than its forced match.
 
     Args:
         predictions: of the network.
@@ -198,7 +199,8 @@ def find_reasons(
             numpy(is_kept.any(dim=1)),
             numpy(is_candidate.any(dim=1)),
             numpy(finds.any(dim=1)),
-            default_box_iou < matcher.iou_threshold,
+            # An adaptive matcher may train several default boxes below the threshold.
+            (default_box_iou < matcher.iou_threshold) & numpy(is_matched.sum(dim=1) <= 1),
             numpy(score > postprocess.score_threshold),
             numpy(other_score > postprocess.score_threshold),
         ],

@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from ssd_lightning.detector.backbones.tiny import Tiny
 from ssd_lightning.detector.boxes import decode, xyxy_to_cxcywh
 from ssd_lightning.detector.default_boxes import DefaultBoxes
-from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.matching import AdaptiveMatcher, BoxMatcher
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.records import DetectionRecords, ObjectRecords, Sample
@@ -361,7 +361,13 @@ class TestWhyMissed:
     )
     POSTPROCESS = PostProcess(score_threshold=0.1, nms_threshold=0.45, candidates_per_class=3, max_detections=4)
 
-    def reason(self, scores: dict[int, dict[int, float]], moved: dict[int, float] | None = None, side: float = 0.2):
+    def reason(
+        self,
+        scores: dict[int, dict[int, float]],
+        moved: dict[int, float] | None = None,
+        side: float = 0.2,
+        matcher: BoxMatcher | None = None,
+    ):
         """Return the reason from scores of (default box, class) and from shifts to the right in picture widths."""
         probability = torch.zeros(7, 3)
         for box, of_classes in scores.items():
@@ -379,7 +385,7 @@ class TestWhyMissed:
             Objects(box, yes.long(), ~yes, yes),
             torch.tensor([0]),
             torch.tensor([0]),
-            BoxMatcher(),
+            matcher or BoxMatcher(),
             self.POSTPROCESS,
         )
         return misses.reasons[0], *(float(column[0]) for column in misses[1:])
@@ -388,6 +394,11 @@ class TestWhyMissed:
         reason, reached, *_ = self.reason({}, side=0.1)
         assert reason == NO_DEFAULT_BOX
         assert reached == pytest.approx(0.25)
+
+    def test_an_adaptive_matcher_trains_default_boxes_that_overlap_less(self):
+        reason, reached, score, _ = self.reason({1: {1: 0.08}}, side=0.1, matcher=AdaptiveMatcher())
+        assert reason == SCORED_AS_BACKGROUND
+        assert (reached, score) == pytest.approx((0.25, 0.08), abs=1e-5)
 
     def test_scored_as_background(self):
         reason, reached, score, moved = self.reason({0: {1: 0.05, 2: 0.06}, 1: {1: 0.08}, 2: {1: 0.9}})

@@ -10,7 +10,7 @@ from torch._subclasses import DynamicOutputShapeException, FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from ssd_lightning.detector.losses import BoxIoULoss, FocalLoss, MeanOverBoxesLoss, MultiBoxLoss
-from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.matching import AdaptiveMatcher, BoxMatcher, boxes_of_shapes
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import build_model
 from ssd_lightning.structures import Objects
@@ -35,8 +35,8 @@ def make_objects(images: int = 2) -> Objects:
     return Objects(boxes, torch.tensor([[1, 2]]).repeat(images, 1), torch.zeros_like(valid), valid)
 
 
-def step(model: SSD, objective: nn.Module, images: Tensor, objects: Objects) -> Tensor:
-    matches = MATCHER(objects, model.default_boxes)
+def step(model: SSD, objective: nn.Module, images: Tensor, objects: Objects, matcher: BoxMatcher = MATCHER) -> Tensor:
+    matches = matcher(objects, model.default_boxes)
     return objective(model(images), matches, model.default_boxes).total
 
 
@@ -66,6 +66,21 @@ def test_nothing_is_read_in_a_step(name: str, objective: str):
         assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
 
 
+@pytest.mark.parametrize("name", ["tiny_ssd128", "ssdlite320_mobilenet_v2"])
+def test_nothing_is_read_in_a_step_with_adaptive_matches(name: str):
+    shapes = boxes_of_shapes(build_model(name, 3).default_boxes)
+    matcher = AdaptiveMatcher()
+    with FakeTensorMode() as mode:
+        model = build_model(name, 3)
+        objects = Objects(*(torch.zeros_like(tensor) for tensor in make_objects()))
+        images = torch.zeros(2, 3, *model.image_size, dtype=torch.uint8)
+        # As after the first call, which finds the shapes.
+        matcher._laid, matcher._shapes = model.default_boxes, [mode.from_tensor(of_shape) for of_shape in shapes]
+        step(model, MultiBoxLoss(), images, objects, matcher).backward()
+        with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            AdaptiveMatcher()(objects, model.default_boxes)  # A first call reads them.
+
+
 @pytest.mark.slow
 def test_forward_matching_and_loss_compile_as_one_graph():
     """Run the end of this file in another process, because dynamo cannot trace the tests' checks of shapes."""
@@ -73,16 +88,16 @@ def test_forward_matching_and_loss_compile_as_one_graph():
     assert done.returncode == 0, done.stderr
 
 
-def compare_with_compiled(name: str, objective: nn.Module) -> None:
+def compare_with_compiled(name: str, objective: nn.Module, matcher: BoxMatcher = MATCHER) -> None:
     torch.manual_seed(0)
     model = build_model(name, 3, "model.image_size=160", "box_scales=tiny").eval()
     objects = make_objects()
     images = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     parameters = list(model.parameters())
-    expected = step(model, objective, images, objects)
+    expected = step(model, objective, images, objects, matcher)
     # "aot_eager" traces forward and backward as a compiler gets them, and needs none.
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    loss = compiled(model, objective, images, objects)
+    loss = compiled(model, objective, images, objects, matcher)
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     found, gradients = (torch.autograd.grad(total, parameters) for total in (loss, expected))
     largest = max(gradient.abs().max().item() for gradient in gradients)
@@ -95,3 +110,4 @@ if __name__ == "__main__":
         compare_with_compiled(preset, MultiBoxLoss())
     for loss in (MultiBoxLoss(FocalLoss(), BoxIoULoss("ciou")), MeanOverBoxesLoss()):
         compare_with_compiled("tiny_ssd", loss)
+    compare_with_compiled("tiny_ssd", MultiBoxLoss(), AdaptiveMatcher())
