@@ -8,11 +8,12 @@ import contextlib
 import copy
 import math
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -135,6 +136,30 @@ def refuse_other_progress(content: dict[str, Any], own: dict[str, Any], path: Pa
     stored = loops.get("fit_loop") if isinstance(loops, dict) else loops
     for fault in _faults({"fit_loop": stored}, {"fit_loop": own}, "loops"):
         raise ValueError(f"checkpoint: expected the progress of a run, got {path}, where {fault}")
+
+
+def refuse_forgotten_best(content: dict[str, Any], callbacks: Iterable[Any], path: Path | str) -> None:
+    """Refuse a checkpoint without the best score of a callback whose best file exists.
+
+    The callback would take its first score for the best one, and overwrite the file.
+
+    Args:
+        content: the content of the checkpoint.
+        callbacks: the callbacks of the run.
+        path: the file.
+
+    Raises:
+        ValueError: with the file, the score and the best file.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor is None:
+            continue
+        best = Path(callback.dirpath or "", f"{callback.filename}{callback.FILE_EXTENSION}")
+        if callback.state_key not in content["callbacks"] and best.is_file():
+            raise ValueError(
+                f"checkpoint: expected the best {callback.monitor} of the run, got {path}, which does not hold the "
+                f"score of {best}. Try the callbacks that the run began with, or move that file."
+            )
 
 
 PROGRESS = (

@@ -234,6 +234,22 @@ def test_a_moved_run_keeps_its_best(run, trained, tmp_path: Path, recwarn: pytes
     assert summary["best_epoch"] == torch.load(best, weights_only=True)["epoch"]
 
 
+@pytest.mark.parametrize("overrides", [["callbacks.best.monitor=val/map"], []], ids=["another score", "no states"])
+def test_a_run_that_would_forget_its_best_is_refused(run, trained: Trained, tmp_path: Path, overrides: list[str]):
+    folder = shutil.copytree(trained.folder, tmp_path / "run")
+    best, last = folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"
+    if not overrides:
+        torch.save(torch.load(last, weights_only=True) | {"callbacks": {}}, last)
+    before = best.read_bytes()
+    outcome = run("ssd-train", f"resume={folder}", "trainer.max_epochs=3", *overrides)
+    assert outcome.exit_code == 1
+    [line] = outcome.error.splitlines()
+    assert line.startswith("ssd-train: checkpoint: expected the best ")
+    assert str(last) in line
+    assert str(best) in line
+    assert best.read_bytes() == before
+
+
 @pytest.mark.usefixtures("empty_figures")
 @pytest.mark.slow
 def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
