@@ -257,7 +257,8 @@ def suppression_text(settings: PostProcess, boxes: int, classes: int, ir_version
     """Return the steps of :class:`~ssd_lightning.detector.postprocess.PostProcess` after decoding as an ONNX graph.
 
     The order of equal scores is the same: by class, then by default box. Scores outside the candidates and the
-    survivors become 0, which no threshold lets through.
+    survivors become 0, which no threshold lets through. So do those up to the threshold before the candidates are
+    chosen: ONNX Runtime passes over a 0 at once, and its TopK takes a tenth of the time.
 
     Args:
         settings: of the post-processing.
@@ -295,7 +296,8 @@ def suppression_text(settings: PostProcess, boxes: int, classes: int, ir_version
             room = Constant <value = int64[4] {{0, 0, 0, {number}}}> ()
 
             {by_class}
-            candidate_scores, candidate = TopK <axis = 2> (by_class, most_candidates)
+            likely = ThresholdedRelu <alpha = {float(settings.score_threshold)}> (by_class)
+            candidate_scores, candidate = TopK <axis = 2, sorted = 0> (likely, most_candidates)
             nothing = Mul (by_class, zero)
             candidates = ScatterElements <axis = 2> (nothing, candidate, candidate_scores)
             survivor = NonMaxSuppression (all_boxes, candidates, most_detections, iou_threshold, score_threshold)
