@@ -33,7 +33,7 @@ from ssd_lightning.cli.screen import screen
 from ssd_lightning.cli.sweep import table
 from ssd_lightning.cli.trainer_values import naming_arguments
 from ssd_lightning.data.datamodule import DetectionDataModule
-from ssd_lightning.devices import keep_freed_memory
+from ssd_lightning.devices import is_emulated, keep_freed_memory
 from ssd_lightning.run_folder import OF_THE_SWEEP, replace_text
 from ssd_lightning.signals import Pruned, StoppedBySignal
 from ssd_lightning.training.loggers.dashboard import dashboards_of, running
@@ -87,6 +87,12 @@ def train(config: DictConfig) -> float:
     ):
         if trainer.is_global_zero:
             screen().print(_first_line(config, trainer, module, datamodule), soft_wrap=True)
+            if is_emulated(trainer.precision, trainer.strategy.root_device):
+                screen().print(
+                    "trainer.precision: expected one that this CPU computes by itself, got "
+                    f"{trainer.precision}, which takes many times as long. Try trainer.precision=null.",
+                    soft_wrap=True,
+                )
         with errors_of_restoring_named(last), naming_arguments(config.trainer), pruning_named(folder):
             trainer.fit(module, datamodule, ckpt_path=str(last) if config.resume else None, weights_only=True)
         seconds = timer.time_elapsed("train")

@@ -41,6 +41,16 @@ def test_nothing_of_lightning_is_shown_also_where_slurm_is_installed(
     assert [str(warning.message) for warning in recwarn if "srun" in str(warning.message)] == []
 
 
+def test_a_precision_that_is_slow_on_this_cpu_is_named(
+    run, bananas: Path, monkeypatch: pytest.MonkeyPatch, empty_figures
+):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    outcome = run("ssd-train", "data=banana", f"data.root={bananas}", *QUICK, "trainer.precision=bf16-mixed")
+    assert outcome.exit_code == 0, outcome.error
+    lines = [line for line in outcome.out.splitlines() if line.startswith("trainer.precision: expected ")]
+    assert [", got bf16-mixed" in line for line in lines] == [True]
+
+
 class TestRunFolder:
     def test_is_complete(self, trained: Trained):
         files = files_of(trained.folder)
