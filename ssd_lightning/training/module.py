@@ -229,7 +229,7 @@ class SSDModule(lightning.LightningModule):
         refuse_other_weights(weights_in(checkpoint, path), self.state_dict(), path)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             refuse_other_progress(checkpoint, self._trainer.fit_loop.state_dict(), path)
-            refuse_forgotten_best(checkpoint, self._trainer.callbacks, path)
+            refuse_forgotten_best(checkpoint, self._trainer.checkpoint_callbacks, path)
             optimizer = self.new_optimizer(copy.deepcopy(self.model))
             refuse_other_optimizer(optimizer, self.make_scheduler(optimizer, 100), checkpoint, path)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -138,14 +138,14 @@ def refuse_other_progress(content: dict[str, Any], own: dict[str, Any], path: Pa
         raise ValueError(f"checkpoint: expected the progress of a run, got {path}, where {fault}")
 
 
-def refuse_forgotten_best(content: dict[str, Any], callbacks: Iterable[Any], path: Path | str) -> None:
+def refuse_forgotten_best(content: dict[str, Any], callbacks: Iterable[Checkpoint], path: Path | str) -> None:
     """Refuse a checkpoint without the best score of a callback whose best file exists.
 
     The callback would take its first score for the best one, and overwrite the file.
 
     Args:
         content: the content of the checkpoint.
-        callbacks: the callbacks of the run.
+        callbacks: the callbacks of the run that save checkpoints.
         path: the file.
 
     Raises:
