@@ -13,7 +13,7 @@ from .data.formats.annotated_pictures import annotated_pictures as annotated_pic
 from .data.formats.coco import COCO as COCO
 from .data.formats.csv_pictures import CSV as CSV
 from .data.formats.voc import VOC as VOC
-from .data.formats.voc import VOCFolder as VOCFolder
+from .data.formats.voc_folder import VOCFolder as VOCFolder
 from .data.formats.yolo import YOLO as YOLO
 from .deploy.detector import Detector as Detector
 from .deploy.export import export_onnx as export_onnx

@@ -27,7 +27,7 @@ from ssd_lightning.data.formats.picture_checks import (
     same_pictures,
     tiny_objects,
 )
-from ssd_lightning.data.formats.voc import VOCFolder
+from ssd_lightning.data.formats.voc_folder import VOCFolder
 from ssd_lightning.detector.default_boxes import DefaultBoxes
 
 MODEL = ["model.image_size=64", "trainer=cpu"]

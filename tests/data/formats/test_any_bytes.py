@@ -14,7 +14,7 @@ from ssd_lightning.data.bananas.dataset import Bananas
 from ssd_lightning.data.folders import DataFolder
 from ssd_lightning.data.formats.annotations import distinct
 from ssd_lightning.data.formats.cache import cache_file, load
-from ssd_lightning.data.formats.voc import VOCFolder, listed_xml
+from ssd_lightning.data.formats.voc_folder import VOCFolder, listed_xml
 from ssd_lightning.data.formats.voc_xml import read_xml
 
 LINES = st.lists(

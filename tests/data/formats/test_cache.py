@@ -15,10 +15,10 @@ from voc_xml import write_pair, write_picture, write_xml
 
 from ssd_lightning.data.folders import DataFolder
 from ssd_lightning.data.formats import cache as annotation_cache
-from ssd_lightning.data.formats import voc
+from ssd_lightning.data.formats import voc_folder
 from ssd_lightning.data.formats.annotations import Annotations, PictureAnnotation, as_columns
 from ssd_lightning.data.formats.cache import Stored, cache_file, in_parallel, load, read_annotations, save, stamps
-from ssd_lightning.data.formats.voc import VOCFolder
+from ssd_lightning.data.formats.voc_folder import VOCFolder
 from ssd_lightning.data.formats.voc_xml import read_xml
 
 
@@ -189,7 +189,7 @@ def test_random_changes_are_all_noticed(tmp_path: Path, reader: Reader):
 
 
 def test_the_split_stays_right_when_files_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader):
-    monkeypatch.setattr(voc, "read_xml", reader)
+    monkeypatch.setattr(voc_folder, "read_xml", reader)
     for split, names in (("train", "bdf"), ("val", "ace")):
         for name in names:
             write_pair(tmp_path / split, name, [(name, 1, 1, 9, 9)])
@@ -303,7 +303,7 @@ def test_nothing_is_known_under_another_key():
 def test_two_data_sets_have_two_caches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: Reader, cache_folder: Path
 ):
-    monkeypatch.setattr(voc, "read_xml", reader)
+    monkeypatch.setattr(voc_folder, "read_xml", reader)
     for name in ("one", "two"):
         write_pair(tmp_path / name / "train", "a", [(name, 1, 1, 9, 9)])
         write_pair(tmp_path / name / "val", "b")
@@ -315,7 +315,7 @@ def test_two_data_sets_have_two_caches(
 
 
 def test_a_folder_with_undecodable_bytes_in_its_name(tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(voc, "read_xml", reader)
+    monkeypatch.setattr(voc_folder, "read_xml", reader)
     root = tmp_path / os.fsdecode(b"data \xff")
     try:
         write_pair(root / "train", os.fsdecode(b"a \xe4"), [("cat", 1, 1, 9, 9)], filename="x")
@@ -497,7 +497,7 @@ def test_threads_that_write_and_read_at_the_same_time(cache_folder: Path, caplog
 
 LENGTHS_AND_CLASSES = """
 import sys
-from ssd_lightning.data.formats.voc import VOCFolder
+from ssd_lightning.data.formats.voc_folder import VOCFolder
 print("imported", flush=True)
 sys.stdin.readline()
 data = VOCFolder(sys.argv[1])

@@ -10,7 +10,8 @@ from ssd_lightning.data.formats.annotated_pictures import annotated_pictures
 from ssd_lightning.data.formats.annotations import as_columns
 from ssd_lightning.data.formats.coco import COCO
 from ssd_lightning.data.formats.findings import Finding, check_fix, check_objects, refuse
-from ssd_lightning.data.formats.voc import VOC, VOCFolder
+from ssd_lightning.data.formats.voc import VOC
+from ssd_lightning.data.formats.voc_folder import VOCFolder
 
 VOC_FINDINGS = {
     "class": (("dof", (0, 0, 9, 9)), "class", "name: expected one of cat, dog, got 'dof'"),

@@ -15,7 +15,8 @@ from ssd_lightning.data.formats.annotations import as_columns
 from ssd_lightning.data.formats.coco import COCO
 from ssd_lightning.data.formats.csv_pictures import CSV
 from ssd_lightning.data.formats.splits import Names, SplitData, Splits, as_list, usual_splits
-from ssd_lightning.data.formats.voc import VOC, VOCFolder
+from ssd_lightning.data.formats.voc import VOC
+from ssd_lightning.data.formats.voc_folder import VOCFolder
 from ssd_lightning.data.formats.yolo import YOLO
 
 BOX = (1, 1, 9, 9)

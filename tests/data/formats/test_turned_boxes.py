@@ -12,7 +12,7 @@ from ssd_lightning.data.formats import splits
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
 from ssd_lightning.data.formats.annotations import Annotations, as_columns, check_boxes_of
 from ssd_lightning.data.formats.findings import check_objects
-from ssd_lightning.data.formats.voc import VOCFolder
+from ssd_lightning.data.formats.voc_folder import VOCFolder
 
 STORED, SHOWN_ON_ITS_SIDE = (20, 40), (40, 20)
 RECTANGLES = {"red": (3, 5, 15, 9), "blue": (20, 0, 40, 4)}

@@ -23,7 +23,8 @@ from ssd_lightning.data.formats import voc
 from ssd_lightning.data.formats.annotated_pictures import AnnotatedPictures, annotated_pictures
 from ssd_lightning.data.formats.annotations import PictureAnnotation, as_columns
 from ssd_lightning.data.formats.findings import check_objects, refuse
-from ssd_lightning.data.formats.voc import ARCHIVE_OF, VOC, VOC_CLASSES, VOCFolder
+from ssd_lightning.data.formats.voc import ARCHIVE_OF, VOC, VOC_CLASSES
+from ssd_lightning.data.formats.voc_folder import VOCFolder
 from ssd_lightning.data.formats.voc_xml import read_xml
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 

@@ -11,7 +11,7 @@ from voc_xml import write_pair, write_picture, write_xml
 
 from ssd_lightning.data.folders import DataFolder
 from ssd_lightning.data.formats.annotations import PictureAnnotation
-from ssd_lightning.data.formats.voc import VOCFolder
+from ssd_lightning.data.formats.voc_folder import VOCFolder
 from ssd_lightning.data.formats.voc_xml import LARGEST_XML, read_xml
 
 
