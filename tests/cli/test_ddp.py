@@ -38,29 +38,27 @@ pytestmark = pytest.mark.filterwarnings(
 # --- training and validation ---
 
 
-def outcomes(folder: Path, count: int) -> list[dict[str, Any]]:
-    """Return the outcome of the program on each rank."""
+def run_ranks(folder: Path, count: int) -> None:
+    """Run the program on some ranks, each of which saves its outcome."""
     common = {"WORLD_SIZE": str(count), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     program = str(TESTS / "ddp_program.py")
     processes = [start(folder, program, str(folder), LOCAL_RANK=str(rank), **common) for rank in range(count)]
     for process in processes:
         finish(process)
+
+
+def outcomes(folder: Path, count: int) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{count}_ranks_{rank}.pt", weights_only=True) for rank in range(count)]
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
+def two(made_once) -> list[dict[str, Any]]:
+    return outcomes(made_once("two_ranks", lambda folder: run_ranks(folder, 2)), 2)
 
 
 @pytest.fixture(scope="session")
-def two(folder: Path) -> list[dict[str, Any]]:
-    return outcomes(folder, 2)
-
-
-@pytest.fixture(scope="session")
-def three(folder: Path) -> list[dict[str, Any]]:
-    return outcomes(folder, 3)
+def three(made_once) -> list[dict[str, Any]]:
+    return outcomes(made_once("three_ranks", lambda folder: run_ranks(folder, 3)), 3)
 
 
 @pytest.fixture(scope="session")
@@ -190,11 +188,17 @@ def choices(bananas: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained(choices: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+def trained(choices: list[str], made_once) -> tuple[Path, str, str]:
     """The run folder of a training on two ranks, and what they printed."""
-    folder = tmp_path_factory.mktemp("work")
-    out, error = finish(start(folder, *TRAIN, *choices, "hydra.run.dir=run"))
-    return folder / "run", out, error
+
+    def train(folder: Path) -> None:
+        (folder / "work").mkdir()
+        texts = finish(start(folder / "work", *TRAIN, *choices, "hydra.run.dir=run"))
+        for name, text in zip(("out", "error"), texts, strict=True):
+            (folder / name).write_text(text)
+
+    folder = made_once("trained_on_two_ranks", train)
+    return folder / "work" / "run", (folder / "out").read_text(), (folder / "error").read_text()
 
 
 def assert_same_metrics(found: Path, expected: Path) -> None:
