@@ -23,7 +23,7 @@ SEARCH = ("hparams_search=banana_optuna", "dashboard_pictures=0")
 
 
 class Found(NamedTuple):
-    """What a search has found, and at what cost."""
+    """The result of a search, and its cost."""
 
     epochs: int
     pruned: int

@@ -213,7 +213,7 @@ def add_labels(
         boxes: xyxy, in pixels.
         texts: a text for each box.
         colours: background of each text.
-        families: from :func:`shown_names`.
+        families: font families from :func:`shown_names`.
         picture_size: height and width in pixels.
         inches: width and height of the axis in the figure.
         others: further boxes that must stay visible.

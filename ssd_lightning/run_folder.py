@@ -260,7 +260,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_unfinished_files(folder: Path) -> None:
-    """Remove what killed processes have left of :func:`written_whole` in a run folder, or in a sweep's folder itself.
+    """Remove the unfinished files that killed processes have left in a run folder, or in the top folder of a sweep.
+
+    These are the temporary files of :func:`written_whole`.
 
     Call this only while no other process writes there.
     """

@@ -34,7 +34,7 @@ arrives twice.
 
 
 AT_FORCED_END: list[Callable[[], None]] = []
-"""What to do before the process ends without cleaning up, such as ending the processes that it has started."""
+"""Actions before the process ends without cleaning up, such as ending the processes that it has started."""
 
 RAISE_AGAIN = 0
 """Byte that says that an error was passed over. It is the number of no signal."""

@@ -64,7 +64,7 @@ class Loaded(NamedTuple):
     """A detector to measure."""
 
     name: str
-    """As on the command line."""
+    """The name of the detector on the command line."""
     detector: Detector | OnnxDetector
 
 

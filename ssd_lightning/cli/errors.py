@@ -64,7 +64,7 @@ def in_part(key: str, part: Any, error: BaseException) -> str:
     """Describe an error of a part of the config in one line, which begins with the key of the wrong argument.
 
     Args:
-        key: of the part.
+        key: key of the part.
         part: the class or function, which names an argument first in its messages.
         error: raised by the part.
     """

@@ -145,7 +145,7 @@ class InheritedLock:
 
 
 def holder_of(folder: Path) -> FolderInUseError | None:
-    """Return, as an error to raise, which process works in a folder; None if there is no such process."""
+    """Return an error that names the process that works in a folder; None if there is no such process."""
     try:
         # A named pipe in a stranger's folder would wait for a writer.
         descriptor = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NONBLOCK)

@@ -66,7 +66,7 @@ def compare_with_file(
 
 
 def worst_of(one: Agreement, other: Agreement) -> Agreement:
-    """Return the first agreement with the larger differences of both."""
+    """Return the first agreement, with each difference replaced by the larger of both."""
     return one._replace(
         box_difference=max(one.box_difference, other.box_difference),
         score_difference=max(one.score_difference, other.score_difference),
@@ -165,7 +165,7 @@ def generated_pictures(image_size: tuple[int, int], number: int = 4) -> UInt8[Te
 
     Args:
         image_size: (height, width) in pixels.
-        number: of the pictures.
+        number: number of pictures.
     """
     rng = np.random.default_rng(0)
     height, width = image_size

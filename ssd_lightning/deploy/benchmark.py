@@ -58,7 +58,7 @@ class Stages(NamedTuple):
     network: float
     """Normalization, network and, on a GPU, the way of the batch to it."""
     postprocess: float
-    """From the outputs of the network to boxes in pixels of each picture."""
+    """Turning the outputs of the network into boxes in pixels of each picture."""
 
 
 class Runner(NamedTuple):
@@ -126,7 +126,7 @@ def torch_runner(detector: Detector, name: str, compiled: bool, precision: str, 
 
     Args:
         detector: in evaluation mode.
-        name: of the detector.
+        name: name of the detector.
         compiled: compile the network into one graph, in the first batch.
         precision: a key of :data:`~ssd_lightning.deploy.detector.PRECISIONS`.
         threads: number of CPU threads.

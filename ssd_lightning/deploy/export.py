@@ -261,7 +261,7 @@ def suppression_text(settings: PostProcess, boxes: int, classes: int, ir_version
     chosen: ONNX Runtime passes over a 0 at once, and its TopK takes a tenth of the time.
 
     Args:
-        settings: of the post-processing.
+        settings: settings of the post-processing.
         boxes: number of default boxes.
         classes: number of object classes.
         ir_version: version of ONNX's format.

@@ -338,7 +338,7 @@ def merge_views(found: Detections, windows: Sequence[Window], settings: PostProc
     Args:
         found: detections of all views of the first picture, then of the second, and so on, as fractions of the views.
         windows: the windows of the views of a picture.
-        settings: of suppression, and the number of detections to keep.
+        settings: settings of suppression, and the number of detections to keep.
 
     Returns:
         Detections of the pictures, as fractions of them.

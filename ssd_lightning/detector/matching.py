@@ -73,12 +73,12 @@ class BoxMatcher:
 class AdaptiveMatcher(BoxMatcher):
     """A matcher with a threshold for each object, from the default boxes around its centre (ATSS, arXiv 1912.02424).
 
-    Forced matches are those of :class:`BoxMatcher`. Candidates of an object are, of each shape of default boxes,
-    the ``candidates`` whose centres are nearest. The object's threshold is the mean plus the standard
-    deviation of the candidates' IoU. It is joined by the candidates that reach the threshold and whose centre lies in
+    Forced matches are those of :class:`BoxMatcher`. For each shape of default boxes, the ``candidates`` default
+    boxes whose centres are nearest are candidates of an object. The object's threshold is the mean plus the standard
+    deviation of the candidates' IoU. Candidates join the object if they reach the threshold and their centre lies in
     the object. A default box that could join several objects joins the one with the highest IoU.
 
-    So an object which all default boxes fit badly still gets positives, and one which many fit well gets only the best.
+    So an object that all default boxes fit badly still gets positives. An object that many fit well gets only the best.
 
     Args:
         candidates: number of candidates of each shape, 9 in the publication.

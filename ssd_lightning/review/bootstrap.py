@@ -39,7 +39,7 @@ def score_intervals(run: Path | str, resamples: int = 1000, confidence: float = 
         run: run folder, or file of stored detections.
         resamples: number of draws.
         confidence: share of the draws inside the interval, between 0 and 1.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         A row for VOC's averages at IoU 0.5, 11 points and area, and for the area averaged over COCO's ten IoUs, 0.5 to
@@ -79,7 +79,7 @@ def compare_runs(
         iou_threshold: lowest IoU at which a detection finds an object.
         resamples: number of draws.
         confidence: share of the differences inside the interval, between 0 and 1.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         A row for each of VOC's averages, 11 points and area. Columns: ``a`` and ``b`` (scores, 0 … 1), ``difference``
@@ -120,7 +120,7 @@ def compare_settings(
         iou_threshold: lowest IoU at which a detection finds an object.
         resamples: number of draws.
         confidence: share of the differences inside the interval, between 0 and 1.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         A row for each of VOC's averages, 11 points and area. Columns: ``a`` and ``b`` (means over the seeds, 0 … 1),
@@ -173,7 +173,7 @@ def compare_classes(
         iou_threshold: lowest IoU at which a detection finds an object.
         resamples: number of draws.
         confidence: share of the differences inside the interval, between 0 and 1.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         A row for each class with objects that count: their number as ``objects``, and the columns of

@@ -49,7 +49,7 @@ def draw_learning_curves(curves: pd.DataFrame, labels: pd.Series | None = None) 
     """Draw learning curves: a plot for each key, a line for each run.
 
     Args:
-        curves: from :func:`ssd_lightning.review.learning_curves`. Without any number, the figure says so.
+        curves: result of :func:`ssd_lightning.review.learning_curves`. Without any number, the figure says so.
         labels: text by run, such as :func:`ssd_lightning.review.run_labels` or a column of the table of runs
             (``runs["loss"]``). Default: the folders. Runs with the same label have the same colour. With more than
             twelve labels, the twelve that end best in the last key have colours, and the others are grey.
@@ -228,7 +228,7 @@ def draw_importance(table: pd.DataFrame, score: str = "map_50") -> Figure:
     """Draw the share of the variance that each setting explains, with a line for the share expected by chance.
 
     Args:
-        table: from :func:`ssd_lightning.review.importance`. The first twenty settings are drawn.
+        table: result of :func:`ssd_lightning.review.importance`. The first twenty settings are drawn.
         score: the column that was explained.
     """
     table = table.iloc[:MOST_SETTINGS]

@@ -96,7 +96,7 @@ def picture_weights(
     """Weigh the errors of each picture: a false detection weighs its score, an object that is not found weighs 1.
 
     Args:
-        detections: of a data set.
+        detections: detections of a data set.
         objects: the truth.
         num_classes: without background.
         pictures: number of pictures.

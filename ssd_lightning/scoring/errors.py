@@ -106,7 +106,7 @@ def find_errors(
     Difficult objects are neither found nor missed. A false detection can still be assigned to a difficult object.
 
     Args:
-        detections: of a data set.
+        detections: detections of a data set.
         objects: the truth.
         num_classes: without background.
         iou_threshold: lowest IoU at which a detection finds an object.
@@ -164,7 +164,7 @@ def error_table(
     """Return a row for each false detection, the highest score first, then a row for each ``missed`` object.
 
     Args:
-        detections: of a data set.
+        detections: detections of a data set.
         objects: the truth.
         classes: names; the class of label n is at n - 1.
         iou_threshold: lowest IoU at which a detection finds an object.
@@ -227,7 +227,7 @@ def cost_in_ap(
     Costs do not add up to 1 − AP: without one cause, the other causes weigh more.
 
     Args:
-        detections: of a data set.
+        detections: detections of a data set.
         objects: the truth.
         num_classes: without background.
         iou_threshold: lowest IoU at which a detection finds an object.

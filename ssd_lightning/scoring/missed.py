@@ -71,9 +71,9 @@ def why_missed(
         model: in evaluation mode, on any device.
         postprocess: makes the detections. Only detections above its ``score_threshold`` are used. With the threshold
             of drawings, an object counts as missed if its detection is not drawn.
-        matcher: of the training.
+        matcher: matcher of the training.
         pictures: the data set.
-        detections: of the model.
+        detections: detections of the model.
         objects: the truth as stored with the detections, boxes in pixels. ``image_ids`` are positions in ``pictures``.
         iou_threshold: lowest IoU at which a detection finds an object.
         batch_size: number of pictures that go through the network at once.
@@ -146,12 +146,12 @@ def find_reasons(
     adaptive matcher trains more default boxes on the object than its forced match.
 
     Args:
-        predictions: of the network.
+        predictions: predictions of the network.
         default_boxes: cxcywh.
         objects: all objects of the batch.
         images: image of each missed object.
         positions: position of each missed object in its image.
-        matcher: of the training.
+        matcher: matcher of the training.
         postprocess: makes the detections.
         iou_threshold: lowest IoU at which a detection finds an object.
     """

@@ -34,7 +34,7 @@ def write_report(
 
     Args:
         folder: the run folder. Figures go to its subfolder ``figures``.
-        detections: of the whole data set, boxes in pixels.
+        detections: detections of the whole data set, boxes in pixels.
         objects: the truth.
         classes: names; the class of label n is at n - 1.
         iou_threshold: lowest IoU at which a detection finds an object. COCO has its own.

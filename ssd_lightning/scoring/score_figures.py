@@ -54,9 +54,9 @@ def draw_precision_recall(
     """Draw the curve of each class, its area (the average precision), and the point of ``score_threshold``.
 
     Args:
-        precision_recall: from :func:`ssd_lightning.scoring.precision_recall_curves`.
+        precision_recall: result of :func:`ssd_lightning.scoring.precision_recall_curves`.
         classes: names; the class of label n is at n - 1.
-        iou_threshold: of the curves, for the legend.
+        iou_threshold: IoU threshold of the curves, for the legend.
         score_threshold: score whose point is marked on each curve.
     """
     count = len(classes)
@@ -122,7 +122,7 @@ def scores_by_threshold(curves: Sequence[Curve]) -> ThresholdScores:
     A class without such a detection has a recall and F1 of 0 and does not count in the mean precision.
 
     Args:
-        curves: of classes with objects.
+        curves: curves of classes with objects.
     """
     thresholds = np.unique(np.concatenate([np.zeros(0), *(curve.scores for curve in curves)]))
     if not len(thresholds):
@@ -151,9 +151,9 @@ def draw_score_thresholds(
     Up to :data:`MOST_THRESHOLD_PLOTS` classes have a plot each; more classes have one plot of their means.
 
     Args:
-        precision_recall: from :func:`ssd_lightning.scoring.precision_recall_curves`.
+        precision_recall: result of :func:`ssd_lightning.scoring.precision_recall_curves`.
         classes: names; the class of label n is at n - 1.
-        iou_threshold: of the curves, for the legend.
+        iou_threshold: IoU threshold of the curves, for the legend.
     """
     curves, num_objects = precision_recall
     plots: list[tuple[str, list[Curve]]] = [
@@ -206,8 +206,8 @@ def draw_average_precision(table: pd.DataFrame, iou_threshold: float = 0.5) -> F
     """Draw the average precision of each class, the best first, and its number of objects.
 
     Args:
-        table: from :func:`ssd_lightning.scoring.score_by_class`.
-        iou_threshold: of the VOC columns of the table.
+        table: result of :func:`ssd_lightning.scoring.score_by_class`.
+        iou_threshold: IoU threshold of the VOC columns of the table.
     """
     voc = voc_columns(iou_threshold)[1]
     mean = table.iloc[-1]
@@ -255,10 +255,10 @@ def draw_confusion(
     """Draw a confusion matrix: colours are shares of a row, numbers are counts.
 
     Args:
-        counts: from :func:`ssd_lightning.scoring.confusion_matrix`.
+        counts: result of :func:`ssd_lightning.scoring.confusion_matrix`.
         classes: names; the class of label n is at n - 1.
-        iou_threshold: of the matrix, for the legend.
-        score_threshold: of the matrix, for the axis.
+        iou_threshold: IoU threshold of the matrix, for the legend.
+        score_threshold: score threshold of the matrix, for the axis.
     """
     counts = np.roll(counts, -1, axis=(0, 1))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

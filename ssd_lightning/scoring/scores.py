@@ -76,10 +76,10 @@ def score_by_class(
     """Compute the scores of each class; boxes in pixels.
 
     Args:
-        detections: of a data set.
+        detections: detections of a data set.
         objects: the truth.
         classes: names; the class of label n is at n - 1.
-        iou_threshold: of the two VOC columns, see :func:`voc_columns`, and of F1. COCO has its own.
+        iou_threshold: IoU threshold of the two VOC columns, see :func:`voc_columns`, and of F1. COCO has its own.
         coco_max_detections: number of detections per picture and class that COCO's scores count, the best first.
 
     Returns:

@@ -83,7 +83,7 @@ def load_objects(file: Any, paths: Sequence[str], classes: Sequence[str]) -> Obj
     """Read the objects of an open file of :func:`save_detections`.
 
     Raises:
-        ValueError: if they do not belong to these pictures and classes.
+        ValueError: if the objects do not belong to these pictures and classes.
     """
     return ObjectRecords(*_columns(file, "objects", ObjectRecords._fields, paths, classes))
 

@@ -132,7 +132,7 @@ def _plan(sweep: Path) -> _Plan:
 
 @functools.lru_cache(maxsize=1)
 def _read_plan(file: Path, changed_at: int) -> _Plan:
-    """Return the plan in a file, which takes long to read, and which every update of a table needs."""
+    """Return the plan in a file. It is cached, since reading takes long and every update of a table needs the plan."""
     config = OmegaConf.create(read_config(file)).hydra
     if not str(config.sweeper._target_).endswith(".BasicSweeper"):
         return _Plan([], dict(config.sweeper.get("objectives") or {}))

@@ -132,7 +132,7 @@ class Trials:
         return trial
 
     def _launch(self, batch: list[tuple[Trial, list[str]]]) -> None:
-        """Start jobs. Without jobs of this process, they have ended afterwards."""
+        """Start jobs. If another launcher runs the jobs, wait until they have ended."""
         self._launching = batch[0][0]
         former = self._job_files()
         prunes_elsewhere = self._jobs is None and not isinstance(self._study.pruner, optuna.pruners.NopPruner)

@@ -122,7 +122,7 @@ def resample(
     Args:
         image: the whole picture.
         window: the part to show.
-        size: of the result.
+        size: size of the result.
         antialias: average over all pixels that a pixel of the result covers, as Pillow does. Otherwise interpolate
             between the four nearest pixels and round nothing, as the detectors of torchvision do.
 

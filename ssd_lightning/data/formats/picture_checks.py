@@ -121,7 +121,7 @@ def odd_names(classes: tuple[str, ...]) -> list[Finding]:
 
 
 def _may_be_mistyped(first: str, second: str) -> bool:
-    """Return whether one letter is added, missing or another one, or two neighbours are swapped; digits count."""
+    """Return True if names differ by one letter that is no digit, or by two swapped neighbours."""
     if abs(len(first) - len(second)) > 1:
         return False
     start = _common_start(first, second)

@@ -91,7 +91,7 @@ class YOLO(SplitData):
 
     @cached_property
     def described(self) -> Description:
-        """Class names and splits, as the files in the folder tell them."""
+        """Class names and splits that the files in the folder describe."""
         path = self._description_file()
         told = Description(str(self.root), {}, {}, 0) if path is None else read_description(path)
         if told.names:

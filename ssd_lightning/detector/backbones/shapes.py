@@ -18,7 +18,7 @@ def channels_and_grids(network: nn.Module, size: tuple[int, int], channels: int 
     Args:
         network: maps pictures to feature maps.
         size: (height, width) of the pictures in pixels.
-        channels: of the pictures.
+        channels: number of channels of the pictures.
 
     Raises:
         ValueError: if the network does not accept that size, or does not return feature maps from fine to coarse.

@@ -26,7 +26,7 @@ class TorchvisionFeatures(nn.Module):
         network: name in :mod:`torchvision.models`, such as ``resnet34``.
         nodes: layers whose outputs are the feature maps, finest first, such as ``layer2`` or ``features.5``.
         weights: torchvision's name of the weights, such as ``DEFAULT``; or a file with a state dict of the classifier.
-        mean: of pixels by channel, red first, in 0 … 255. Default: the mean of ``weights``, or ImageNet's.
+        mean: mean of pixels by channel, red first, in 0 … 255. Default: the mean of ``weights``, or ImageNet's.
         std: like ``mean``.
         bgr: the weights of the file expect blue first; the first convolution is reversed on reading.
         lift: channels of each map after an added 1×1 convolution with batch norm and ReLU. ``None``: no convolutions

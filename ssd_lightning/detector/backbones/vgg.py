@@ -36,8 +36,8 @@ class VGG16(nn.Module):
         weights: torchvision's name, such as ``IMAGENET1K_FEATURES``, from which the paper starts; or a file in the
             layout of torchvision or of ``vgg16_reducedfc``. From the classifier's fully connected layers, fc6 and fc7
             take every third row and column and every fourth channel.
-        mean: of pixels by channel, red first, in 0 … 255. Default: the mean of ``weights``, by the file's name or its
-            layout. Without weights, the default is ImageNet's, so that training from scratch starts at unit scale.
+        mean: mean of pixels by channel, red first, in 0 … 255. Default: the mean of ``weights``, by the file's name or
+            its layout. Without weights, the default is ImageNet's, so that training from scratch starts at unit scale.
         std: like ``mean``.
         bgr: the weights of the file expect blue first; the first convolution is reversed on reading.
     """
@@ -143,7 +143,7 @@ class L2Norm(nn.Module):
     """Normalization of each cell to length 1 over the channels, with a learned factor per channel: arXiv 1506.04579.
 
     Args:
-        channels: of the feature map.
+        channels: number of channels of the feature map.
         scale: initial factor; 20 in the paper.
     """
 
