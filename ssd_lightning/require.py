@@ -207,6 +207,11 @@ def in_short(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, such as ``1 picture`` and ``2 pictures``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def one_line(reason: object) -> str:
     """Return an error, or another text that may hold values of a stranger, in one line of at most 300 characters."""
     return " ".join(str(reason).split())[:LONGEST_REASON]

@@ -9,6 +9,7 @@ import torch
 
 import ssd_lightning.require as require_module
 from ssd_lightning.require import (
+    counted,
     in_short,
     one_line,
     parse_json,
@@ -112,3 +113,17 @@ def test_values_of_strangers_are_shown_in_one_short_line():
     assert (in_short("a"), in_short(3), in_short([1])) == ("'a'", "3", "a list")
     assert one_line(ValueError("a\n  b")) == "a b"
     assert len(one_line("a " * 1000)) <= require_module.LONGEST_REASON
+
+
+@pytest.mark.parametrize(
+    ("number", "nouns", "expected"),
+    [
+        (0, ["picture"], "0 pictures"),
+        (1, ["picture"], "1 picture"),
+        (2, ["picture"], "2 pictures"),
+        (1, ["class", "classes"], "1 class"),
+        (3, ["class", "classes"], "3 classes"),
+    ],
+)
+def test_counted(number: int, nouns: list[str], expected: str):
+    assert counted(number, *nouns) == expected

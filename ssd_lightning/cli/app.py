@@ -62,7 +62,7 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     # Hydra's parser refuses arguments after an option, so options go first wherever they were typed.
     arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     if any(argument in ("--help", "-h") for argument in arguments):
-        print(help_text(command, arguments))
+        _print_to_a_pipe(help_text(command, arguments))
         return
     end_with_the_process_that_started_this(can_save=ranks.is_first())
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -98,6 +98,16 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     finally:
         if not wants_traceback:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _print_to_a_pipe(text: str) -> None:
+    """Print a text; end quietly if the reader of a pipe, such as ``head``, has ended."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python writes the rest when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _tidy(name: str, task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -40,7 +40,7 @@ from ssd_lightning.detector.matching import BoxMatcher
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.presets import CONFIG_FOLDER
 from ssd_lightning.drawing import save_figure
-from ssd_lightning.require import require_number
+from ssd_lightning.require import counted, require_number
 from ssd_lightning.scoring.csv_tables import write_table
 
 FORMATS = {
@@ -257,11 +257,12 @@ def _begin(config: DictConfig) -> tuple[Path, Console, Inputs]:
     plain = without_weights(plain_values(config.model))
     model: SSD = instantiate(plain, _convert_="all")
     summary = (
-        f"{len(train.labels)} objects of {len(datamodule.classes)} classes in {len(train)} training pictures{view}, "
+        f"{counted(len(train.labels), 'object')} of {counted(len(datamodule.classes), 'class', 'classes')} in "
+        f"{counted(len(train), 'training picture')}{view}, "
         f"model={choices['model']}"
     )
     console = screen()
-    _print(console, f"{summary}: {len(model.default_boxes)} default boxes")
+    _print(console, f"{summary}: {counted(len(model.default_boxes), 'default box', 'default boxes')}")
     inputs = Inputs(
         train,
         val,

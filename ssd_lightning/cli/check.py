@@ -41,6 +41,7 @@ from ssd_lightning.data.formats.picture_page import choose_pictures, draw_pictur
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.drawing import save_figure
 from ssd_lightning.records import DetectionRecords, ObjectRecords
+from ssd_lightning.require import counted
 from ssd_lightning.run_folder import replace_text
 from ssd_lightning.scoring.csv_tables import cell, write_table
 from ssd_lightning.scoring.scores import MAX_DETECTIONS, score
@@ -128,10 +129,12 @@ def check(config: DictConfig) -> None:
 
     pages = draw_pages(folder, splits, [*problems, *fixed, *remarks], classes)
 
-    counts = ", ".join(f"{len(pictures)} for {purpose}" for purpose, pictures in splits.items())
+    first, *others = splits.items()
+    counts = f"{counted(len(first[1]), 'picture')} for {first[0]}"
+    counts += "".join(f", {len(pictures)} for {purpose}" for purpose, pictures in others)
     objects = sum(len(pictures.labels) for pictures in splits.values())
-    line = f"{counts}; {objects} objects of {len(classes)} classes"
-    console.print(line.replace(" for ", " pictures for ", 1), highlight=False)
+    line = f"{counts}; {counted(objects, 'object')} of {counted(len(classes), 'class', 'classes')}"
+    console.print(line, highlight=False)
     model_name = HydraConfig.get().runtime.choices["model"]
     worst = worst_classes(by_class, -by_class["unreached"])
     console.print(_table(worst, f"Default boxes of {model_name}, and the objects", threshold))

@@ -17,7 +17,7 @@ from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.pictures import picture_size, read_picture
 from ssd_lightning.drawing import draw_detections, save_figure
 from ssd_lightning.records import Sample, Truth, select
-from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.require import counted, require_number, require_whole_number
 from ssd_lightning.run_folder import replace_text
 from ssd_lightning.scoring.average_precision import voc_columns
 from ssd_lightning.scoring.csv_tables import write_table
@@ -148,7 +148,7 @@ def _as_json(table: pd.DataFrame, config: DictConfig, pictures: int) -> dict[str
 
 
 def _class_table(table: pd.DataFrame, pictures: int) -> Table:
-    printed = Table(title=f"Scores of {pictures} pictures")
+    printed = Table(title=f"Scores of {counted(pictures, 'picture')}")
     printed.add_column("class", overflow="fold")
     for column in table.columns:
         printed.add_column(column, justify="right")

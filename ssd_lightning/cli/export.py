@@ -30,6 +30,7 @@ from ssd_lightning.deploy.export import convert_to_openvino, export_onnx, export
 from ssd_lightning.deploy.onnx_detector import OnnxDetector, whole_levels
 from ssd_lightning.deploy.prediction import batch_of, views_of
 from ssd_lightning.deploy.quantization import quantize_onnx
+from ssd_lightning.require import counted
 from ssd_lightning.run_folder import SCORE_NAMES, replace_text
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
@@ -165,10 +166,12 @@ def sentences(found: Agreement) -> list[str]:
     """Describe an agreement for the terminal."""
     if not found.detections:
         return [
-            f"{found.pictures} pictures, and nothing to compare: no score above {LEAST_SCORE:g}. Try source=photos."
+            f"{counted(found.pictures, 'picture')}, and nothing to compare: no score above {LEAST_SCORE:g}. "
+            "Try source=photos."
         ]
     return [
-        f"{found.pictures} pictures, {found.detections} scores above {LEAST_SCORE:g}. Largest differences from the "
+        f"{counted(found.pictures, 'picture')}, {counted(found.detections, 'score')} above {LEAST_SCORE:g}. "
+        "Largest differences from the "
         f"checkpoint: {found.box_difference:.2g} of a box, {found.score_difference:.2g} of a score"
     ]
 
@@ -179,7 +182,8 @@ def score_sentences(scores: dict[str, Any] | None) -> list[str]:
         return []
     before, after = scores["checkpoint"], scores["file"]
     each = (f"{SCORE_NAMES[key]} {before[key]:.3f} and {after[key]:.3f}" for key in ("map_50", "map"))
-    return [f"Checkpoint and file on the {scores['pictures']} pictures of {scores['split']}: {', '.join(each)}"]
+    pictures = counted(scores["pictures"], "picture")
+    return [f"Checkpoint and file on the {pictures} of {scores['split']}: {', '.join(each)}"]
 
 
 def resized_pictures(

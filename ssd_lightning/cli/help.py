@@ -109,6 +109,7 @@ def main_config(name: str) -> tuple[dict[str, str | None], dict[str, Key]]:
         elif entry != "_self_":
             more_defaults, more_keys = main_config(entry)
             defaults, included = defaults | more_defaults, included | more_keys
+    defaults |= _overrides_of(defaults.get("experiment"))
     own = {key.name: key for key in keys_of(path) if key.name not in ("defaults", "hydra")}
     # A key that is set again without a comment keeps its description.
     own = {
@@ -116,6 +117,14 @@ def main_config(name: str) -> tuple[dict[str, str | None], dict[str, Key]]:
         for name, key in own.items()
     }
     return defaults, included | own
+
+
+def _overrides_of(experiment: str | None) -> dict[str, str]:
+    """Return the options that an experiment chooses, by group."""
+    path = CONFIG_FOLDER / "experiment" / f"{experiment}.yaml"
+    entries = yaml.safe_load(path.read_text()).get("defaults", []) if path.exists() else []
+    chosen = {key: option for entry in entries if isinstance(entry, dict) for key, option in entry.items()}
+    return {key.removeprefix("override /"): option for key, option in chosen.items() if key.startswith("override /")}
 
 
 def keys_of(path: Path) -> list[Key]:

@@ -30,7 +30,7 @@ from ssd_lightning.deploy.prediction import Found, Predictor, Resized, tile_wind
 from ssd_lightning.deploy.video import Frame, Video, VideoWriter, require_av
 from ssd_lightning.devices import free_cores, keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
-from ssd_lightning.require import require_number, require_whole_number
+from ssd_lightning.require import counted, require_number, require_whole_number
 from ssd_lightning.run_folder import naming, replace_text
 
 LARGEST_DRAWING = 1600
@@ -134,7 +134,9 @@ def predict_pictures(
 
     confident = sum(entry["score"] >= config.draw_threshold for entry in annotations)
     console.print(
-        f"{len(images)} pictures, {confident} detections with a score from {config.draw_threshold:g}", highlight=False
+        f"{counted(len(images), 'picture')}, {counted(confident, 'detection')} with a score from "
+        f"{config.draw_threshold:g}",
+        highlight=False,
     )
     what = "predictions.json and drawings" if config.draw else "predictions.json"
     console.print(f"Results: {folder} ({what})", soft_wrap=True)
@@ -239,8 +241,8 @@ def _line(frame: Frame, found: Found | None) -> dict[str, Any]:
 def _summary(name: str, counts: dict[str, int], config: DictConfig) -> str:
     broken = f", {counts['broken']} of them broken (see the lines with an error)" if counts["broken"] else ""
     return (
-        f"{name}: {counts['frames']} frames{broken}, {counts['detections']} detections with a score from "
-        f"{config.draw_threshold:g}"
+        f"{name}: {counted(counts['frames'], 'frame')}{broken}, "
+        f"{counted(counts['detections'], 'detection')} with a score from {config.draw_threshold:g}"
     )
 
 

@@ -20,6 +20,7 @@ from ssd_lightning.cli.run_folders import chosen_options
 from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.drawing import draw_detections, save_figure
+from ssd_lightning.require import counted
 from ssd_lightning.run_folder import SCORE_NAMES, TEST_SCORES, replace_text
 from ssd_lightning.scoring.csv_tables import write_table
 from ssd_lightning.scoring.error_figures import draw_worst_pictures
@@ -174,7 +175,7 @@ def _test(
     write_table(score_by_class(detections, objects, datamodule.classes), folder / "test_scores.csv")
     tested = {"scores": scores, "pictures": len(paths), "epoch": at["best_epoch"], "step": at["best_step"]}
     replace_text(folder / TEST_SCORES, json.dumps(tested, indent=2) + "\n")
-    title = f"{name}: test on {len(paths)} pictures"
+    title = f"{name}: test on {counted(len(paths), 'picture')}"
     screen().print(_table(title, "test", scores, {}))
 
 

@@ -34,6 +34,7 @@ from ssd_lightning.cli.sweep import table
 from ssd_lightning.cli.trainer_values import naming_arguments
 from ssd_lightning.data.datamodule import DetectionDataModule
 from ssd_lightning.devices import is_emulated, keep_freed_memory
+from ssd_lightning.require import counted
 from ssd_lightning.run_folder import OF_THE_SWEEP, replace_text
 from ssd_lightning.signals import Pruned, StoppedBySignal
 from ssd_lightning.training.loggers.dashboard import dashboards_of, running
@@ -153,7 +154,7 @@ def _first_line(
         f"{config.name}, {detector}: {parameters / 1e6:.1f} M parameters, "
         f"{len(module.model.default_boxes)} default boxes, "
         f"{' + '.join(str(len(pictures)) for pictures in datamodule.splits().values())} pictures, "
-        f"{len(datamodule.classes)} classes, on {devices} ({trainer.precision})"
+        f"{counted(len(datamodule.classes), 'class', 'classes')}, on {devices} ({trainer.precision})"
     )
 
 

@@ -218,7 +218,7 @@ class TestCommand:
             assert table["objects"].sum() == len(boxes)
             assert (table["objects"] * table["reached"]).sum() == pytest.approx(reached * len(boxes))
         assert (tmp_path / "boxes/figures/coverage.png").stat().st_size > 10_000
-        assert "12 objects of 1 classes in 12 training pictures, model=tiny_ssd128: 344 default boxes" in outcome.out
+        assert "12 objects of 1 class in 12 training pictures, model=tiny_ssd128: 344 default boxes" in outcome.out
 
     @pytest.mark.slow
     def test_scales_and_augmentation_change_what_is_reached(self, run, bananas: Path, tmp_path: Path):

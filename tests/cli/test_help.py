@@ -1,12 +1,15 @@
 """``--help`` of the commands."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from command_line import COMMANDS
+from hydra import compose, initialize_config_dir
 from places import TESTS
-from processes import finish, start
+from processes import TRAIN, finish, start
 
 from ssd_lightning.cli.help import GROUPS
 from ssd_lightning.detector.presets import CONFIG_FOLDER
@@ -32,10 +35,23 @@ def test_lists_every_group_with_a_line_and_its_options(run):
             assert option.stem in out
 
 
-def test_marks_the_options_of_the_default_experiment(run):
+def test_marks_the_options_of_the_default_run(run):
     out = run("ssd-train", "--help").out
-    assert "banana_tiny*" in out
-    assert "banana_generated*" in out
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        choices = compose("train", return_hydra_config=True).hydra.runtime.choices
+    expected = {choices[group] for group in GROUPS if choices[group] is not None}
+    assert {"banana_tiny", "tiny_ssd128"} < expected
+    assert set(re.findall(r"(\w+)\*", out)) == expected
+
+
+def test_ends_quietly_with_the_reader_of_its_pipe(tmp_path: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.Popen([*TRAIN, "--help"], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    _, error = process.communicate(timeout=60)
+    assert error == b""
+    assert process.returncode == 1
 
 
 def test_shows_examples_and_defaults(run):

@@ -121,7 +121,7 @@ def check(run, folder: Path):
 def test_nothing_wrong_with_three_splits(run, three: Path):
     outcome = check(run, three)
     assert outcome.exit_code == 0, outcome.error
-    assert "4 pictures for training, 2 for scoring, 3 for the test; 9 objects of 1 classes" in outcome.out
+    assert "4 pictures for training, 2 for scoring, 3 for the test; 9 objects of 1 class" in outcome.out
 
 
 @pytest.mark.parametrize(("other", "purpose"), [("0.png", "training"), ("4.png", "scoring")])
