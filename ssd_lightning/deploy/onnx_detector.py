@@ -1,5 +1,6 @@
 """Detectors that run from files of ``ssd-export``."""
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,7 @@ class OnnxDetector(Predictor):
         try:
             self.metadata = _metadata(stored[METADATA_KEY])
             self._description = _described(self.metadata, inputs, outputs)
+            _refuse_weights_that_are_not_finite(self.path)
         except ValueError as error:
             raise ValueError(f"checkpoint: expected a file of ssd-export, got {path}: {one_line(error)}") from error
         self.classes = self._description.classes
@@ -223,6 +225,20 @@ def _metadata(text: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"metadata: expected a mapping, got {in_short(content)}")
     return content
+
+
+def _refuse_weights_that_are_not_finite(path: Path) -> None:
+    """Refuse NaN and infinity among the weights, with which the network would find nothing without a word."""
+    if importlib.util.find_spec("onnx") is None:  # ONNX Runtime does not need this package.
+        return
+    import onnx
+
+    for weights in onnx.load(path, load_external_data=False).graph.initializer:
+        if weights.data_location == onnx.TensorProto.EXTERNAL:
+            continue
+        values = onnx.numpy_helper.to_array(weights)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"weights: expected finite numbers, got NaN or infinity in {in_short(weights.name)}")
 
 
 def _described(metadata: dict[str, Any], inputs: dict[str, Node], outputs: dict[str, Node]) -> Description:

@@ -205,6 +205,20 @@ def test_graphs_that_give_no_detections(tmp_path: Path, changes: dict[str, Any],
         act()
 
 
+@pytest.mark.parametrize("kind", [F32, F64])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.0])
+def test_weights_that_are_not_finite(tmp_path: Path, kind: int, value: float):
+    path = graph(tmp_path / "a.onnx", GOOD)
+    proto = onnx.load(path)
+    proto.graph.initializer.append(make_tensor("layer.weight", kind, [2], [0.0, value]))
+    onnx.save(proto, path)
+    if value == 1:
+        assert OnnxDetector(path).classes == ("apple", "pear")
+        return
+    with refused("checkpoint", path, "weights", "layer.weight"):
+        OnnxDetector(path)
+
+
 def test_a_graph_that_cannot_be_measured_in_two_parts(tmp_path: Path):
     path = graph(tmp_path / "a.onnx", GOOD)
     with refused("checkpoint", path, "ONNX Runtime"):
