@@ -28,7 +28,7 @@ LONGEST_VALUE = 3_000
 """Largest number of characters in a value that can be a number: YAML reads 1:59:59 and longer in square time, and
 Python prints no number of more than 4,300 digits."""
 
-LARGEST_IN_PYTHON = 2**16
+LARGEST_IN_PYTHON = 2**15
 """Largest number of bytes for the reader in Python, which takes some ten times as long as the one in C."""
 
 LONGEST_SHOWN = 60
@@ -249,20 +249,36 @@ def parse_yaml(content: bytes, as_text: bool = False, has_aliases: bool = False)
         has_aliases: True to allow aliases. By aliases of aliases, a small file can hold values of any number.
 
     Raises:
-        ValueError: if the content is nested too deeply, or has too many or too long values, or aliases.
+        ValueError: if the content is nested too deeply, has too many or too long values, aliases, or a key twice.
         yaml.YAMLError: if it is no YAML.
     """
     in_c, in_python = ("CBaseLoader", yaml.BaseLoader) if as_text else ("CSafeLoader", yaml.SafeLoader)
     loader = in_python if NO_TEXT.search(content) else getattr(yaml, in_c, in_python)
     if loader is in_python and len(content) > LARGEST_IN_PYTHON:
         raise ValueError(f"expected at most {LARGEST_IN_PYTHON} bytes, got {len(content)}")
-    depth = 0
+    # Of each list and mapping that is being read, the number of nodes, and of a mapping the keys.
+    counts: list[int] = []
+    keys: list[set[str] | None] = []
     # The events are read first, since building the content of nested lists is recursive.
     for number, event in enumerate(yaml.parse(content, loader)):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.CollectionEndEvent):
+            counts.pop()
+            keys.pop()
+        elif isinstance(event, yaml.NodeEvent):
+            if counts:
+                known = keys[-1]
+                if known is not None and counts[-1] % 2 == 0 and isinstance(event, yaml.ScalarEvent):
+                    # yaml itself keeps the last value of a key that is given twice.
+                    if event.value in known:
+                        raise ValueError(f"expected each key once, got {in_short(event.value)} twice")
+                    known.add(event.value)
+                counts[-1] += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                counts.append(0)
+                keys.append(set() if isinstance(event, yaml.MappingStartEvent) else None)
         if isinstance(event, yaml.AliasEvent) and not has_aliases:
             raise ValueError(f"expected no aliases, got *{event.anchor}")
-        if depth > DEEPEST:
+        if len(counts) > DEEPEST:
             raise ValueError(f"expected at most {DEEPEST} levels, got more")
         if number > MOST_VALUES:
             raise ValueError(f"expected at most {MOST_VALUES} values, got more")
@@ -273,14 +289,23 @@ def parse_yaml(content: bytes, as_text: bool = False, has_aliases: bool = False)
     return yaml.load(content, loader)
 
 
+def _refusing_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"expected each key once, got {in_short(repeated)} twice")
+    return found
+
+
 def parse_json(content: str | bytes) -> Any:
     """Return the content of a JSON text that a stranger may have written.
 
     Raises:
-        ValueError: if the content is no JSON, is nested too deeply, or has too many values.
+        ValueError: if the content is no JSON, is nested too deeply, has too many values, or a key twice.
     """
     try:
-        found = json.loads(content)
+        found = json.loads(content, object_pairs_hook=_refusing_repeated)
     except RecursionError as error:
         raise ValueError(f"expected at most {DEEPEST} levels, got more") from error
     require_limits(found)

@@ -218,7 +218,7 @@ def end_with_the_process_that_started_this(can_save: bool) -> None:
 
 
 class _Fork:
-    """Keep the file of :func:`_watched` from forked processes, whose signals would count as those of this process.
+    """Keep the file of :func:`_watch` from forked processes, whose signals would count as those of this process.
 
     A signal to the forked process may arrive before Python runs there. So the file is away before the fork, in the main
     thread, which alone may set it. A fork of another thread becomes a main thread.

@@ -23,7 +23,7 @@ SLOW = {
     "nested after a byte that is no text": f'a: "\\udcff"\nb: {"[" * 5000}{"]" * 5000}',
     "many values": f"[{'1,' * 125_000}]",
     "many values and a byte that is no text": '- "\\udcff"\n' + "- 1\n" * 50_000,
-    "just few enough values and a byte that is no text": '- "\\udcff"\n' + "- 1\n" * 16_000,
+    "just few enough values and a byte that is no text": '- "\\udcff"\n' + "- 1\n" * 8_000,
     "a long value and a byte that is no text": f'a: "\\udcff"\nb: {"x " * 100_000}',
     "many keys": "a: b\n" * 50_000,
     "many merged keys": "a:\n" + "".join(f"  <<: {{k{number}: 1}}\n" for number in range(10_000)),

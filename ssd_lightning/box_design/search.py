@@ -273,7 +273,7 @@ def _jittered(shapes: BoxShapes, rng: np.random.Generator) -> BoxShapes:
 
 
 def _ascending(scales: Sequence[float] | np.ndarray) -> tuple[float, ...]:
-    """Clip scales to the bounds and make each a little larger than the previous one."""
+    """Clip scales to the size of the picture and make each a little larger than the previous one."""
     result: list[float] = []
     for scale in np.clip(scales, SMALLEST_SCALE, 1.0).tolist():
         least = 1.02 * result[-1] + 10**-DECIMALS if result else 0.0

@@ -53,6 +53,8 @@ def explain(error: BaseException) -> str | None:
         return _one_line(str(error))
     if isinstance(error, RuntimeError) and (loop := re.match(r"Symlink loop from '(.*)'", str(error))):
         return f"{loop[1]}: expected a file or a folder, got a link that leads to itself"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "~: expected the name of a user in a path that begins with ~, got another. Try the whole path, or ./~…"
     if isinstance(error, (ValueError, OSError)):
         text = str(error)
         # A worker of a data loader passes its whole traceback as the message; the last line is the error itself.

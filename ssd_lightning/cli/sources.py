@@ -1,9 +1,12 @@
 """The pictures, videos and cameras that ``source`` names."""
 
 import glob
+import http.client
+import io
 import os
+import re
 import sys
-import urllib.error
+import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -11,10 +14,24 @@ from typing import Any, NamedTuple
 
 from ssd_lightning.data.folders import is_picture, visible_files
 from ssd_lightning.deploy.video import PATIENCE, VIDEO_SUFFIXES
+from ssd_lightning.require import in_short, one_line
 from ssd_lightning.run_folder import naming
 
 STDIN = "-"
 """The source that stands for a list of sources on standard input, one a line."""
+
+
+PARTS_OF_ADDRESSES = "%/:=&?~#+!$,;'@()*[]"
+"""Characters that an address may have as they are."""
+
+LONGEST_DOWNLOAD = 120.0
+"""Seconds in which a picture has to be downloaded."""
+
+LARGEST_DOWNLOAD = 2**28
+"""Bytes of the largest picture that is downloaded."""
+
+LONGEST_NAME = 50
+"""Characters of the longest name of a downloaded file. In some languages, each has four bytes, of 255."""
 
 
 class PictureFile(NamedTuple):
@@ -46,7 +63,7 @@ def find_sources(sources: list[Any], downloads: Path) -> Sources:
     _check(sources)
     given: list[Any] = []
     for source in sources:
-        lines = [line for line in sys.stdin.read().splitlines() if line.strip()] if source == STDIN else [source]
+        lines = [line for line in _lines_of_stdin() if line.strip()] if source == STDIN else [source]
         if not lines:
             raise ValueError("source: expected a list of pictures on standard input, got none")
         given += lines
@@ -73,6 +90,13 @@ def find_sources(sources: list[Any], downloads: Path) -> Sources:
                         Path(os.path.realpath(file)), PictureFile(file.absolute(), str(file.absolute()))
                     )
     return Sources(list(pictures.values()), list(videos))
+
+
+def _lines_of_stdin() -> list[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A name of a file may hold bytes that are no text.
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin.read().splitlines()
 
 
 def find_pictures(sources: list[Any], key: str = "source") -> list[Path]:
@@ -124,17 +148,38 @@ def download_picture(address: str, folder: Path) -> Path | None:
     if not address.lower().startswith(("http://", "https://")):
         return None
     try:
-        with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+        # An address may have spaces and letters of any language, as a browser shows it.
+        with urllib.request.urlopen(urllib.parse.quote(address, safe=PARTS_OF_ADDRESSES), timeout=PATIENCE) as answer:
             if not answer.headers.get_content_type().startswith("image/"):
                 return None
-            path = folder / (urllib.parse.quote(Path(urllib.parse.urlsplit(address).path).name) or "picture")
-            content = answer.read()
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        raise ValueError(f"source: expected a picture or a stream, got {address} ({error})") from error
+            content = _content(answer)
+        name = urllib.parse.unquote(urllib.parse.urlsplit(address).path).rpartition("/")[2]
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = one_line(error) or type(error).__name__
+        raise ValueError(f"source: expected a picture or a stream, got {in_short(address)} ({reason})") from error
+    path = folder / (re.sub(r"[^\w.-]", "_", name).strip(".")[-LONGEST_NAME:] or "picture")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return path
+
+
+def _content(answer: http.client.HTTPResponse) -> bytes:
+    """Return the content of an answer, which ends in time and is no larger than a picture.
+
+    Raises:
+        ValueError: if it is too long, takes too long, or ends too early.
+    """
+    content, end = b"", time.monotonic() + LONGEST_DOWNLOAD
+    while block := answer.read1(2**16):
+        content += block
+        if len(content) > LARGEST_DOWNLOAD:
+            raise ValueError(f"more than {LARGEST_DOWNLOAD} bytes")
+        if time.monotonic() > end:
+            raise ValueError(f"not complete after {LONGEST_DOWNLOAD:g} seconds")
+    if answer.length:
+        raise ValueError(f"it ended {answer.length} bytes too early")
+    return content
 
 
 def _check(sources: list[Any], key: str = "source") -> None:

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -173,6 +174,14 @@ def _most_pixels(max_megapixels: float | None) -> float:
         return math.inf if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats to read. Other formats may start a program, as EPS starts Ghostscript."""
+    known = Image.registered_extensions()
+    # MPO is read as JPEG.
+    return tuple(sorted({known[suffix] for suffix in PICTURE_SUFFIXES if suffix in known} & Image.OPEN.keys()))
+
+
 def _open_image(path: Path) -> Image.Image:
     """Read the header of a picture of any size.
 
@@ -180,12 +189,12 @@ def _open_image(path: Path) -> Image.Image:
     header is read.
     """
     try:
-        return Image.open(path)
+        return Image.open(path, formats=_formats())
     except Image.DecompressionBombError:
         with _pillow_limit:
             before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
-                return Image.open(path)
+                return Image.open(path, formats=_formats())
             finally:
                 Image.MAX_IMAGE_PIXELS = before
 

@@ -1,6 +1,5 @@
 """Detectors that run from files of ``ssd-export``."""
 
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +80,6 @@ class OnnxDetector(Predictor):
         try:
             self.metadata = _metadata(stored[METADATA_KEY])
             self._description = _described(self.metadata, inputs, outputs)
-            _refuse_weights_that_are_not_finite(self.path)
         except ValueError as error:
             raise ValueError(f"checkpoint: expected a file of ssd-export, got {path}: {one_line(error)}") from error
         self.classes = self._description.classes
@@ -142,13 +140,17 @@ class OnnxDetector(Predictor):
         """Return detections of the file's graph, which may be a stranger's.
 
         Raises:
-            ValueError: with the file, if there are labels without a class, or numbers that are not finite.
+            ValueError: with the file, if there are labels without a class, boxes or scores that are none, or numbers
+                that are not finite. With NaN among the weights, all scores are NaN, and none of them is valid.
         """
-        labels, numbers = found.labels[found.valid], (found.boxes[found.valid], found.scores[found.valid])
+        if not all(bool(values.isfinite().all()) for values in (found.boxes, found.scores)):
+            raise ValueError(f"checkpoint: expected finite boxes and scores, got NaN or infinity from {self.path}")
+        labels, boxes, scores = found.labels[found.valid], found.boxes[found.valid], found.scores[found.valid]
         if not bool(((labels >= 1) & (labels <= len(self.classes))).all()):
             raise ValueError(f"checkpoint: expected labels of 1 … {len(self.classes)}, got others from {self.path}")
-        if not all(bool(values.isfinite().all()) for values in numbers):
-            raise ValueError(f"checkpoint: expected finite boxes and scores, got NaN or infinity from {self.path}")
+        is_inside = (boxes >= 0) & (boxes <= 1) & (boxes[:, [2, 3, 2, 3]] >= boxes[:, [0, 1, 0, 1]])
+        if not bool(is_inside.all() and ((scores > 0) & (scores <= 1)).all()):
+            raise ValueError(f"checkpoint: expected boxes and scores in 0 … 1, got others from {self.path}")
         return found
 
     def require_postprocess(self) -> None:
@@ -225,20 +227,6 @@ def _metadata(text: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"metadata: expected a mapping, got {in_short(content)}")
     return content
-
-
-def _refuse_weights_that_are_not_finite(path: Path) -> None:
-    """Refuse NaN and infinity among the weights, with which the network would find nothing without a word."""
-    if importlib.util.find_spec("onnx") is None:  # ONNX Runtime does not need this package.
-        return
-    import onnx
-
-    for weights in onnx.load(path, load_external_data=False).graph.initializer:
-        if weights.data_location == onnx.TensorProto.EXTERNAL:
-            continue
-        values = onnx.numpy_helper.to_array(weights)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            raise ValueError(f"weights: expected finite numbers, got NaN or infinity in {in_short(weights.name)}")
 
 
 def _described(metadata: dict[str, Any], inputs: dict[str, Node], outputs: dict[str, Node]) -> Description:

@@ -39,14 +39,18 @@ def freeze(backbone: nn.Module, until: str | None = None, batch_norm: bool = Fal
 
 def _freeze_batch_norms(backbone: nn.Module, names: set[str]) -> None:
     for name, layer in list(backbone.named_modules()):
-        if name in names and isinstance(layer, nn.BatchNorm2d):
+        # Without statistics of its own, a layer normalizes by the batch in any case.
+        if name in names and isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None:
             parent, _, child = name.rpartition(".")
             setattr(backbone.get_submodule(parent), child, _frozen(layer))
 
 
 def _frozen(layer: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-    frozen = FrozenBatchNorm2d(layer.num_features, eps=layer.eps).to(layer.weight.device)
+    assert layer.running_mean is not None
+    frozen = FrozenBatchNorm2d(layer.num_features, eps=layer.eps).to(layer.running_mean.device)
     with torch.no_grad():
         for name, value in frozen.named_buffers():
-            value.copy_(getattr(layer, name))
+            own = getattr(layer, name)
+            if own is not None:  # The scale and shift of layers without them are 1 and 0.
+                value.copy_(own)
     return frozen

@@ -74,9 +74,10 @@ class AdaptiveMatcher(BoxMatcher):
     """A matcher with a threshold for each object, from the default boxes around its centre (ATSS, arXiv 1912.02424).
 
     Forced matches are those of :class:`BoxMatcher`. For each shape of default boxes, the ``candidates`` default
-    boxes whose centres are nearest are candidates of an object. The object's threshold is the mean plus the standard
-    deviation of the candidates' IoU. Candidates join the object if they reach the threshold and their centre lies in
-    the object. A default box that could join several objects joins the one with the highest IoU.
+    boxes whose centres are nearest are candidates of an object. Distances are in fractions of the picture: for inputs
+    that are not square, the publication's distances in pixels choose others. The object's threshold is the mean plus
+    the standard deviation of the candidates' IoU. Candidates join the object if they reach the threshold and their
+    centre lies in the object. A default box that could join several objects joins the one with the highest IoU.
 
     So an object that all default boxes fit badly still gets positives. An object that many fit well gets only the best.
 
@@ -90,8 +91,8 @@ class AdaptiveMatcher(BoxMatcher):
         super().__init__(iou_threshold)
         require_whole_number("candidates", candidates, 1)
         self.candidates = candidates
-        self._laid: Float[Tensor, "boxes 4"] | None = None
-        self._shapes: list[Int[Tensor, " of_shape"]] = []
+        # One attribute, since several threads may use a matcher.
+        self._known: tuple[Float[Tensor, "boxes 4"] | None, list[Int[Tensor, " of_shape"]]] = (None, [])
 
     def _ranked(
         self,
@@ -99,8 +100,10 @@ class AdaptiveMatcher(BoxMatcher):
         boxes: Float[Tensor, "batch objects 4"],
         default_boxes: Float[Tensor, "boxes 4"],
     ) -> Float[Tensor, "batch objects boxes"]:
-        if self._laid is not default_boxes:  # The shapes are found once, since this waits for the device.
-            self._laid, self._shapes = default_boxes, boxes_of_shapes(default_boxes)
+        known, shapes = self._known
+        if known is not default_boxes:  # The shapes are found once, since this waits for the device.
+            shapes = boxes_of_shapes(default_boxes)
+            self._known = default_boxes, shapes
         x, y = default_boxes[:, 0], default_boxes[:, 1]
         left, top, right, bottom = boxes.unsqueeze(2).unbind(dim=-1)
         distance = (x - (left + right) / 2).square() + (y - (top + bottom) / 2).square()
@@ -109,7 +112,7 @@ class AdaptiveMatcher(BoxMatcher):
         candidate = torch.cat(
             [
                 of_shape[ranked[..., of_shape].topk(min(self.candidates, len(of_shape)), largest=False).indices]
-                for of_shape in self._shapes
+                for of_shape in shapes
             ],
             dim=-1,
         )

@@ -171,7 +171,8 @@ def non_maximum_suppression(
     count = groups.new_zeros((batch, 1))
     for start in range(0, candidates, BLOCK):
         block = slice(start, start + BLOCK)
-        if not (alive[:, block.start] & (count < most).squeeze(1)).any():
+        # All of the block, since NaN as a score comes first and is not alive.
+        if not (alive[:, block] & (count < most)).any():
             break
         kept, kept_group = index[:, :most], groups.gather(1, index[:, :most])
         kept_group = kept_group.masked_fill(torch.arange(most, device=boxes.device) >= count, -1)

@@ -169,7 +169,7 @@ class BestF1(NamedTuple):
     """The score threshold of a class with the highest F1."""
 
     f1: float
-    """0 … 1; NaN for a class without an object that counts."""
+    """0 … 1; NaN where the recall is NaN, and 0 without a true detection."""
     threshold: float
     """Lowest score of the detections that count; NaN without a true detection."""
 

@@ -36,6 +36,7 @@ def confusion_matrix(
     """
     check_records(detections, objects, num_classes)
     require_number("iou_threshold", iou_threshold, "(0, 1]")
+    require_number("score_threshold", score_threshold, "[0, 1]")
     detections = select(detections, detections.scores >= score_threshold)
 
     pairs = pairs_of_same_image(detections, objects)

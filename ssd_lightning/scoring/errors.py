@@ -120,7 +120,8 @@ def find_errors(
     require_number("iou_threshold", iou_threshold, "(0, 1]")
     if background_threshold is None:
         background_threshold = min(BACKGROUND_THRESHOLD, iou_threshold)
-    if not 0 < background_threshold <= iou_threshold:
+    require_number("background_threshold", background_threshold, "(0, 1]")
+    if background_threshold > iou_threshold:
         raise ValueError(
             f"background_threshold: expected a number in (0, iou_threshold = {iou_threshold:g}], "
             f"got {background_threshold}"
@@ -179,6 +180,7 @@ def error_table(
     Raises:
         ValueError: as :func:`find_errors`.
     """
+    require_number("score_threshold", score_threshold, "[0, 1]")
     rows = np.flatnonzero(detections.scores >= score_threshold)
     seen = select(detections, rows)
     errors = find_errors(seen, objects, len(classes), iou_threshold)
@@ -244,6 +246,7 @@ def cost_in_ap(
         ValueError: as :func:`find_errors`.
     """
     errors = find_errors(detections, objects, num_classes, iou_threshold, background_threshold)
+    require_number("score_threshold", score_threshold, "[0, 1]")
     shown = select(detections, detections.scores >= score_threshold)
     errors_shown = find_errors(shown, objects, num_classes, iou_threshold, background_threshold)
     has_objects = np.bincount(objects.labels[~objects.difficult], minlength=num_classes + 1)[1:] > 0

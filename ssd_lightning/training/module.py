@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ssd_lightning import collectives
 from ssd_lightning.detector.losses import MinedCrossEntropy, MultiBoxLoss, plain_errors
-from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.matching import AdaptiveMatcher, BoxMatcher, boxes_of_shapes
 from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
-from ssd_lightning.require import require_whole_number
+from ssd_lightning.require import require_part, require_whole_number
 from ssd_lightning.scoring.scores import DetectionScores
 from ssd_lightning.structures import Batch
 from ssd_lightning.training.checkpoint import (
@@ -83,6 +83,23 @@ class SSDModule(lightning.LightningModule):
         super().__init__()
         if lr_reference_batch is not None:
             require_whole_number("lr_reference_batch", lr_reference_batch, 1)
+        parts = {
+            "matcher": matcher,
+            "loss": loss,
+            "postprocess": postprocess,
+            "optimizer": optimizer,
+            "lr_scheduler": lr_scheduler,
+            "parameter_groups": parameter_groups,
+        }
+        for name, part in parts.items():
+            if part is not None:
+                require_part(name, part)
+        most = sum(model.boxes_per_cell)
+        if isinstance(matcher, AdaptiveMatcher) and (shapes := len(boxes_of_shapes(model.default_boxes))) > most:
+            raise ValueError(
+                f"matcher: expected default boxes of at most {most} shapes for {type(matcher).__name__}, got {shapes}. "
+                "Try model.default_boxes.clip=null, or matcher=iou50."
+            )
         # Pictures are channels-last in memory, and convolutions on CPUs and tensor cores are faster in this format.
         self.model = model.to(memory_format=torch.channels_last)
         self.matcher = matcher or BoxMatcher()
@@ -208,6 +225,10 @@ class SSDModule(lightning.LightningModule):
         if self.lr_reference_batch is None:
             return 1.0
         trainer: Any = self.trainer
+        if trainer.datamodule is None:
+            raise ValueError(
+                "lr_reference_batch: expected a trainer with a datamodule, got none. Try lr_reference_batch=None."
+            )
         pictures = trainer.datamodule.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         return pictures / self.lr_reference_batch
 

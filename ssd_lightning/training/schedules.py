@@ -1,6 +1,7 @@
 """Learning rate schedules. All take the optimizer and the number of steps of the run, and count in steps.
 
-The highest rate of each schedule is the learning rate of the optimizer.
+The highest rate of each schedule is the learning rate of the optimizer. A run of a few steps may not reach the highest
+or the last rate.
 """
 
 import math
@@ -23,7 +24,7 @@ def warmup_cosine(
         optimizer: its learning rate is the highest rate.
         total_steps: number of steps of the run.
         warmup_steps: number of steps of the rise, at most a tenth of ``total_steps``.
-        final_factor: last rate as a share of the highest rate.
+        final_factor: rate after the last step, as a share of the highest rate.
     """
     require_number("final_factor", final_factor, "[0, 1]")
     rising = _warmup_steps(warmup_steps, total_steps)

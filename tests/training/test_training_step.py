@@ -75,7 +75,7 @@ def test_nothing_is_read_in_a_step_with_adaptive_matches(name: str):
         objects = Objects(*(torch.zeros_like(tensor) for tensor in make_objects()))
         images = torch.zeros(2, 3, *model.image_size, dtype=torch.uint8)
         # As after the first call, which finds the shapes.
-        matcher._laid, matcher._shapes = model.default_boxes, [mode.from_tensor(of_shape) for of_shape in shapes]
+        matcher._known = model.default_boxes, [mode.from_tensor(of_shape) for of_shape in shapes]
         step(model, MultiBoxLoss(), images, objects, matcher).backward()
         with pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
             AdaptiveMatcher()(objects, model.default_boxes)  # A first call reads them.

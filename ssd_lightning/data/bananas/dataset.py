@@ -187,6 +187,9 @@ def _read_rows(path: Path) -> Iterator[_Row | Finding]:
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got no {missing[0]}")
+        repeated = [column for column in COLUMNS if list(reader.fieldnames or ()).count(column) > 1]
+        if repeated:
+            raise ValueError(f"{path}: expected each column once, got {repeated[0]} more often")
         for row in reader:
             place = f"{path}, line {reader.line_num}"
             try:

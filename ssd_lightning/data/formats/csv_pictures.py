@@ -26,6 +26,7 @@ from ssd_lightning.data.formats.csv_rows import DELIMITERS, LONGEST_LINE, Column
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.splits import SPLIT_NAMES, SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.pictures import PictureHeader, read_header
+from ssd_lightning.require import in_short
 
 Unit = Literal["pixels", "fractions"]
 """The unit of the numbers of a box."""
@@ -157,6 +158,14 @@ class CSV(SplitData):
         usual = usual_splits({name for name, rows in rows_of.items() if not held_out.issuperset(rows)})
         if usual is not None and usual.val is not None:
             own = rows_of[usual.test] if usual.test is not None else None
+            used = {*rows_of[usual.train], *rows_of[usual.val], *(own or ()), *held_out}
+            others = sorted(name for name, rows in rows_of.items() if not used.issuperset(rows))
+            if others and are_told:  # Such as a word that was mistyped, whose pictures would be left out.
+                raise ValueError(
+                    f"data.train: expected splits {', '.join(filter(None, usual))} alone, got also "
+                    f"{in_short(others)} in {count - len(used)} pictures. Try data.train=[{usual.train}] "
+                    f"data.val=[{usual.val}] to leave them out."
+                )
             return rows_of[usual.train], rows_of[usual.val], test or own
         if usual is None and are_told and not held_out:
             there = ", ".join(sorted(rows_of))

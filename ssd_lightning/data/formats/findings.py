@@ -1,5 +1,6 @@
 """Faults of a data set: their kinds, what ``fix`` does about them, and how they are found in annotations."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -282,7 +283,9 @@ def refuse(findings: Sequence[Finding]) -> None:
 
 def printable(text: str) -> str:
     """Return a text whose file names may not be UTF-8 with a replacement for each byte that is not."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    # Half characters of other kinds come from escapes in JSON.
+    whole = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+    return whole.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def check_fix(fix: str | None) -> None:

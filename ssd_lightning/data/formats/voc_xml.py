@@ -54,6 +54,10 @@ def read_xml(path: str, files: DataFolder, max_megapixels: float | None = None) 
             names.append(scalars.class_name(_text(entry, "name", place), f"{place}: name"))
             boxes.append(edges)
             difficult.append(scalars.flag(_text(entry, "difficult", place), f"{place}: difficult"))
+    for entry in root:
+        # Such objects would be trained as background.
+        if entry.tag != "object" and any(_plain_tag(part) in OF_AN_OBJECT for part in entry.iter()):
+            raise ValueError(f"{path}: expected objects as <object> in <annotation>, got <{brief(entry.tag)}>")
     header = read_header(Path(picture), max_megapixels)
     return PictureAnnotation(
         path,
@@ -66,6 +70,15 @@ def read_xml(path: str, files: DataFolder, max_megapixels: float | None = None) 
         orientation=header.orientation,
         polygons=polygons,
     )
+
+
+OF_AN_OBJECT = {"object", "bndbox", "xmin"}
+"""Tags by which an object is known in an element of another name."""
+
+
+def _plain_tag(element: ElementTree.Element) -> str:
+    """Return a tag in lower case and without its namespace; empty for a comment."""
+    return element.tag.rpartition("}")[2].casefold() if isinstance(element.tag, str) else ""
 
 
 def _parsed(path: str, files: DataFolder) -> ElementTree.Element:

@@ -185,6 +185,8 @@ def _names(value: Any, path: str) -> dict[int, str]:
     numbers = [scalars.number(key) for key in value]
     if not all(0 <= number < MOST_CLASSES and number == int(number) for number in numbers):
         raise ValueError(f"{path}: names: expected names by number, such as 0: cat, got {_kind(next(iter(value)))}")
+    if len(set(map(int, numbers))) < len(numbers):
+        raise ValueError(f"{path}: names: expected each number once, got {_kind(', '.join(map(str, value)))}")
     return dict(zip(map(int, numbers), _named(list(value.values()), path).values(), strict=True))
 
 
