@@ -1,6 +1,7 @@
 """Checks of numeric arguments."""
 
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -13,6 +14,7 @@ from ssd_lightning.require import (
     in_short,
     one_line,
     parse_json,
+    parse_yaml,
     require_limits,
     require_names,
     require_number,
@@ -113,6 +115,22 @@ def test_values_of_strangers_are_shown_in_one_short_line():
     assert (in_short("a"), in_short(3), in_short([1])) == ("'a'", "3", "a list")
     assert one_line(ValueError("a\n  b")) == "a b"
     assert len(one_line("a " * 1000)) <= require_module.LONGEST_REASON
+
+
+@pytest.mark.parametrize("text", ["{a: 1, a: 2}", "b:\n- {c: 1, 'c': 2}", "{a: {b: 1}, a: {b: 1}}"])
+def test_a_key_that_is_given_twice(text: str):
+    with pytest.raises(ValueError, match=r"^expected each key once, got '[ac]' twice$"):
+        parse_yaml(text.encode())
+    as_json = text.replace("b:\n- ", "").replace("'", "")
+    with pytest.raises(ValueError, match=r"^expected each key once, got '[ac]' twice$"):
+        parse_json(re.sub(r"([abc])", r'"\1"', as_json))
+
+
+def test_keys_of_several_mappings():
+    text = "{a: {a: 1, b: [a, a, {a: 1}]}, b: {a: 1}, c: a}"
+    expected = {"a": {"a": 1, "b": ["a", "a", {"a": 1}]}, "b": {"a": 1}, "c": "a"}
+    assert parse_yaml(text.encode()) == expected
+    assert parse_json(re.sub(r"([abc])", r'"\1"', text)) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,17 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from rich.console import Console
 from rich.progress import track
 
+from ssd_lightning.data.folders import DataFolder, is_picture
 from ssd_lightning.data.formats.annotations import (
     WRITINGS,
     Annotations,
@@ -30,10 +31,10 @@ from ssd_lightning.data.formats.findings import Finding
 from ssd_lightning.require import require_regular
 from ssd_lightning.run_folder import written_whole
 
-LAYOUT = 4
+LAYOUT = 5
 """Version of the cache files; a new number makes all annotations be read again."""
 
-TEXTS = ("sources", "pictures", "vocabulary", "splits")
+TEXTS = ("sources", "pictures", "vocabulary", "splits", "listing")
 """The columns of texts."""
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,13 @@ class Stored(NamedTuple):
     annotations: Annotations
     source_stamps: Int[np.ndarray, "pictures 2"]
     picture_stamps: Int[np.ndarray, "pictures 2"]
+    listing: list[str]
+    """The files of pictures that were there, among which those of the annotations were searched."""
+
+
+def listing_of(folders: Iterable[DataFolder]) -> list[str]:
+    """Return the paths of the pictures in some folders."""
+    return [folder.path(file) for folder in folders for file in folder.files if is_picture(file)]
 
 
 def stamps(paths: Sequence[str]) -> Int[np.ndarray, "files 2"]:
@@ -61,7 +69,11 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 def read_annotations(
-    sources: Sequence[str], read: Callable[[str], PictureAnnotation], box_format: Format, key: str
+    sources: Sequence[str],
+    read: Callable[[str], PictureAnnotation],
+    box_format: Format,
+    key: str,
+    folders: Iterable[DataFolder] = (),
 ) -> tuple[Annotations, list[Finding]]:
     """Return the annotations of one picture per file, in order, and findings about the files that cannot be read.
 
@@ -70,8 +82,10 @@ def read_annotations(
         read: reader of one file, which raises a ValueError with the name of a file that it cannot read.
         box_format: format of the boxes in these files.
         key: name of the cache, the same for all files of one folder.
+        folders: folders in which the reader searches for pictures.
     """
     known = load(key)
+    listing = listing_of(folders)
     now = stamps(sources)
     rows = np.full(len(sources), -1)
     if known is not None:
@@ -81,6 +95,7 @@ def read_annotations(
         is_same = (known.source_stamps[rows[found]] == now[found]).all(axis=1)
         pictures = [known.annotations.pictures[row] for row in rows[found]]
         is_same &= (known.picture_stamps[rows[found]] == stamps(pictures)).all(axis=1)
+        is_same &= ~_may_have_another_picture(known, listing)[rows[found]]
         rows[found[~is_same]] = -1
         if (rows >= 0).all():
             return known.annotations.select(rows), []
@@ -94,15 +109,27 @@ def read_annotations(
     order = np.argsort(np.concatenate((kept, np.array(readable, dtype=np.int64))), kind="stable")
     annotations = concatenate(parts).select(order)
     position = np.sort(np.concatenate((kept, np.array(readable, dtype=np.int64))))
-    stored = Stored(annotations, now[position], stamps(annotations.pictures))
+    stored = Stored(annotations, now[position], stamps(annotations.pictures), listing)
     save(key, stored if known is None else _with_others(stored, known, sources))
     return annotations, findings
+
+
+def _may_have_another_picture(known: Stored, listing: Sequence[str]) -> Bool[np.ndarray, " pictures"]:
+    """Return True for the annotations for which a search may find another, new picture: one with a name like theirs."""
+    added = {_stem(path) for path in set(listing).difference(known.listing)}
+    pairs = zip(known.annotations.sources, known.annotations.pictures, strict=True)
+    return np.array([bool(added) and not added.isdisjoint(map(_stem, pair)) for pair in pairs], dtype=bool)
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0].casefold()
 
 
 def _with_others(stored: Stored, known: Stored, sources: Sequence[str]) -> Stored:
     """Add the cached annotations of other files that still exist, since several lists may be read from one folder."""
     asked_for = set(sources)
     there = stamps(known.annotations.sources)[:, 1] >= 0
+    there &= ~_may_have_another_picture(known, stored.listing)
     rows = np.array([row for row, s in enumerate(known.annotations.sources) if there[row] and s not in asked_for], int)
     if len(rows) == 0:
         return stored
@@ -110,6 +137,7 @@ def _with_others(stored: Stored, known: Stored, sources: Sequence[str]) -> Store
         concatenate([stored.annotations, known.annotations.select(rows)]),
         np.concatenate((stored.source_stamps, known.source_stamps[rows])),
         np.concatenate((stored.picture_stamps, known.picture_stamps[rows])),
+        stored.listing,
     )
 
 
@@ -157,10 +185,12 @@ def load(key: str) -> Stored | None:
 def _stored(columns: dict[str, Any]) -> Stored:
     texts = {name: _split(columns.pop(name)) for name in TEXTS}
     source_stamps, picture_stamps = columns.pop("source_stamps"), columns.pop("picture_stamps")
+    listing = texts.pop("listing")
     stored = Stored(
         Annotations(**{**columns, **texts, "box_format": str(columns["box_format"])}),
         source_stamps,
         picture_stamps,
+        listing,
     )
     _check(stored)
     return stored
@@ -176,6 +206,15 @@ def _check(stored: Stored) -> None:
         ((objects,), (known.names, known.difficult, known.numbers)),
         ((objects, 4), (known.boxes,)),
     )
+    whole = (
+        known.counts,
+        known.sizes,
+        known.told_sizes,
+        known.names,
+        known.numbers,
+        known.orientations,
+        known.polygons,
+    )
     has_shapes = all(column.shape == shape for shape, columns in shapes for column in columns)
     if not has_shapes or not len(known.pictures) == len(known.splits) == rows:
         raise ValueError("expected as many rows in each column as there are pictures or objects")
@@ -186,7 +225,7 @@ def _check(stored: Stored) -> None:
         and np.isin(known.names, np.arange(len(known.vocabulary))).all()
         and np.isfinite(known.boxes).all()
         and known.difficult.dtype == bool
-        and all(column.dtype == np.int64 for column in (known.counts, known.sizes, known.names, known.numbers))
+        and all(column.dtype == np.int64 for column in whole)
     )
     if not is_sensible:
         raise ValueError("expected sizes, classes and boxes as they are saved")
@@ -194,7 +233,7 @@ def _check(stored: Stored) -> None:
 
 def save(key: str, stored: Stored) -> None:
     """Save annotations. Where nothing can be written, a warning is logged, and the next run reads everything again."""
-    columns = stored.annotations._asdict()
+    columns = stored.annotations._asdict() | {"listing": stored.listing}
     # The files are the same, whatever their boxes are taken to refer to.
     del columns["boxes_of"]
     columns |= {name: _joined(columns[name]) for name in TEXTS}
@@ -208,21 +247,24 @@ def save(key: str, stored: Stored) -> None:
         logger.warning("Annotations are not cached: %s", error)
 
 
-def known_annotations(key: str, source: str) -> Annotations | None:
+def known_annotations(key: str, source: str, folders: Iterable[DataFolder]) -> Annotations | None:
     """Return the cached annotations of one file about many pictures; ``None`` if the file or a picture has changed."""
     known = load(key)
     if known is None or (known.source_stamps != stamps([source])).any():
         return None
     has_changed = (known.picture_stamps != stamps(known.annotations.pictures)).any()
+    has_changed |= _may_have_another_picture(known, listing_of(folders)).any()
     return None if has_changed else known.annotations
 
 
-def keep_annotations(key: str, stamp: Int[np.ndarray, "1 2"], annotations: Annotations) -> None:
+def keep_annotations(
+    key: str, stamp: Int[np.ndarray, "1 2"], annotations: Annotations, folders: Iterable[DataFolder]
+) -> None:
     """Save the annotations of one file about many pictures, with the stamp that the file had before it was read."""
     # Without a row nothing would tell that the file has changed.
     if annotations.sources:
         source_stamps = np.repeat(stamp, len(annotations.sources), axis=0)
-        save(key, Stored(annotations, source_stamps, stamps(annotations.pictures)))
+        save(key, Stored(annotations, source_stamps, stamps(annotations.pictures), listing_of(folders)))
 
 
 def cache_folder() -> Path:

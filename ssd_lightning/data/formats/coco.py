@@ -191,7 +191,9 @@ def read_json(
     """
     key = limited_key(f"coco {path.resolve()} {root.resolve()} {folder}", max_megapixels)
     stamp = stamps([str(path)])
-    known = known_annotations(key, str(path))
+    searches = _searches(path, root, folder, {} if indexes is None else indexes)
+    folders = [search.files for search in searches]
+    known = known_annotations(key, str(path), folders)
     if known is not None:
         return known, []
     content = _parsed(path)
@@ -222,7 +224,6 @@ def read_json(
             spoilt.setdefault(image, str(error))
             continue
         objects[image].append(_Entry(categories[category], edges, is_crowd, is_around))
-    searches = _searches(path, root, folder, {} if indexes is None else indexes)
 
     def read(entry: dict[str, Any]) -> PictureAnnotation | Finding:
         source = f"{path}, image {brief(entry['id'])} ({brief(entry.get('file_name'))})"
@@ -253,7 +254,7 @@ def read_json(
     annotations = as_columns(rows, "coco", names)
     findings = [answer for answer in answers if isinstance(answer, Finding)]
     if not findings:
-        keep_annotations(key, stamp, annotations)
+        keep_annotations(key, stamp, annotations, folders)
     return annotations, findings
 
 

@@ -26,7 +26,7 @@ from ssd_lightning.data.formats.csv_rows import DELIMITERS, LONGEST_LINE, Column
 from ssd_lightning.data.formats.findings import Finding, Fix
 from ssd_lightning.data.formats.splits import SPLIT_NAMES, SplitData, Splits, as_list, usual_splits
 from ssd_lightning.data.pictures import PictureHeader, read_header
-from ssd_lightning.require import in_short
+from ssd_lightning.require import counted, in_short
 
 Unit = Literal["pixels", "fractions"]
 """The unit of the numbers of a box."""
@@ -163,8 +163,8 @@ class CSV(SplitData):
             if others and are_told:  # Such as a word that was mistyped, whose pictures would be left out.
                 raise ValueError(
                     f"data.train: expected splits {', '.join(filter(None, usual))} alone, got also "
-                    f"{in_short(others)} in {count - len(used)} pictures. Try data.train=[{usual.train}] "
-                    f"data.val=[{usual.val}] to leave them out."
+                    f"{', '.join(map(in_short, others[:5]))} in {counted(count - len(used), 'picture')}. "
+                    f"Try data.train=[{usual.train}] data.val=[{usual.val}] to leave them out."
                 )
             return rows_of[usual.train], rows_of[usual.val], test or own
         if usual is None and are_told and not held_out:
@@ -198,7 +198,8 @@ class CSV(SplitData):
         settings = (self.columns, self.box_format, self.unit, self.delimiter, self.header, self.pictures, one_class)
         key = limited_key(f"csv {Path(path).resolve()} {self.root.resolve()} {settings}", self.max_megapixels)
         stamp = stamps([path])
-        known = known_annotations(key, path)
+        files = self.files if self.pictures is None else self._own_folder()
+        known = known_annotations(key, path, [files])
         if known is not None:
             return known, []
         table, rows = read_rows(path, self.columns, self.box_format, self.delimiter, self.header)
@@ -207,7 +208,7 @@ class CSV(SplitData):
                 f"{path}: expected a column for the class, got {table_names(table.names)}. "
                 f"Try data.class_column=<column>, or data.classes=[<name>] for pictures of one class."
             )
-        search = _Search(self.files if self.pictures is None else self._own_folder(), path, self.pictures is None)
+        search = _Search(files, path, self.pictures is None)
         rows_of: dict[tuple[str, str], list[Row]] = defaultdict(list)
         findings = []
         spoilt = set()
@@ -238,7 +239,7 @@ class CSV(SplitData):
         annotations = as_columns([answer for answer in answers if isinstance(answer, PictureAnnotation)], order)
         findings = list(dict.fromkeys([*findings, *(answer for answer in answers if isinstance(answer, Finding))]))
         if not findings:
-            keep_annotations(key, stamp, annotations)
+            keep_annotations(key, stamp, annotations, [files])
         return annotations, findings
 
     def _own_folder(self) -> DataFolder:

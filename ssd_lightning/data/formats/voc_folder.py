@@ -65,7 +65,7 @@ class VOCPictures(SplitData):
         def read(path: str) -> PictureAnnotation:
             return read_xml(path, self.files, self.max_megapixels)
 
-        everything, findings = read_annotations(sources, read, "voc", key)
+        everything, findings = read_annotations(sources, read, "voc", key, [self.files])
         row_of = {source: row for row, source in enumerate(everything.sources)}
 
         def selected(paths: list[str]) -> Annotations:

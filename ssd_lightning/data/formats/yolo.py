@@ -141,7 +141,7 @@ class YOLO(SplitData):
         # A picture may be in several splits, which ssd-check reports.
         sources = list(dict.fromkeys(path for paths in labels.values() for path in paths or ()))
         key = limited_key(f"yolo {self.root.resolve()} {keypoints}", self.max_megapixels)
-        everything, unreadable = read_annotations(sources, read, "yolo", key)
+        everything, unreadable = read_annotations(sources, read, "yolo", key, [self.files])
         everything = everything._replace(vocabulary=[self._class_name(int(name)) for name in everything.vocabulary])
         row_of = {source: row for row, source in enumerate(everything.sources)}
 

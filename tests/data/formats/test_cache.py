@@ -267,7 +267,8 @@ def stored(*names: str) -> Stored:
         for name in names
     ]
     columns = as_columns(rows, "coco")
-    return Stored(columns, np.arange(2 * len(names)).reshape(-1, 2), -np.arange(2 * len(names)).reshape(-1, 2))
+    source_stamps = np.arange(2 * len(names)).reshape(-1, 2)
+    return Stored(columns, source_stamps, -source_stamps, [f"{name}.png" for name in names])
 
 
 NAMES = ["two words", " ", "größe – バナナ – 🍌", "new\nline", os.fsdecode(b"undecodable \xff\xe4.png"), "", "\ud83d"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_line import refused
 from voc_xml import write_picture
 from yolo_folder import write_text
 
@@ -294,6 +295,22 @@ def test_a_column_of_splits(tmp_path: Path, told: str, settings: dict, expected:
     lines = [f"{row},{name}" for row, name in zip(ROWS, told.split(), strict=True)]
     write_csv(tmp_path, f"{HEADER},split", *lines, pictures="abcdef")
     assert split(CSV(tmp_path, **settings)) == [list(names) for names in expected]
+
+
+@pytest.mark.parametrize("told", ["train train val val tset test", "train train val val holdout holdout"])
+def test_rows_of_no_split_are_not_left_out_in_silence(tmp_path: Path, told: str):
+    lines = [f"{row},{name}" for row, name in zip(ROWS, told.split(), strict=True)]
+    write_csv(tmp_path, f"{HEADER},split", *lines, pictures="abcdef")
+    for _ in range(2):
+        with refused("data.train", told.split()[4], "data.train=[train] data.val=[val]"):
+            CSV(tmp_path).train()
+    assert split(CSV(tmp_path, train=["train"], val=["val"]))[:2] == [list("ab"), list("cd")]
+
+
+def test_rows_without_a_split_beside_others(tmp_path: Path):
+    write_csv(tmp_path, f"{HEADER},split", f"{ROWS[0]},train", f"{ROWS[1]},val", f"{ROWS[2]},", pictures="abc")
+    with refused("data.train", "1 picture."):
+        CSV(tmp_path).train()
 
 
 @pytest.mark.parametrize("place", ["{}.csv", "{}/_annotations.csv", "labels/{}.tsv"])

@@ -44,6 +44,27 @@ POINTS = (12, 3.5), (30, 9), (4, 17)
 BOX = "<bndbox><xmin>4</xmin><ymin>3.5</ymin><xmax>30</xmax><ymax>17</ymax></bndbox>"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"<Object><name>cat</name>{BOX}</Object>",
+        f"<objekt><name>cat</name>{BOX}</objekt>",
+        f'<object xmlns="u"><name>cat</name>{BOX}</object>',
+        f"<objects><object><name>cat</name>{BOX}</object></objects>",
+        f"<object><name>cat</name>{BOX}</object><object2><name>cat</name>{BOX}</object2>",
+        "<item><xmin>1</xmin></item>",
+    ],
+)
+def test_objects_under_another_tag_are_not_background(tmp_path: Path, content: str):
+    with pytest.raises(ValueError, match=r"a\.xml: expected objects as <object> in <annotation>, got <"):
+        read(tmp_path, f"<annotation>{content}</annotation>")
+
+
+def test_a_picture_without_objects_is_background(tmp_path: Path):
+    content = "<annotation><!-- object --><source><database>none</database></source></annotation>"
+    assert read(tmp_path, content).boxes == []
+
+
 @pytest.mark.parametrize("write", [numbered, listed])
 def test_a_polygon_without_a_box_is_the_box_around_it(tmp_path: Path, write):
     expected = read(tmp_path, of_object(BOX))
