@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The tests themselves run in parallel. Set before torch is imported, and for the commands that tests start.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import jaxtyping
 import pytest
 from banana_folder import write_banana_folder
 from command_line import QUICK, run_command
@@ -117,3 +118,9 @@ def trained(bananas: Path, made_once) -> Trained:
 
     folder = made_once("trained", train)
     return Trained(folder / "run", (folder / "out.txt").read_text())
+
+
+@pytest.fixture
+def types_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let parts get values of wrong types, as from a command line, which checks no types of arguments."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

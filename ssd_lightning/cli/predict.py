@@ -30,7 +30,7 @@ from ssd_lightning.deploy.prediction import Found, Predictor, Resized, tile_wind
 from ssd_lightning.deploy.video import Frame, Video, VideoWriter, require_av
 from ssd_lightning.devices import free_cores, keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
-from ssd_lightning.require import counted, require_number, require_whole_number
+from ssd_lightning.require import counted, in_short, require_number, require_whole_number
 from ssd_lightning.run_folder import naming, replace_text
 
 LARGEST_DRAWING = 1600
@@ -192,6 +192,8 @@ def predict_video(
                     with naming(drawn_path):
                         drawn.write(pixels, frame.seconds)
             progress.update(task, completed=batch[-1].number + 1)
+    if not counts["frames"]:
+        raise ValueError(f"source: expected a video with frames, got {in_short(source)}, which has none")
 
 
 def detect_in_frames(

@@ -2,7 +2,6 @@
 
 import sys
 
-import jaxtyping
 import pytest
 from hydra.plugins.sweeper import Sweeper
 from places import TESTS
@@ -18,9 +17,3 @@ def stand_in():
         # Hydra composes each job twice, first to see whether all can be composed.
         patch.setattr(Sweeper, "validate_batch_is_legal", lambda sweeper, batch: None)
         yield
-
-
-@pytest.fixture
-def types_unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let parts get values of wrong types, as from a command line, which checks no types of arguments."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

@@ -399,3 +399,17 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, pixels: np.ndar
                 assert read_picture(path).ndim == 3
             except PictureError as error:
                 assert str(path) in str(error)  # noqa: PT017  # some damage does no harm
+
+
+def test_no_program_is_started_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives EPS to Ghostscript, whatever the name of the file says."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    for read in (read_header, read_picture):
+        with pytest.raises(PictureError, match=r"a\.jpg: cannot be read as a picture"):
+            read(tmp_path / "a.jpg")
+    assert not (tmp_path / "started").exists()

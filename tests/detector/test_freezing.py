@@ -200,3 +200,18 @@ def test_freezing_keeps_the_batch_norms_values():
     assert set(backbone.state_dict()) == {name for name in before if not name.endswith("num_batches_tracked")}
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("affine", "has_statistics"),
+    [(False, True), (True, False), (False, False)],
+    ids=["no scale", "no statistics", "none"],
+)
+def test_batch_norms_without_a_scale_or_statistics(affine: bool, has_statistics: bool):
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, affine=affine, track_running_stats=has_statistics))
+    pictures = torch.randn(2, 3, 5, 5)
+    body(pictures)
+    expected = body.eval()(pictures)
+    freeze(body, batch_norm=True)
+    torch.testing.assert_close(body.train()(pictures), expected, rtol=1e-5, atol=1e-5)
+    assert isinstance(body[1], FrozenBatchNorm2d) == has_statistics

@@ -1,5 +1,6 @@
 """Post-processing, compared with torchvision's SSD and batched NMS, a slow loop, and hand-made cases."""
 
+import math
 from typing import NamedTuple
 from unittest import mock
 
@@ -268,6 +269,15 @@ def test_boxes_are_cut_before_suppression():
     predictions = Predictions(torch.tensor([[[0.0, 3.0], [0.0, 2.0]]]), torch.zeros(1, 2, 4))
     (found,) = images_of(PostProcess()(predictions, default_boxes))
     torch.testing.assert_close(found.boxes, torch.tensor([[0.0, 0.3, 0.2, 0.7]]))
+
+
+def test_a_box_without_a_score_does_not_hide_the_others():
+    default_boxes = torch.tensor([[0.2, 0.5, 0.3, 0.4], [0.7, 0.5, 0.3, 0.4]])
+    logits = torch.tensor([[[0.0, math.nan], [0.0, 3.0]], [[0.0, 3.0], [0.0, 3.0]]])
+    both = images_of(PostProcess()(Predictions(logits, torch.zeros(2, 2, 4)), default_boxes))
+    (alone,) = images_of(PostProcess()(Predictions(logits[:1], torch.zeros(1, 2, 4)), default_boxes))
+    assert len(alone.scores) == 1
+    torch.testing.assert_close(alone, both[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

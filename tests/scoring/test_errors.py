@@ -1,5 +1,6 @@
 """Causes of errors and reasons of misses, against cases by hand and slow loops."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from in_memory import InMemoryPictures
 from matplotlib.colors import to_hex
+from one_line import refused
 from random_boxes import random_boxes
 from records import detection_records, object_records
 from torchvision.ops import box_iou
@@ -21,6 +23,7 @@ from ssd_lightning.detector.model import SSD
 from ssd_lightning.detector.postprocess import PostProcess
 from ssd_lightning.records import DetectionRecords, ObjectRecords, Sample
 from ssd_lightning.scoring.average_precision import voc_average_precision
+from ssd_lightning.scoring.confusion import confusion_matrix
 from ssd_lightning.scoring.error_figures import draw_error_costs, draw_worst_pictures, picture_weights
 from ssd_lightning.scoring.errors import CAUSES, cost_in_ap, error_table, find_errors, mend
 from ssd_lightning.scoring.missed import (
@@ -36,6 +39,28 @@ from ssd_lightning.scoring.missed import (
     why_missed,
 )
 from ssd_lightning.structures import Objects, Predictions
+
+WITH_A_THRESHOLD = {
+    "confusion_matrix": lambda *records, **settings: confusion_matrix(*records, 1, **settings),
+    "error_table": lambda *records, **settings: error_table(*records, ["cat"], **settings),
+    "cost_in_ap": lambda *records, **settings: cost_in_ap(*records, 1, **settings),
+}
+
+
+@pytest.mark.parametrize("name", WITH_A_THRESHOLD)
+@pytest.mark.parametrize("value", [math.nan, 7.0, -0.1, True])
+def test_a_score_threshold_that_is_none(name: str, value: object):
+    records = detection_records((0, 1, [0.0, 0.0, 9.0, 9.0], 0.9)), object_records((0, 1, [0.0, 0.0, 9.0, 9.0]))
+    with refused("score_threshold", value):
+        WITH_A_THRESHOLD[name](*records, score_threshold=value)
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.0, 0.6, True])
+def test_a_background_threshold_that_is_none(value: object):
+    records = detection_records((0, 1, [0.0, 0.0, 9.0, 9.0], 0.9)), object_records((0, 1, [0.0, 0.0, 9.0, 9.0]))
+    with refused("background_threshold", value):
+        find_errors(*records, 1, 0.5, background_threshold=value)
+
 
 ON, NEAR, FAR = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 30.0], [50.0, 50.0, 60.0, 60.0]
 """A box, a box with IoU 1/3 with the first, and a box without overlap."""

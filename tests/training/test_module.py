@@ -9,6 +9,7 @@ import lightning
 import pytest
 import torch
 from banana_folder import write_banana_folder
+from one_line import refused
 from small_training import (
     NUM_TRAIN,
     NUM_VAL,
@@ -23,11 +24,15 @@ from small_training import (
 )
 
 from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.detector.backbones.tiny import Tiny
+from ssd_lightning.detector.default_boxes import DefaultBoxes
 from ssd_lightning.detector.losses import L1, FocalLoss, MeanOverBoxesLoss, MultiBoxLoss
-from ssd_lightning.detector.matching import BoxMatcher
+from ssd_lightning.detector.matching import AdaptiveMatcher, BoxMatcher
+from ssd_lightning.detector.model import SSD
 from ssd_lightning.run_folder import read_metrics
 from ssd_lightning.signals import StoppedBySignal
 from ssd_lightning.training.checkpoint import CONFIG_KEY
+from ssd_lightning.training.module import SSDModule
 from ssd_lightning.training.schedules import one_cycle
 
 pytestmark = pytest.mark.filterwarnings(
@@ -248,3 +253,35 @@ def test_other_ways_to_count_steps(bananas: Path, tmp_path: Path, settings: dict
     for step in steps:
         resumed = interrupted_and_resumed(bananas, tmp_path / str(step), Signal(step), epochs=2, **settings)
         assert_same_run(resumed, undisturbed)
+
+
+# --- parts ---
+
+
+@pytest.mark.usefixtures("types_unchecked")
+@pytest.mark.parametrize("name", ["matcher", "loss", "postprocess", "optimizer", "lr_scheduler", "parameter_groups"])
+@pytest.mark.parametrize("value", ["abc", 3])
+def test_a_part_that_is_none_is_refused(name: str, value: object) -> None:
+    with refused(name, value):
+        make_module(**{name: value})
+
+
+def test_an_adaptive_matcher_refuses_default_boxes_that_are_cut_at_the_border() -> None:
+    """Cut boxes have shapes of their own, each of which would give nine candidates."""
+    scales = [0.2, 0.37, 0.54, 0.71, 0.88, 1.05]
+    for clip in (None, "size", "centre_and_size", "border"):
+        model = SSD(Tiny((4, 8, 8), channels=8), DefaultBoxes(scales, [[2]] * 5, clip=clip), 1, image_size=SIDE)
+        SSDModule(model, BoxMatcher())
+        if clip == "border":
+            with refused("matcher", "AdaptiveMatcher", "model.default_boxes.clip=null"):
+                SSDModule(model, AdaptiveMatcher())
+        else:
+            assert isinstance(SSDModule(model, AdaptiveMatcher()).matcher, AdaptiveMatcher)
+
+
+def test_a_learning_rate_for_a_batch_needs_a_datamodule(bananas: Path, tmp_path: Path) -> None:
+    data = make_data(bananas)
+    data.setup("fit")
+    trainer = lightning.Trainer(max_steps=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    with refused("lr_reference_batch", "datamodule"):
+        trainer.fit(make_module(lr_reference_batch=32), data.train_dataloader())

@@ -197,6 +197,15 @@ def test_a_missing_column_is_named(tmp_path: Path, column: str) -> None:
     assert ", ".join(HEADER.split(",")) in text
 
 
+@pytest.mark.parametrize("column", ["img_name", "xmin"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, column: str) -> None:
+    folder = write_split(tmp_path / "a")
+    (folder / "label.csv").write_text(f"{HEADER},{column}\n")
+    text = refusal(folder)
+    assert str(folder / "label.csv") in text
+    assert f"got {column} more often" in text
+
+
 def test_an_empty_label_file_lacks_the_first_column(tmp_path: Path) -> None:
     folder = write_split(tmp_path / "a")
     (folder / "label.csv").write_text("")
