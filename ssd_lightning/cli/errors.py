@@ -96,8 +96,12 @@ def require_plugins(arguments: list[str]) -> None:
 
 
 def fail(name: str, message: str, exit_code: int = 1) -> NoReturn:
-    """Print one line to stderr, with the command's name before it, and exit."""
-    print(visible(f"{name}: {message}"), file=sys.stderr, flush=True)
+    """Print a message to stderr, with the command's name before it, and exit.
+
+    A list has indented lines. Other lines come from a stranger's name, which could pretend to be a line of a command.
+    """
+    text = re.sub(r"\n(?! {2})", r"\\n", visible(f"{name}: {message}"))
+    print(text, file=sys.stderr, flush=True)
     sys.exit(exit_code)
 
 

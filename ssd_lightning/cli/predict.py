@@ -1,5 +1,6 @@
 """The task of ``ssd-predict``: detect objects in pictures, and write them as JSON and drawings."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -158,7 +159,7 @@ def predict_video(
 
     Both files hold what is done when the user or an error stops the command.
     """
-    name = f"camera_{source}" if isinstance(source, int) else quote(Path(source.rstrip("/")).name, safe=" ")
+    name = f"camera_{source}" if isinstance(source, int) else _quoted(Path(source.rstrip("/")).name)
     console = screen()
     counts = {"frames": 0, "broken": 0, "detections": 0}
     with ExitStack() as stack:
@@ -220,6 +221,23 @@ class FramesPerSecond(ProgressColumn):
 
 PROGRESS = ("{task.description}", BarColumn(), MofNCompleteColumn(), FramesPerSecond(), TimeRemainingColumn())
 """Columns of the progress of a video."""
+
+
+LONGEST_NAME = 240
+"""Bytes of the name of a file; systems allow 255, and a suffix and a number may follow."""
+
+
+def shortened(name: str) -> str:
+    """Return the name of a file as it is, or its beginning and a checksum if it is too long for a suffix."""
+    content = os.fsencode(name)
+    if len(content) <= LONGEST_NAME:
+        return name
+    checksum = hashlib.sha256(content).hexdigest()[:8]
+    return f"{os.fsdecode(content[: LONGEST_NAME - 9]).encode('utf-8', 'ignore').decode()}-{checksum}"
+
+
+def _quoted(name: str) -> str:
+    return shortened(quote(name, safe=" ", errors="surrogateescape"))
 
 
 def free_name(path: Path) -> Path:
@@ -291,7 +309,7 @@ def _draw(path: Path, loaded: Loaded, found: Found, detector: Predictor, config:
     scale = loaded.canvas.shape[1] / found.size[1]
     drawn = draw_boxes(loaded.canvas, shown.boxes * scale, shown.labels, shown.scores, detector.classes)
     # The suffix stays in the name, so that a.jpg and a.png get a drawing each.
-    drawing = path.with_name(f"{path.name}.jpg")
+    drawing = path.with_name(f"{shortened(path.name)}.jpg")
     with naming(drawing):
         drawing.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn).save(drawing, quality=92)

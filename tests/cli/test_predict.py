@@ -36,6 +36,20 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("letter", ["x", "漢"])
+def test_names_that_leave_no_room_for_a_suffix(run, trained: Trained, tmp_path: Path, letter: str):
+    name = letter * ((251 - len(".png")) // len(letter.encode())) + ".png"
+    # They differ in the part that is cut off.
+    for each in (name, name.replace(f"{letter}.png", "y.png"), "short.png"):
+        Image.new("RGB", (90, 48)).save(tmp_path / each)
+    outcome = run("ssd-predict", trained.checkpoint, f"source={tmp_path}", "num_workers=0", "hydra.run.dir=out")
+    assert outcome.exit_code == 0, outcome.error
+    drawings = [path.name for path in (tmp_path / "out/drawings").iterdir()]
+    assert len(drawings) == 3
+    assert "short.png.jpg" in drawings
+    assert sum(drawing.startswith(letter * 70) for drawing in drawings) == 2
+
+
 @pytest.mark.slow
 def test_json_is_in_coco_style_for_pictures_of_all_kinds(run, trained: Trained, photos: Path, tmp_path: Path):
     outcome = run("ssd-predict", trained.checkpoint, f"source={photos}", "hydra.run.dir=out", "batch_size=4")

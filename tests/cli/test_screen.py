@@ -81,6 +81,15 @@ def test_a_message_does_not_command_the_terminal(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == f"ssd-train: loss: {SEEN}\n"
 
 
+def test_a_name_does_not_pretend_to_be_a_line_of_a_command(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        fail("ssd-check", "a\nssd-check: all is good.xml: expected a file, got none")
+    assert capsys.readouterr().err == "ssd-check: a\\nssd-check: all is good.xml: expected a file, got none\n"
+    with pytest.raises(SystemExit):
+        fail("ssd-predict", "2 of 3 pictures could not be read:\n  a.png\n  b.png")
+    assert capsys.readouterr().err == "ssd-predict: 2 of 3 pictures could not be read:\n  a.png\n  b.png\n"
+
+
 def test_long_lines_are_not_broken(capsys: pytest.CaptureFixture[str]):
     screen().print("a/" * 300, soft_wrap=True)
     assert capsys.readouterr().out == "a/" * 300 + "\n"
