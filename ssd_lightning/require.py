@@ -31,6 +31,12 @@ Python prints no number of more than 4,300 digits."""
 LARGEST_IN_PYTHON = 2**15
 """Largest number of bytes for the reader in Python, which takes some ten times as long as the one in C."""
 
+LONGEST_CLASS_NAME = 200
+"""Largest number of letters in the name of a class."""
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A half of a character, which escapes in JSON and bytes that are no text become."""
+
 LONGEST_SHOWN = 60
 """Largest number of characters of a stranger's value in a message."""
 
@@ -166,12 +172,14 @@ def require_names(name: str, value: Any) -> tuple[str, ...]:
 
     Raises:
         ValueError: with the argument's name, if the value is no list, holds anything but texts, is empty, or has a name
-            twice.
+            twice, or a name that is too long, or has half characters, which cannot be written to a file.
     """
     for text in value if isinstance(value, list) else [None]:
         if not isinstance(text, str):
             got = f"{in_short(text)} in it" if isinstance(value, list) else in_short(value)
             raise ValueError(f"{name}: expected a list of names, got {got}")
+        if len(text) > LONGEST_CLASS_NAME or HALF_CHARACTER.search(text):
+            raise ValueError(f"{name}: expected names of at most {LONGEST_CLASS_NAME} letters, got {in_short(text)}")
     if not value or len(set(value)) != len(value):
         raise ValueError(f"{name}: expected at least one name, and none twice, got {len(value)}")
     return tuple(value)

@@ -83,7 +83,7 @@ def test_messages(interval: str, message: str):
 
 def test_names():
     assert require_names("x", ["b", "a"]) == ("b", "a")
-    for value in ([], "ab", ("a",), None, 3, {"a": 1}, ["a", 1], [["a"]], ["a", "a"]):
+    for value in ([], "ab", ("a",), None, 3, {"a": 1}, ["a", 1], [["a"]], ["a", "a"], ["a" * 201], ["a\ud800"]):
         with pytest.raises(ValueError, match=r"^x: expected .*names?.*, got"):
             require_names("x", value)
 

@@ -6,6 +6,8 @@ import reprlib
 from collections.abc import Hashable
 from typing import Any
 
+from ssd_lightning.require import HALF_CHARACTER, LONGEST_CLASS_NAME
+
 TRUE = frozenset({"1", "true", "yes"})
 FALSE = frozenset({"0", "false", "no", "", "none", "null"})
 """Spellings of a flag, in lower case; a missing flag is false."""
@@ -22,9 +24,6 @@ BYTE_ORDER_MARKS = (
 
 MOST_PIXELS = 10**9
 """Largest number that is read as a coordinate or a side in pixels; no picture is that large."""
-
-LONGEST_CLASS_NAME = 200
-"""Number of characters of the longest class name."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 100
@@ -94,18 +93,20 @@ def class_name(value: object, place: str) -> str:
     """Return the name of a class as :func:`name` does.
 
     Raises:
-        ValueError: if the name is longer than ``LONGEST_CLASS_NAME``.
+        ValueError: if the name is longer than ``LONGEST_CLASS_NAME``, or has half characters.
     """
     text = name(value)
     if len(text) > LONGEST_CLASS_NAME:
         told = f"expected at most {LONGEST_CLASS_NAME} characters, got {len(text)}"
         raise ValueError(f"{place}: {told}, beginning with {text[:20]!r}")
+    if not is_text(text):
+        raise ValueError(f"{place}: expected a text, got {shown(text)}")
     return text
 
 
 def is_text(name: str) -> bool:
     """Return False for a text that was decoded from bytes that are not UTF-8; see :func:`text_of`."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return HALF_CHARACTER.search(name) is None
 
 
 def identity(entry: dict[str, Any], key: str, place: str) -> Hashable:
