@@ -23,7 +23,8 @@ def fastest_precision(accelerator: str, model: nn.Module) -> str:
     if accelerator in ("mps", "gpu") or (accelerator == "auto" and torch.backends.mps.is_available()):
         return "32-true"
     has_depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in model.modules())
-    return "bf16-mixed" if _cpu_has_bf16() and not has_depthwise else "32-true"
+    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if has_bf16 and not has_depthwise else "32-true"
 
 
 def is_emulated(precision: str, device: torch.device) -> bool:
@@ -34,10 +35,6 @@ def is_emulated(precision: str, device: torch.device) -> bool:
     if device.type != "cpu" or precision == "32-true":
         return False
     return not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _cpu_has_bf16() -> bool:
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,6 +1,5 @@
 """The task of ``ssd-predict``: detect objects in pictures, and write them as JSON and drawings."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -22,7 +21,7 @@ from rich.text import Text
 from torch.utils.data import DataLoader, Dataset
 
 from ssd_lightning.cli.screen import screen
-from ssd_lightning.cli.sources import PictureFile, find_sources
+from ssd_lightning.cli.sources import PictureFile, find_sources, shortened
 from ssd_lightning.cli.weights import chosen_weights, load_chosen, moved
 from ssd_lightning.data.augmentation.pipeline import resample
 from ssd_lightning.data.augmentation.windows import WHOLE, Window
@@ -31,7 +30,7 @@ from ssd_lightning.deploy.prediction import Found, Predictor, Resized, tile_wind
 from ssd_lightning.deploy.video import Frame, Video, VideoWriter, require_av
 from ssd_lightning.devices import free_cores, keep_freed_memory
 from ssd_lightning.drawing import draw_boxes
-from ssd_lightning.require import counted, in_short, require_number, require_whole_number
+from ssd_lightning.require import counted, require_number, require_whole_number
 from ssd_lightning.run_folder import naming, replace_text
 
 LARGEST_DRAWING = 1600
@@ -194,7 +193,7 @@ def predict_video(
                         drawn.write(pixels, frame.seconds)
             progress.update(task, completed=batch[-1].number + 1)
     if not counts["frames"]:
-        raise ValueError(f"source: expected a video with frames, got {in_short(source)}, which has none")
+        raise ValueError(f"source: expected a video with frames, got {source}, which has none")
 
 
 def detect_in_frames(
@@ -221,19 +220,6 @@ class FramesPerSecond(ProgressColumn):
 
 PROGRESS = ("{task.description}", BarColumn(), MofNCompleteColumn(), FramesPerSecond(), TimeRemainingColumn())
 """Columns of the progress of a video."""
-
-
-LONGEST_NAME = 240
-"""Bytes of the name of a file; systems allow 255, and a suffix and a number may follow."""
-
-
-def shortened(name: str) -> str:
-    """Return the name of a file as it is, or its beginning and a checksum if it is too long for a suffix."""
-    content = os.fsencode(name)
-    if len(content) <= LONGEST_NAME:
-        return name
-    checksum = hashlib.sha256(content).hexdigest()[:8]
-    return f"{os.fsdecode(content[: LONGEST_NAME - 9]).encode('utf-8', 'ignore').decode()}-{checksum}"
 
 
 def _quoted(name: str) -> str:

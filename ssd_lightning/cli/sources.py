@@ -1,6 +1,7 @@
 """The pictures, videos and cameras that ``source`` names."""
 
 import glob
+import hashlib
 import http.client
 import io
 import os
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ssd_lightning.data.folders import is_picture, visible_files
 from ssd_lightning.deploy.video import PATIENCE, VIDEO_SUFFIXES
-from ssd_lightning.require import in_short, one_line
+from ssd_lightning.require import one_line
 from ssd_lightning.run_folder import naming
 
 STDIN = "-"
@@ -30,8 +31,8 @@ LONGEST_DOWNLOAD = 120.0
 LARGEST_DOWNLOAD = 2**28
 """Bytes of the largest picture that is downloaded."""
 
-LONGEST_NAME = 50
-"""Characters of the longest name of a downloaded file. In some languages, each has four bytes, of 255."""
+LONGEST_NAME = 240
+"""Bytes of the name of a file; systems allow 255, and a suffix and a number may follow."""
 
 
 class PictureFile(NamedTuple):
@@ -156,12 +157,21 @@ def download_picture(address: str, folder: Path) -> Path | None:
         name = urllib.parse.unquote(urllib.parse.urlsplit(address).path).rpartition("/")[2]
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = one_line(error) or type(error).__name__
-        raise ValueError(f"source: expected a picture or a stream, got {in_short(address)} ({reason})") from error
-    path = folder / (re.sub(r"[^\w.-]", "_", name).strip(".")[-LONGEST_NAME:] or "picture")
+        raise ValueError(f"source: expected a picture or a stream, got {one_line(address)} ({reason})") from error
+    path = folder / shortened(re.sub(r"[^\w.-]", "_", name).strip(".") or "picture")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return path
+
+
+def shortened(name: str) -> str:
+    """Return the name of a file as it is, or its beginning and a checksum if it is too long for a suffix."""
+    content = os.fsencode(name)
+    if len(content) <= LONGEST_NAME:
+        return name
+    checksum = hashlib.sha256(content).hexdigest()[:8]
+    return f"{os.fsdecode(content[: LONGEST_NAME - 9]).encode('utf-8', 'ignore').decode()}-{checksum}"
 
 
 def _content(answer: http.client.HTTPResponse) -> bytes:
@@ -170,7 +180,7 @@ def _content(answer: http.client.HTTPResponse) -> bytes:
     Raises:
         ValueError: if it is too long, takes too long, or ends too early.
     """
-    content, end = b"", time.monotonic() + LONGEST_DOWNLOAD
+    content, end = bytearray(), time.monotonic() + LONGEST_DOWNLOAD
     while block := answer.read1(2**16):
         content += block
         if len(content) > LARGEST_DOWNLOAD:
@@ -179,7 +189,7 @@ def _content(answer: http.client.HTTPResponse) -> bytes:
             raise ValueError(f"not complete after {LONGEST_DOWNLOAD:g} seconds")
     if answer.length:
         raise ValueError(f"it ended {answer.length} bytes too early")
-    return content
+    return bytes(content)
 
 
 def _check(sources: list[Any], key: str = "source") -> None:

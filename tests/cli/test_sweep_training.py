@@ -113,11 +113,15 @@ def test_jobs_of_a_cluster_are_processes_too(choices: list[str], tmp_path: Path)
 
 
 def test_a_pruner_stops_a_job_of_a_cluster(choices: list[str], tmp_path: Path):
-    """No score is good enough for this pruner. The job would wait for ever after its first epoch, of 3 steps."""
+    """No score is good enough for this pruner. The job would wait for ever after its first epoch, of 3 steps.
+
+    The pruner decides when the job waits, so that the job is always stopped in the same step.
+    """
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     pause = ["+callbacks.pause._target_=added_callbacks.PauseAtStep", "+callbacks.pause.step=4", "trainer.max_epochs=2"]
     search = ["hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=1", "loss=choice(focal)"]
-    pruner = ["hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner", "+hydra.sweeper.pruner.lower=2"]
+    paused = tmp_path / "sweep/0/paused"
+    pruner = ["hydra.sweeper.pruner._target_=added_pruner.PruneWhenPaused", f"+hydra.sweeper.pruner.file={paused}"]
     local = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
     finish(start(tmp_path, *TRAIN, "-m", *choices, *search, *pruner, *local, *pause))
     assert column(tmp_path / "sweep", "status") == ["pruned"]

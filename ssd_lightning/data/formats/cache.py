@@ -117,8 +117,10 @@ def read_annotations(
 def _may_have_another_picture(known: Stored, listing: Sequence[str]) -> Bool[np.ndarray, " pictures"]:
     """Return True for the annotations for which a search may find another, new picture: one with a name like theirs."""
     added = {_stem(path) for path in set(listing).difference(known.listing)}
+    if not added:
+        return np.zeros(len(known.annotations.sources), dtype=bool)
     pairs = zip(known.annotations.sources, known.annotations.pictures, strict=True)
-    return np.array([bool(added) and not added.isdisjoint(map(_stem, pair)) for pair in pairs], dtype=bool)
+    return np.array([not added.isdisjoint(map(_stem, pair)) for pair in pairs], dtype=bool)
 
 
 def _stem(path: str) -> str:
