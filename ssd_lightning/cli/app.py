@@ -62,7 +62,11 @@ def run(command: Command, task: Callable[[DictConfig], Any], expand: Callable[[l
     # Hydra's parser refuses arguments after an option, so options go first wherever they were typed.
     arguments = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     if any(argument in ("--help", "-h") for argument in arguments):
-        _print_to_a_pipe(help_text(command, arguments))
+        try:
+            text = help_text(command, arguments)
+        except ValueError as error:
+            fail(command.name, str(error))
+        _print_to_a_pipe(text)
         return
     end_with_the_process_that_started_this(can_save=ranks.is_first())
     if isinstance(sys.stdout, io.TextIOWrapper):

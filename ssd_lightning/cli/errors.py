@@ -7,7 +7,7 @@ import sys
 from typing import Any, NoReturn
 
 import yaml
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.utils import get_object
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -46,6 +46,9 @@ def explain(error: BaseException) -> str | None:
     if other := re.match(r"Could not override '([^']+)'\.\s+No match in the defaults list", str(error)):
         advice = "device=cpu" if other[1] == "trainer" else "--help, which lists them"
         return f"{other[1]}: expected a group that the command reads, got another. Try {advice}."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}: expected one of {', '.join(error.options)}, got {option}. Try --help."
     if isinstance(error, (HydraException, OmegaConfBaseException, yaml.YAMLError)):
         # Hydra appends its search path, which means nothing to most users.
         return _one_line(str(error).split("Config search path:")[0])

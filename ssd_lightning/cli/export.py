@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -63,10 +64,13 @@ def export(config: DictConfig) -> None:
         found, metadata = compare_with_program(detector, path, images)
     else:
         onnx_path = path.with_suffix(SUFFIXES["onnx"])
-        export_onnx(detector, onnx_path, with_postprocess=not config.raw)
         if config.int8:
-            pictures = (resized_pictures([one], detector.image_size, detector.antialias) for one in calibration)
-            quantize_onnx(onnx_path, onnx_path, pictures)
+            with TemporaryDirectory() as temporary:  # Its file must not be taken for the one in 8 bits.
+                export_onnx(detector, f"{temporary}/float.onnx", with_postprocess=not config.raw)
+                pictures = (resized_pictures([one], detector.image_size, detector.antialias) for one in calibration)
+                quantize_onnx(f"{temporary}/float.onnx", onnx_path, pictures)
+        else:
+            export_onnx(detector, onnx_path, with_postprocess=not config.raw)
         exported = OnnxDetector(onnx_path)
         found, metadata = compare_with_file(detector, exported, images), exported.metadata
         if config.format == "openvino":

@@ -71,12 +71,19 @@ def help_text(command: Command, arguments: Sequence[str] = ()) -> str:
     Args:
         command: the command.
         arguments: choices such as ``data=voc_folder``, whose settings are listed in place of the general help.
+
+    Raises:
+        ValueError: if a group has no such option.
     """
     chosen = [argument.partition("=") for argument in arguments if "=" in argument]
-    options = [CONFIG_FOLDER / group / f"{option}.yaml" for group, _, option in chosen if group in GROUPS]
-    if options:
-        return "\n".join(line for path in options if path.exists() for line in _option_help(path))
     defaults, keys = main_config(command.config)
+    options = [CONFIG_FOLDER / group / f"{option}.yaml" for group, _, option in chosen if group in defaults]
+    for path in options:
+        if not path.exists():
+            known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+            raise ValueError(f"{path.parent.name}: expected one of {known}, got {path.stem}")
+    if options:
+        return "\n".join(line for path in options for line in _option_help(path))
     usage = " ".join([command.name, *(f"[{name}]" for name in command.positional), "[key=value ...]"])
     lines = [f"{command.name} - {command.about}", "", "Usage:", f"  {usage}", ""]
     lines += ["Examples:", *(f"  {example}" for example in command.examples)]
@@ -88,9 +95,8 @@ def help_text(command: Command, arguments: Sequence[str] = ()) -> str:
                 marked = ", ".join(f"{name}*" if name == defaults[group] else name for name in names)
                 lines += [f"  {group:<16} {GROUPS[group]}", *_wrapped(marked, 19)]
     lines += ["", "Keys:", *_key_lines(keys.values())]
+    lines += ["", *[f"  {command.name} --help group=option  list the settings of an option"] * bool(defaults)]
     lines += [
-        "",
-        f"  {command.name} --help group=option  list the settings of an option",
         f"  {command.name} --cfg job            show the whole config without running",
         f"  {command.name} -m key=a,b,c         run once for each value",
         f"  {command.name} --hydra-help         all of Hydra's own options",

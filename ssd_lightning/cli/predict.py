@@ -116,7 +116,9 @@ def predict_pictures(
     annotations: list[dict[str, Any]] = []
     unreadable: list[Loaded] = []
     names = dict(pictures)
-    root = Path(os.path.commonpath([path.parent for path in paths]))
+    # Downloads lie in a temporary folder, whose name means nothing.
+    local = [path for path, name in pictures if "://" not in name]
+    root = Path(os.path.commonpath([path.parent for path in local])) if local else Path()
     console = screen()
     for batch in track(loader, description="Detecting", console=console, transient=True):
         readable = [loaded for loaded in batch if loaded.views]
@@ -128,7 +130,9 @@ def predict_pictures(
             images.append({"id": image_id, "file_name": names[loaded.path], "height": height, "width": width})
             annotations += found.to_coco(image_id, first_id=len(annotations) + 1)
             if config.draw:
-                _draw(folder / "drawings" / loaded.path.relative_to(root), loaded, found, detector, config)
+                is_download = "://" in names[loaded.path]
+                file = Path(loaded.path.name) if is_download else loaded.path.relative_to(root)
+                _draw(folder / "drawings" / file, loaded, found, detector, config)
     content = {"images": images, "categories": categories(detector), "annotations": annotations}
     replace_text(folder / "predictions.json", json.dumps(content, indent=1) + "\n")
 
@@ -295,7 +299,7 @@ def _draw(path: Path, loaded: Loaded, found: Found, detector: Predictor, config:
     scale = loaded.canvas.shape[1] / found.size[1]
     drawn = draw_boxes(loaded.canvas, shown.boxes * scale, shown.labels, shown.scores, detector.classes)
     # The suffix stays in the name, so that a.jpg and a.png get a drawing each.
-    drawing = path.with_name(f"{shortened(path.name)}.jpg")
+    drawing = free_name(path.with_name(f"{shortened(path.name)}.jpg"))
     with naming(drawing):
         drawing.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(drawn).save(drawing, quality=92)

@@ -19,6 +19,7 @@ from rich.table import Table
 from ssd_lightning.cli.run_folders import chosen_options
 from ssd_lightning.cli.screen import screen
 from ssd_lightning.data.datamodule import DetectionDataModule
+from ssd_lightning.data.overfit import FirstPictures
 from ssd_lightning.drawing import draw_detections, save_figure
 from ssd_lightning.require import counted
 from ssd_lightning.run_folder import SCORE_NAMES, TEST_SCORES, replace_text
@@ -113,8 +114,9 @@ def _write_results(
     detections, objects = module.scores.detections(), module.scores.objects()
     assert datamodule.val_pictures is not None
     assert datamodule.train_pictures is not None
-    paths = datamodule.val_pictures.paths
-    save_detections(folder / "detections.npz", detections, objects, paths, datamodule.classes)
+    # With limit_val_batches, as in debug runs, only the first pictures are scored.
+    pictures = FirstPictures(datamodule.val_pictures, module.scores.pictures)
+    save_detections(folder / "detections.npz", detections, objects, pictures.paths, datamodule.classes)
     pictures_of_step = config.batch_size * trainer.world_size * trainer.accumulate_grad_batches
     images_per_second = at["steps"] * pictures_of_step / max(seconds, 1e-9)
     summary = {
@@ -129,7 +131,7 @@ def _write_results(
         "choices": chosen_options(folder),
         "classes": list(datamodule.classes),
         "train_pictures": len(datamodule.train_pictures),
-        "val_pictures": len(datamodule.val_pictures),
+        "val_pictures": len(pictures),
         "seed": config.seed,
         "device": device_name(trainer),
         "precision": precision,
@@ -143,11 +145,11 @@ def _write_results(
     if statistics := draw_training_statistics(folder / "metrics.csv"):
         save_figure(statistics, figures / "training_statistics.png")
     save_figure(
-        draw_detections(datamodule.val_pictures, detections, objects, datamodule.classes),
+        draw_detections(pictures, detections, objects, datamodule.classes),
         figures / "validation_detections.png",
     )
     save_figure(
-        draw_worst_pictures(datamodule.val_pictures, detections, objects, datamodule.classes),
+        draw_worst_pictures(pictures, detections, objects, datamodule.classes),
         figures / "worst_pictures.png",
     )
     save_figure(draw_training_pictures(datamodule), figures / "training_pictures.png")
@@ -170,7 +172,7 @@ def _test(
         return
     assert datamodule.test_pictures is not None
     detections, objects = module.scores.detections(), module.scores.objects()
-    paths = datamodule.test_pictures.paths
+    paths = FirstPictures(datamodule.test_pictures, module.scores.pictures).paths
     save_detections(folder / "test_detections.npz", detections, objects, paths, datamodule.classes)
     write_table(score_by_class(detections, objects, datamodule.classes), folder / "test_scores.csv")
     tested = {"scores": scores, "pictures": len(paths), "epoch": at["best_epoch"], "step": at["best_step"]}

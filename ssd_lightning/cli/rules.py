@@ -47,7 +47,9 @@ def part(rule: Rule) -> Rule:
 
 
 def _as_typed(value: Any) -> str:
-    return {True: "true", False: "false", None: "null"}[value] if value in (None, True, False) else str(value)
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 switch = one_of(True, False)

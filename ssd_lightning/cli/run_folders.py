@@ -185,9 +185,8 @@ class RunFolderGuard(Callback):
             fail(name, str(error))
         except FileExistsError as error:
             if (folder / ".hydra").is_dir():
-                fail(
-                    name, f"hydra.run.dir: expected a new folder, got {folder}, which holds a run. Try resume={folder}."
-                )
+                advice = f"resume={folder}" if "resume" in config else "another"
+                fail(name, f"hydra.run.dir: expected a new folder, got {folder}, which holds a run. Try {advice}.")
             fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")
         except OSError as error:
             fail(name, f"hydra.run.dir: expected a folder that can be made, got {folder} ({error})")

@@ -136,7 +136,7 @@ def torch_runner(detector: Detector, name: str, compiled: bool, precision: str, 
     if compiled:
         model.compile(fullgraph=True)
     mine = replace(detector, model=model, precision=precision)
-    device = model.default_boxes.device.type
+    device = str(model.default_boxes.device)
     setting = Setting(name, "compile" if compiled else "eager", device, precision, threads, batch)
     return Runner(setting, mine, mine.predictions, lambda found: mine.postprocess(found, model.default_boxes))
 

@@ -204,10 +204,10 @@ def _load(folders: Path | str | Iterable[Path | str], baseline: Path | str | Non
     """Load the runs, and the baseline even if it is in none of the folders."""
     given = [folders] if isinstance(folders, Path | str) else list(folders)
     # Absolute paths, so that a folder that is given in two ways counts once.
-    runs = load_runs([Path(folder).resolve() for folder in given])
+    runs = load_runs([Path(folder).resolve() for folder in given], "runs")
     if baseline is None or str(Path(baseline).resolve()) in runs.index:
         return runs
-    with_baseline = load_runs([*runs.index, Path(baseline).resolve()])
+    with_baseline = load_runs([*runs.index, Path(baseline).resolve()], "baseline")
     if str(Path(baseline).resolve()) not in with_baseline.index:
         raise ValueError(f"baseline: expected the folder of one run, got {baseline}")
     return with_baseline

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -204,12 +205,13 @@ def _boxes(
 
 def _read_any(path_a: str, path_b: str) -> UInt8[np.ndarray, "height width 3"]:
     """Read a picture from the path of either run: one of the runs may come from another machine."""
+    # These pictures have been scored, so they are within the limit of their data set.
     try:
-        return read_picture(Path(path_a))
+        return read_picture(Path(path_a), max_megapixels=math.inf)
     except PictureError:
         if path_b == path_a:
             raise
-        return read_picture(Path(path_b))
+        return read_picture(Path(path_b), max_megapixels=math.inf)
 
 
 def _data_uri(picture: UInt8[np.ndarray, "height width 3"]) -> str:

@@ -42,11 +42,12 @@ MOST_NAMED = 4
 """Largest number of settings in a label."""
 
 
-def load_runs(folders: Path | str | Iterable[Path | str]) -> pd.DataFrame:
+def load_runs(folders: Path | str | Iterable[Path | str], key: str = "folders") -> pd.DataFrame:
     """Read the runs of ``ssd-train`` in or below one or several folders into a table.
 
     Args:
         folders: may hold folders of other commands too, which are left out.
+        key: the argument that gave them, for messages.
 
     Returns:
         A row for each run, whose index is its folder. Columns, in this order:
@@ -67,12 +68,12 @@ def load_runs(folders: Path | str | Iterable[Path | str]) -> pd.DataFrame:
     given = [folders] if isinstance(folders, Path | str) else list(folders)
     for folder in given:
         if not Path(folder).is_dir():
-            raise ValueError(f"folders: expected folders that exist, got {folder}")
+            raise ValueError(f"{key}: expected folders that exist, got {folder}. Try the folder of a sweep.")
     found = dict.fromkeys(path for folder in given for path in run_folders(Path(folder)))
     runs = [read_run(folder) for folder in found]
     if not runs:
         raise ValueError(
-            f"folders: expected folders with runs of ssd-train, got {', '.join(map(str, given))}. "
+            f"{key}: expected folders with runs of ssd-train, got {', '.join(map(str, given))}. "
             "Try the folder of a sweep."
         )
 

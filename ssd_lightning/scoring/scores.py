@@ -206,6 +206,11 @@ class DetectionScores:
         self._detections = [_sorted_by_image(self.detections())]
         self._objects = [_sorted_by_image(self.objects())]
 
+    @property
+    def pictures(self) -> int:
+        """Number of pictures so far, also of those without objects and detections."""
+        return len(self._seen)
+
     def detections(self) -> DetectionRecords:
         """Return all detections so far."""
         return concatenate(self._detections)

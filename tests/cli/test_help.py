@@ -24,7 +24,7 @@ def test_imports_nothing_heavy(tmp_path: Path):
 def test_shows_name_and_keys(run, name: str):
     out = run(name, "--help").out
     assert out.startswith(name)
-    assert re.search(r"\b(checkpoint|resume|runs)=", out)
+    assert re.search(r"^  (checkpoint|resume|runs)=", out.partition("\nKeys:")[2], re.MULTILINE)
 
 
 def test_lists_every_group_with_a_line_and_its_options(run):
@@ -42,6 +42,22 @@ def test_marks_the_options_of_the_default_run(run):
     expected = {choices[group] for group in GROUPS if choices[group] is not None}
     assert {"banana_tiny", "tiny_ssd128"} < expected
     assert set(re.findall(r"(\w+)\*", out)) == expected
+
+
+@pytest.mark.parametrize("argument", ["model=foo", "loss=focal_"])
+def test_an_option_that_does_not_exist(run, argument: str):
+    outcome = run("ssd-train", "--help", argument)
+    assert outcome.exit_code == 1
+    group, _, option = argument.partition("=")
+    assert outcome.message.startswith(f"ssd-train: {group}: expected one of ")
+    assert outcome.message.endswith(f", got {option}")
+
+
+def test_commands_without_groups_do_not_offer_their_options(run):
+    out = run("ssd-compare", "--help").out
+    assert "group=option" not in out
+    assert run("ssd-compare", "--help", "model=tiny_ssd128").out == out
+    assert "group=option" in run("ssd-train", "--help").out
 
 
 def test_ends_quietly_with_the_reader_of_its_pipe(tmp_path: Path):

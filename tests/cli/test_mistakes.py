@@ -23,7 +23,7 @@ TRAIN_MISTAKES = {
     "ratios for an option": (["aspect_ratios=[[2],[3]]"], ["aspect_ratios", "model.default_boxes.aspect_ratios=[…]"]),
     "unknown key": (["learning_rate=1"], ["learning_rate"]),
     "unknown group": (["backbones=tiny"], ["backbones"]),
-    "unknown option": (["backbone=tinny"], ["backbone/tinny", "tiny"]),
+    "unknown option": (["backbone=tinny"], ["backbone: expected one of ", "tiny, ", "got tinny"]),
     "bad grammar": (["optimizer.lr=[1"], ["[1"]),
     "unknown argument": (["+matcher.threshold=0.5"], ["matcher", "threshold"]),
     "boxes and network": (
@@ -106,6 +106,8 @@ def default_config() -> DictConfig:
         ("augmented", 3, "true or false"),
         ("why_missed", None, "true or false"),
         ("trainer.overfit_batches", 1, "overfit_pictures"),
+        ("trainer.overfit_batches", 0.5, "expected 0"),
+        ("trainer.reload_dataloaders_every_n_epochs", 1, "expected 0"),
         ("head._partial_", "abc", "true, false"),
         ("lr_scheduler._partial_", None, "true, false"),
         ("augmentation.windows.0._recursive_", 1, "true, false"),

@@ -109,6 +109,18 @@ def test_a_picture_from_a_server(run, trained: Trained, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["out"]
 
 
+def test_a_picture_from_a_server_beside_a_file(run, trained: Trained, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    photo().save(tmp_path / "photos" / "b.png")
+    with serving() as server:
+        server.default = sending(png(48, 90), content_type="image/png")
+        sources = f"source=[{tmp_path}/photos,{server.url('/a.png')},{server.url('/more/a.png')}]"
+        outcome = run("ssd-predict", f"checkpoint={trained.best}", sources, "num_workers=0", "hydra.run.dir=out")
+        assert outcome.exit_code == 0, outcome.error
+    drawings = sorted(str(path.relative_to(tmp_path / "out/drawings")) for path in (tmp_path / "out").rglob("*.jpg"))
+    assert drawings == ["a.png.jpg", "a.png_2.jpg", "b.png.jpg"]
+
+
 def test_addresses_that_fail(run, trained: Trained, tmp_path: Path):
     with serving() as server:
         server.default = answering(404)

@@ -101,6 +101,16 @@ def test_the_command_writes_8_bit_files_and_reports_the_difference(
     assert OnnxDetector(tmp_path / "out/detector.onnx").predict(photo()).size == (48, 90)
 
 
+def test_a_damaged_picture_of_the_calibration_leaves_the_former_file(run, trained: Trained, tmp_path: Path):
+    photo().save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:200])
+    (tmp_path / "my.onnx").write_text("the former file")
+    outcome = run("ssd-export", str(trained.best), "int8=true", "calibration=[a.png,b.png]", "file=my.onnx")
+    assert outcome.exit_code == 1
+    assert str(tmp_path / "b.png") in outcome.message
+    assert (tmp_path / "my.onnx").read_text() == "the former file"
+
+
 def test_the_command_writes_a_program(run, trained: Trained, tmp_path: Path):
     outcome = run("ssd-export", str(trained.best), "format=torch_export", "file=my.pt2", "hydra.run.dir=out")
     assert outcome.exit_code == 0, outcome.error

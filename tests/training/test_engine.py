@@ -310,7 +310,10 @@ class TestDebug:
         summary = summary_of(tmp_path / "run")
         assert summary["name"] == f"debug_{option}"
         assert summary["steps"] == {"fast": 1, "profile": 6, "limit": 3}[option]
-        scored = load_detections(tmp_path / "run" / "detections.npz").objects.image_ids
+        stored = load_detections(tmp_path / "run" / "detections.npz")
+        # Pictures that nobody has scored would be counted, and drawn without objects.
+        assert len(stored.paths) == summary["val_pictures"] == {"fast": 2, "profile": 4, "limit": 2}[option]
+        scored = stored.objects.image_ids
         assert len(scored) == {"fast": 2, "profile": 4, "limit": 2}[option]
 
     def test_profile_tells_how_long_each_part_of_a_step_took(self, run, bananas: Path, tmp_path: Path):
